@@ -1,0 +1,586 @@
+"""Data: files on disk -> Example -> Batch, and generated text -> box -> score.
+
+    load("refcoco", root, "train")       -> [Example, ...]
+    Processor.from_pretrained(model)     -> processor
+    processor(examples)                  -> Batch, what VLM.loss and VLM.generate take
+
+A row of a batch is Qwen's chat template, rendered by hand:
+
+    <|im_start|>system
+    You are a helpful assistant.<|im_end|>
+    <|im_start|>user
+    <|vision_start|><|image_pad|>...<|vision_end|>the prompt<|im_end|>
+    <|im_start|>assistant
+    the answer<|im_end|>
+
+with one <|image_pad|> for every visual token, and only the last line supervised. Prompt and answer are tokenised
+apart and concatenated, so the labels are right by construction.
+
+Shapes: B batch, T sequence length, P image patches, N visual tokens in the batch.
+"""
+
+import json
+import math
+import pickle
+import re
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+from model import Config, InputError, checkpoint_folder, read_json, write_text
+
+SYSTEM = "You are a helpful assistant."
+REFCOCO_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
+MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
+
+
+@dataclass
+class Example:
+    """One question about any number of images.
+
+    images: paths or PIL images; prompt: text; answer: text, or a box (x1, y1, x2, y2) in pixels of the only image as
+    it is on disk (the processor writes it in pixels of the resized image), or None = to generate; source: where it
+    comes from ("val.jsonl:17"), for messages.
+    """
+
+    images: list
+    prompt: str
+    answer: str | tuple | None = None
+    source: str = ""
+
+    @property
+    def name(self):
+        return self.source or f"the example {self.prompt[:40]!r}"
+
+
+@dataclass
+class Batch:
+    """What the model takes. All tensors but `grids` (the encoder plans its windows on the CPU) move with `.to`."""
+
+    input_ids: torch.Tensor  # [B, T] long
+    attention_mask: torch.Tensor  # [B, T] long, 0 on padding
+    position_ids: torch.Tensor  # [3, B, T] long: time, height, width
+    segments: torch.Tensor  # [B, T] long, -1 on padding
+    labels: torch.Tensor  # [B, T] long, the token's own id where it is supervised, else -100
+    visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens
+    visual_index: torch.Tensor  # [N] long: the same as flat positions, row * T + column
+    visual_source: torch.Tensor  # [N] long: which row of the encoder's output stands there
+    patches: torch.Tensor  # [P, 1176] float32, every image of the batch once
+    grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
+    examples: list = field(default_factory=list)  # (row, segment) of each Example
+
+    def to(self, device):
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor) and name != "grids"
+        }
+        return replace(self, **moved)
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+
+def resized_size(width, height, factor, min_pixels, max_pixels):
+    """The size (width, height) at which the model sees an image: sides in multiples of `factor` (28 pixels, one visual
+    token), area within min_pixels and max_pixels, shape kept as well as that allows."""
+    w, h = round(width / factor) * factor, round(height / factor) * factor
+    if w * h > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        w, h = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width, height))
+    elif w * h < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        w, h = (math.ceil(side * grow / factor) * factor for side in (width, height))
+    return w, h
+
+
+def open_image(image):
+    """A path or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white.
+    Raises InputError naming the file if it is not a whole image."""
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    try:
+        with Image.open(image) as opened:
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except FileNotFoundError:
+        raise InputError(f"{image}: no such image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's words for broken files
+        raise InputError(f"{image}: not a whole image ({error})") from None
+
+
+def to_rgb(image):
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda v: v / 256).convert("L")  # 16 bits a pixel: keep the upper 8
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=65536)
+def file_size(path):
+    """(width, height) of an image file as `open_image` will give it; reads the header only."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: on its side
+            return image.size[::-1] if turned else image.size
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a whole image ({error})") from None
+
+
+def image_size(image):
+    """(width, height) of a path or PIL image."""
+    return ImageOps.exif_transpose(image).size if isinstance(image, Image.Image) else file_size(str(image))
+
+
+# ------------------------------------------------------------------------------------------------------------ boxes
+
+
+def box_to_model(box, size, resized):
+    """A box in pixels of the original image -> whole pixels of the resized one, which is what Qwen2.5-VL writes."""
+    sx, sy = resized[0] / size[0], resized[1] / size[1]
+    return [round(box[0] * sx), round(box[1] * sy), round(box[2] * sx), round(box[3] * sy)]
+
+
+def box_from_model(box, size, resized):
+    """A box in pixels of the resized image -> pixels of the original."""
+    sx, sy = size[0] / resized[0], size[1] / resized[1]
+    return [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy]
+
+
+def parse_box(text):
+    """The first bracket in generated text that holds exactly four numbers, as [x1, y1, x2, y2], or None.
+    Qwen's own {"bbox_2d": [...]} is read too."""
+    for inside in re.findall(r"\[([^\[\]]*)\]", text):
+        numbers = inside.split(",")
+        if len(numbers) == 4 and all(re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", n) for n in numbers):
+            return [float(n) for n in numbers]
+    return None
+
+
+def iou(a, b):
+    """Intersection over union of two boxes (x1, y1, x2, y2). 0 for a box whose corners are swapped."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    overlap = width * height
+    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
+
+
+# -------------------------------------------------------------------------------------------------------- processor
+
+
+class Processor:
+    """Examples -> Batch: resizing, patches, chat template, visual mask, labels.
+
+    Made by `from_pretrained` from the tokenizer.json, preprocessor_config.json and config.json of a checkpoint.
+    """
+
+    def __init__(self, config, tokenizer, preprocessor, min_pixels=None, max_pixels=None):
+        size = preprocessor.get("size", {})
+        self.config, self.preprocessor = config, preprocessor
+        self.min_pixels = min_pixels or preprocessor.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        self.max_pixels = max_pixels or preprocessor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        self.mean = torch.tensor(preprocessor["image_mean"])
+        self.std = torch.tensor(preprocessor["image_std"])
+        self.factor = config.vision.patch_size * config.vision.merge  # pixels a side of one visual token
+        if self.min_pixels > self.max_pixels:
+            raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}")
+        self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user is text, not a special token
+        self.special = {
+            name: tokenizer.token_to_id(f"<|{name}|>")
+            for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "endoftext")
+        }
+        if None in self.special.values() or self.special["image_pad"] != config.image_token:
+            raise InputError(f"the tokenizer's special tokens {self.special} are not those of config.json")
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id, min_pixels=None, max_pixels=None):
+        """min_pixels, max_pixels: area limits of a resized image; by default those of preprocessor_config.json.
+        784 pixels (28 x 28) are one visual token in the published models."""
+        folder = checkpoint_folder(path_or_hub_id)
+        if (folder / "preprocessor_config.json").exists():
+            preprocessor = read_json(folder / "preprocessor_config.json")
+        else:  # newer transformers writes one file for all processors
+            preprocessor = read_json(folder / "processor_config.json").get("image_processor", {})
+        if not {"image_mean", "image_std"} <= preprocessor.keys():
+            raise InputError(f"{folder}/preprocessor_config.json: no image_mean and image_std")
+        file = folder / "tokenizer.json"
+        read_json(file)  # absent or broken: one clear line
+        return cls(
+            Config.from_pretrained(folder), Tokenizer.from_file(str(file)), preprocessor, min_pixels, max_pixels
+        )
+
+    def save(self, path):
+        """Write tokenizer.json and preprocessor_config.json beside a saved model."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        write_text(folder / "preprocessor_config.json", json.dumps(self.preprocessor | limits, indent=2) + "\n")
+        write_text(folder / "tokenizer.json", self.tokenizer.to_str(pretty=False))
+
+    # -- images
+
+    def resized(self, image, name=""):
+        """(width, height) at which the model sees an image. Raises InputError if its sides differ over 200 times."""
+        width, height = image_size(image)
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise InputError(f"{name or image}: {width} x {height} pixels; the sides may differ {MAX_RATIO} times at most")
+        return resized_size(width, height, self.factor, self.min_pixels, self.max_pixels)
+
+    def cut(self, image):
+        """An image -> patches [h * w, 1176] and grid (1, h, w), as the vision encoder reads them.
+
+        Bicubic resize, then (x / 255 - mean) / std. Patches run through merge x merge blocks, the blocks row by row;
+        within a patch: channel, frame (a still picture is two equal frames), row, column.
+        """
+        c = self.config.vision
+        width, height = self.resized(image)
+        image = open_image(image).resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+        pixels = ((pixels / 255 - self.mean) / self.std).permute(2, 0, 1)  # [3, height, width]
+        h, w = height // c.patch_size, width // c.patch_size
+        blocks = pixels.reshape(3, h // c.merge, c.merge, c.patch_size, w // c.merge, c.merge, c.patch_size)
+        blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)  # [h/2, w/2, 2, 2, 3, 14, 14]
+        frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, c.temporal_patch_size, -1, -1)
+        return frames.reshape(h * w, c.patch_values), (1, h, w)
+
+    # -- text
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        """Token ids -> text, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def answer_text(self, example):
+        """The text to learn: the answer, or a box in pixels of the resized image."""
+        if example.answer is None or isinstance(example.answer, str):
+            return example.answer
+        (image,) = example.images
+        return str(box_to_model(example.answer, image_size(image), self.resized(image, example.name)))
+
+    def tokens(self, example):
+        """(ids, first supervised position) of one example; the images' tokens are there, the images not yet opened.
+        Raises InputError for an answer without tokens."""
+        s = self.special
+        ids = [s["im_start"], *self.encode(f"system\n{SYSTEM}"), s["im_end"], *self.encode("\n"), s["im_start"]]
+        if example.images:
+            ids += self.encode("user\n")
+            for image in example.images:
+                width, height = self.resized(image, example.name)
+                count = (width // self.factor) * (height // self.factor)
+                ids += [s["vision_start"], *[s["image_pad"]] * count, s["vision_end"]]
+            ids += self.encode(example.prompt)
+        else:  # one piece, as the reference does it: newlines at the prompt's start merge with the one before
+            ids += self.encode(f"user\n{example.prompt}")
+        ids += [s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
+        answer = self.answer_text(example)
+        if answer is None:
+            return ids, len(ids)
+        answer_ids = self.encode(answer)
+        if not answer_ids:
+            raise InputError(f"{example.name}: the answer has no tokens")
+        return [*ids, *answer_ids, s["im_end"]], len(ids)
+
+    def count(self, example):
+        """(all tokens, visual tokens) of one example; reads no pixels."""
+        ids, _ = self.tokens(example)
+        return len(ids), ids.count(self.special["image_pad"])
+
+    def positions(self, ids, grids):
+        """Multimodal positions of one row, [3][T]. Text counts on in all three; the tokens of an image share a time
+        and count their rows and columns from there; text goes on behind the largest of the three."""
+        merge, image = self.config.vision.merge, iter(grids)
+        positions, start, i = [], 0, 0
+        while i < len(ids):
+            if ids[i] == self.special["image_pad"]:
+                _, h, w = next(image)
+                h, w = h // merge, w // merge
+                positions += [(start, start + y, start + x) for y in range(h) for x in range(w)]
+                start, i = start + max(h, w), i + h * w
+            else:
+                positions.append((start,) * 3)
+                start, i = start + 1, i + 1
+        return list(zip(*positions))
+
+    def __call__(self, examples):
+        """Examples -> Batch. All with answers: padded on the right, to train; none: on the left, to generate.
+
+        Raises ValueError for a mixture and InputError for a bad image, an empty answer or a row longer than the
+        model's positions.
+        """
+        answered = {e.answer is not None for e in examples}
+        if len(answered) != 1:
+            raise ValueError("a batch needs examples, all with answers (to train) or all without (to generate)")
+        patches, grids, first_token, encoded = [], [], {}, 0
+        rows = []
+        for example in examples:
+            ids, supervised = self.tokens(example)
+            if len(ids) > self.config.max_positions:
+                raise InputError(f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions")
+            source, row_grids = [], []
+            for image in example.images:
+                key = id(image) if isinstance(image, Image.Image) else str(image)
+                if key not in first_token:  # each picture of the batch is cut, and later encoded, once
+                    cut, grid = self.cut(image)
+                    first_token[key] = encoded, grid
+                    encoded += len(cut) // self.config.vision.merge**2
+                    patches.append(cut)
+                    grids.append(grid)
+                first, grid = first_token[key]
+                source += range(first, first + math.prod(grid) // self.config.vision.merge**2)
+                row_grids.append(grid)
+            rows.append((ids, supervised, self.positions(ids, row_grids), source))
+
+        B, T = len(rows), max(len(ids) for ids, *_ in rows)
+        input_ids = torch.full((B, T), self.special["endoftext"])
+        segments, labels = torch.full((B, T), -1), torch.full((B, T), -100)
+        position_ids = torch.zeros(3, B, T, dtype=torch.long)
+        for b, (ids, supervised, positions, _) in enumerate(rows):
+            start = 0 if True in answered else T - len(ids)
+            here = slice(start, start + len(ids))
+            input_ids[b, here] = torch.tensor(ids)
+            position_ids[:, b, here] = torch.tensor(positions)
+            segments[b, here] = 0
+            labels[b, start + supervised : here.stop] = input_ids[b, start + supervised : here.stop]
+        real = segments >= 0
+        visual_mask = (input_ids == self.special["image_pad"]) & real
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=real.long(),
+            position_ids=position_ids,
+            segments=segments,
+            labels=labels,
+            visual_mask=visual_mask,
+            visual_index=visual_mask.flatten().nonzero()[:, 0],
+            visual_source=torch.tensor([i for *_, source in rows for i in source], dtype=torch.long),
+            patches=torch.cat(patches) if patches else torch.empty(0, self.config.vision.patch_values),
+            grids=torch.tensor(grids, dtype=torch.long).view(-1, 3),
+            examples=[(b, 0) for b in range(B)],
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- data sets
+# A loader yields plain rows {"image" or "images", "prompt" or "sent", "answer" or "bbox", "width", "height"} with
+# their source; `to_example` checks each one and turns it into an Example. Every loader hands on boxes as
+# (x1, y1, x2, y2) in pixels of the original image: COCO's (x, y, w, h) is converted by `corners`, nowhere else.
+
+REFCOCO_FILES = {  # data set -> its REFER pickle, and what its JSON files are called
+    "refcoco": ("refs(unc).p", ("refcoco",)),
+    "refcoco+": ("refs(unc).p", ("refcoco+", "refcocop")),
+    "refcocog": ("refs(umd).p", ("refcocog",)),
+}
+IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014")
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads containers, numbers and strings. A pickle can name any function to be called while it is read; this one
+    refuses every name, so that a data file cannot run code."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks to run {module}.{name}")
+
+
+def read_pickle(file):
+    try:
+        with open(file, "rb") as f:
+            return PlainUnpickler(f, encoding="utf-8", errors="replace").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
+        raise InputError(f"{file}: not a pickle of plain data ({error}); refused") from None
+
+
+def corners(box):
+    """(x, y, width, height) -> (x1, y1, x2, y2)."""
+    x, y, w, h = box
+    return (x, y, x + w, y + h)
+
+
+def json_rows(file):
+    """Yield (row, "file:line") of a .jsonl file, or (row, "file, row i") of a .json list."""
+    if file.suffix == ".json":
+        rows = read_json(file)
+        if not isinstance(rows, list):
+            raise InputError(f"{file}: expected a JSON list of rows")
+        yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
+        return
+    with open(file, encoding="utf-8") as lines:
+        for i, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line), f"{file}:{i}"
+                except ValueError as error:
+                    raise InputError(f"{file}:{i}: not JSON ({error})") from None
+
+
+def refer_rows(folder, pickle_name, split):
+    """The original REFER layout: refs(unc).p has the expressions, instances.json (COCO style) the boxes."""
+    refs, instances = read_pickle(folder / pickle_name), read_json(folder / "instances.json")
+    present = sorted({ref["split"] for ref in refs})
+    if split not in present:
+        raise InputError(f"{folder / pickle_name}: no split {split!r}; present: {', '.join(present)}")
+    boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
+    images = {image["id"]: image for image in instances["images"]}
+    for ref in refs:
+        if ref["split"] == split:
+            source = f"{folder / pickle_name}, ref {ref['ref_id']}"
+            if ref["ann_id"] not in boxes or ref["image_id"] not in images:
+                raise InputError(f"{source}: annotation {ref['ann_id']} is not in instances.json")
+            image = images[ref["image_id"]]
+            for sentence in ref["sentences"]:
+                # the file_name of a ref carries a suffix that its image's name lacks, so the id names the image
+                row = {"image": f"COCO_train2014_{ref['image_id']:012d}.jpg", "sent": sentence["sent"]}
+                row |= {"bbox": corners(boxes[ref["ann_id"]]), "width": image["width"], "height": image["height"]}
+                yield row, source
+
+
+def refcoco_row(row, source):
+    """The JSON forms of the RefCOCO family -> one. Qwen-VL's evaluation: {"image", "sent", "bbox" x1 y1 x2 y2};
+    VLM-R1's: {"image", "problem", "solution" x1 y1 x2 y2} and {"image", "conversations"}; and the annotations
+    {"img_id", "sents", "bbox" x y w h}."""
+    try:
+        if "conversations" in row:
+            question, answer = (turn["value"] for turn in row["conversations"])
+            return {"image": row["image"], "sent": described(question), "bbox": parse_box(answer)}
+        if "problem" in row:
+            return {"image": row["image"], "sent": described(row["problem"]), "bbox": row["solution"]}
+        if "img_id" in row:
+            image = re.sub(r"_\d+$", "", row["img_id"]) + ".jpg"
+            return row | {"image": image, "sent": row["sents"], "bbox": corners(row["bbox"])}
+        return {key: row[key] for key in ("image", "sent", "bbox")} | {k: row[k] for k in ("width", "height") if k in row}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: not a RefCOCO row as known here ({type(error).__name__}: {error})") from None
+
+
+def described(question):
+    """VLM-R1 wraps each expression in its own prompt: take what stands behind "describes:"."""
+    return re.sub(r".*describes:\s*", "", question.replace("<image>", ""), flags=re.DOTALL).strip()
+
+
+def refcoco(name, root, split):
+    """RefCOCO, RefCOCO+, RefCOCOg: REFER's folder (root/refcoco/refs(unc).p, instances.json) or the JSON files
+    root/refcoco_<split>.json or .jsonl of VLM-R1 and Qwen-VL; images in root/images/train2014 or root/train2014."""
+    pickle_name, prefixes = REFCOCO_FILES[name]
+    if (root / name / pickle_name).exists():
+        yield from refer_rows(root / name, pickle_name, split)
+        return
+    found = {
+        file.stem.removeprefix(f"{prefix}_"): file
+        for prefix in prefixes
+        for suffix in ("json", "jsonl")
+        for file in sorted(root.glob(f"{prefix}_*.{suffix}"))
+    }
+    if not found:
+        raise InputError(
+            f"{root}: no {name} here; put {name}/{pickle_name} and {name}/instances.json of REFER "
+            f"(github.com/lichengunc/refer), or {prefixes[-1]}_<split>.json of VLM-R1 (hub data set omlab/VLM-R1, "
+            f"rec_jsons_processed.zip), into this folder and COCO's train2014 images into {root}/images/train2014"
+        )
+    if split not in found:
+        raise InputError(f"{root}: no split {split!r} of {name}; present: {', '.join(sorted(found))}")
+    for row, source in json_rows(found[split]):
+        yield refcoco_row(row, source), source
+
+
+def jsonl(name, root, split):
+    """Your own rows in root/<split>.jsonl: "image" or "images" (paths relative to root; none: text only), "prompt" or
+    "sent" (put into the RefCOCO prompt), "answer" (text) or "bbox" (x1, y1, x2, y2 in pixels of the image)."""
+    file = root / f"{split}.jsonl"
+    if not file.exists():
+        present = sorted(path.stem for path in root.glob("*.jsonl"))
+        raise InputError(f"{file}: no such split; present: {', '.join(present) or 'no .jsonl file at all'}")
+    return json_rows(file)
+
+
+DATASETS = {"refcoco": refcoco, "refcoco+": refcoco, "refcocog": refcoco, "jsonl": jsonl}
+
+
+def load(name, root, split, limit=None):
+    """The first `limit` (None or 0: all) examples of a split of a data set, each with its answer.
+
+    root: the folder that holds the data set. Images are found and their sizes read, but not decoded. Raises InputError
+    for an unknown name or split, a missing file or image, and any row that is not what it should be.
+    """
+    if name not in DATASETS:
+        raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    root = Path(root)
+    rows = islice(DATASETS[name](name, root, split), limit or None)
+    examples = [to_example(row, source, root) for row, source in rows]
+    if not examples:
+        raise InputError(f"{root}: split {split!r} of {name} has no rows")
+    return examples
+
+
+def to_example(row, source, root):
+    """Check one row and make it an Example; every complaint names the row."""
+    if not isinstance(row, dict):
+        raise InputError(f"{source}: expected an object, got {row!r:.60}")
+    names = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
+    images = [find_image(name, source, root) for name in names]
+    if isinstance(row.get("sent"), str):
+        prompt = REFCOCO_PROMPT.format(row["sent"].strip().removesuffix("."))
+    else:
+        prompt = row.get("prompt")
+    if not isinstance(prompt, str):
+        raise InputError(f'{source}: needs a text "prompt" or "sent"')
+    if "bbox" in row:
+        answer = check_box(row, source, images)
+    elif isinstance(row.get("answer"), str):
+        answer = row["answer"]
+    else:
+        raise InputError(f'{source}: needs a text "answer" or a "bbox"')
+    return Example(images, prompt, answer, source)
+
+
+def find_image(name, source, root):
+    if isinstance(name, str):
+        for folder in IMAGE_FOLDERS:
+            if (root / folder / name).is_file():
+                return root / folder / name
+    raise InputError(f"{source}: its image {name} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)")
+
+
+def check_box(row, source, images):
+    """The row's box as (x1, y1, x2, y2), inside its image but for a pixel of rounding."""
+    box = row["bbox"]
+    if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(type(n) in (int, float) for n in box)):
+        raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
+    if len(images) != 1:
+        raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
+    width, height = image_size(images[0])
+    if (row.get("width", width), row.get("height", height)) != (width, height):
+        said = f"{row.get('width')} x {row.get('height')}"
+        raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
+    x1, y1, x2, y2 = box
+    if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
+        raise InputError(f"{source}: box {list(box)} does not lie in its image {images[0]} of {width} x {height} pixels")
+    return (x1, y1, x2, y2)
+
+
+# ---------------------------------------------------------------------------------------------------------- metrics
+
+
+def score(example, text, processor):
+    """Score one generated text against its example: {"parsed", "score", "failed"}.
+
+    A box is right (1.0) if its IoU with the reference is at least 0.5, both in pixels of the original image
+    (accuracy@0.5 of the RefCOCO family); text without four numbers in brackets is wrong and counts as failed. A text
+    answer is right if it equals the reference but for white space at its ends.
+    """
+    if isinstance(example.answer, str):
+        return {"parsed": text.strip(), "score": float(text.strip() == example.answer.strip()), "failed": False}
+    box = parse_box(text)
+    if box is None:
+        return {"parsed": None, "score": 0.0, "failed": True}
+    (image,) = example.images
+    box = box_from_model(box, image_size(image), processor.resized(image))
+    return {"parsed": box, "score": float(iou(box, example.answer) >= 0.5), "failed": False}

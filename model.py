@@ -1,0 +1,710 @@
+"""The frozen vision-language model: Qwen2.5-VL, written by hand.
+
+    patches -> VisionEncoder -> visual embeddings -+
+    token ids -> embedding table ------------------+-> Decoder -> head -> logits -> loss, text
+
+Read `Attention.forward` first: the line that begins `v = self.adapted("v", ...)` is where Image-LoRA
+acts; the rest of this file is the model that stays as it is.
+
+Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no
+translation table. Sources: the Qwen2.5-VL report (arXiv 2502.13923) and the published configurations; the
+tests hold every number against transformers.
+
+Shapes: B batch, T sequence length, S keys (T, or the length of the cache), P image patches, N visual tokens in
+the batch, D hidden size, H query heads, G value (KV) heads, K head size, L layers, V vocabulary.
+In the vision encoder: W windows, S patches in the largest window, E hidden size.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one line that names it and says what to do. train.py exits with code 2."""
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    patch_size: int  # pixels
+    temporal_patch_size: int  # frames
+    channels: int
+    merge: int  # merge x merge patches become one visual token
+    window: int  # pixels
+    full_blocks: tuple  # the blocks that attend to the whole picture
+    tokens_per_second: int
+
+    @property
+    def patch_values(self):
+        """Numbers in one patch: 3 x 2 x 14 x 14 = 1176 in the published models."""
+        return self.channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class Config:
+    layers: int  # L
+    hidden: int  # D
+    heads: int  # H, query heads
+    value_heads: int  # G, key and value heads: each serves H / G query heads
+    head_size: int  # K
+    intermediate: int
+    vocab: int  # V
+    rms_eps: float
+    rope_theta: float
+    rope_sections: tuple  # how many of the K/2 rotary frequencies turn with time, height and width
+    max_positions: int
+    tied: bool  # the head is the embedding table
+    image_token: int
+    video_token: int
+    end_tokens: tuple
+    vision: VisionConfig
+    raw: dict = field(repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
+    generation: dict = field(repr=False, compare=False)  # generation_config.json, likewise
+
+    @classmethod
+    def from_dict(cls, raw, generation=None, source="config.json"):
+        """Read config.json as the hub has it (flat) or as newer transformers writes it (`text_config`).
+
+        raw, generation: the parsed config.json and generation_config.json (or None); source: the file's name, for
+        messages. Raises InputError for another model family or a missing key.
+        """
+        if raw.get("model_type") != "qwen2_5_vl":
+            raise InputError(f"{source}: model_type is {raw.get('model_type')!r}; only 'qwen2_5_vl' is implemented")
+        text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        generation = generation or {}
+        try:
+            end = generation.get("eos_token_id", raw.get("eos_token_id", text.get("eos_token_id")))
+            config = cls(
+                layers=text["num_hidden_layers"],
+                hidden=text["hidden_size"],
+                heads=text["num_attention_heads"],
+                value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+                head_size=text["hidden_size"] // text["num_attention_heads"],
+                intermediate=text["intermediate_size"],
+                vocab=text["vocab_size"],
+                rms_eps=text["rms_norm_eps"],
+                rope_theta=rope.get("rope_theta") or text["rope_theta"],
+                rope_sections=tuple(rope["mrope_section"]),
+                max_positions=text["max_position_embeddings"],
+                tied=raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False,
+                image_token=raw["image_token_id"],
+                video_token=raw["video_token_id"],
+                end_tokens=() if end is None else tuple(end) if isinstance(end, list) else (end,),
+                vision=VisionConfig(
+                    depth=vision["depth"],
+                    hidden=vision["hidden_size"],
+                    intermediate=vision["intermediate_size"],
+                    heads=vision["num_heads"],
+                    patch_size=vision["patch_size"],
+                    temporal_patch_size=vision["temporal_patch_size"],
+                    channels=vision.get("in_chans") or vision.get("in_channels") or 3,
+                    merge=vision["spatial_merge_size"],
+                    window=vision["window_size"],
+                    full_blocks=tuple(vision["fullatt_block_indexes"]),
+                    tokens_per_second=vision["tokens_per_second"],
+                ),
+                raw=raw,
+                generation=generation,
+            )
+        except KeyError as missing:
+            raise InputError(f"{source}: no key {missing}; is this a whole Qwen2.5-VL configuration?") from None
+        unsupported = {
+            "use_sliding_window": text.get("use_sliding_window") or False,
+            "hidden_act": text.get("hidden_act", "silu") != "silu" or vision.get("hidden_act", "silu") != "silu",
+            "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"),
+            "mrope_section": 2 * sum(config.rope_sections) != config.head_size,
+            "num_key_value_heads": config.heads % config.value_heads != 0,
+            "out_hidden_size": vision.get("out_hidden_size", config.hidden) != config.hidden,
+            "eos_token_id": not config.end_tokens,
+        }
+        for key, wrong in unsupported.items():
+            if wrong:
+                raise InputError(f"{source}: the value of {key} does not fit a Qwen2.5-VL model as implemented here")
+        return config
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id):
+        folder = checkpoint_folder(path_or_hub_id)
+        generation = folder / "generation_config.json"
+        return cls.from_dict(
+            read_json(folder / "config.json"),
+            read_json(generation) if generation.exists() else None,
+            source=str(folder / "config.json"),
+        )
+
+
+# --------------------------------------------------------------------------------------------- parts of both towers
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean square in float32."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, size, intermediate, bias):
+        super().__init__()
+        self.gate_proj = nn.Linear(size, intermediate, bias=bias)
+        self.up_proj = nn.Linear(size, intermediate, bias=bias)
+        self.down_proj = nn.Linear(intermediate, size, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def attend(q, k, v, mask, by_hand=False):
+    """softmax(q k^T / sqrt(K)) v.
+
+    q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn; mask: bool, broadcastable to
+    [B, 1, T, S], True where a query may look, or None for everywhere. Returns the output [B, H, T, K] and, by hand
+    only, the weights [B, H, T, S] (else None). The fused path computes the same without ever holding the weights.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if not by_hand:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+    scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(dim=-1).to(q.dtype)
+    return weights @ v, weights
+
+
+def rotate(x, cos, sin):
+    """Rotary positions: turn each pair (x_i, x_{i + K/2}) by its angle. x [..., K]; cos, sin broadcastable to it."""
+    x1, x2 = x.float().chunk(2, dim=-1)
+    turned = torch.cat([-x2, x1], dim=-1)
+    return (x.float() * cos + turned * sin).to(x.dtype)
+
+
+def frequencies(size, theta, device):
+    """The size/2 rotary frequencies theta^(-2i/size), float32."""
+    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
+
+
+# -------------------------------------------------------------------------------------------------- vision encoder
+
+
+def patch_places(grids, merge):
+    """Where each patch lies, in the order in which data.py cuts them: merge x merge blocks stay together.
+
+    grids [images, 3]: slices, rows and columns in patches. Returns long [P, 4]: picture slice (an image, or two
+    frames of a video, counted through the whole batch), image, row, column.
+    """
+    places, slices = [], 0
+    for image, (t, h, w) in enumerate(grids.tolist()):
+        block = (h // merge, merge, w // merge, merge)
+        row = torch.arange(h)[:, None].expand(h, w).reshape(block).transpose(1, 2).flatten()
+        column = torch.arange(w)[None, :].expand(h, w).reshape(block).transpose(1, 2).flatten()
+        for _ in range(t):
+            places.append(torch.stack([torch.full_like(row, slices), torch.full_like(row, image), row, column], dim=1))
+            slices += 1
+    return torch.cat(places)
+
+
+def group_patches(key):
+    """Lay out patches that attend to one another (equal `key`, long [P]) as rows of a table.
+
+    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; valid [W, S] bool or None when
+    every group is full; slot [P]: where each patch stands in the flattened table.
+    """
+    _, group, size = key.unique(return_inverse=True, return_counts=True)
+    order = group.argsort(stable=True)
+    first = size.cumsum(0) - size
+    within = torch.empty_like(group)
+    within[order] = torch.arange(len(key)) - first[group[order]]
+    slot = group * size.max() + within
+    table = torch.full((len(size) * int(size.max()),), -1)
+    table[slot] = torch.arange(len(key))
+    table = table.view(len(size), -1)
+    valid = table >= 0
+    return table.clamp(min=0), None if valid.all() else valid, slot
+
+
+class PatchEmbed(nn.Module):
+    """A 3-D convolution whose stride is its kernel is one linear layer on flat patches."""
+
+    def __init__(self, c):
+        super().__init__()
+        shape = (c.hidden, c.channels, c.temporal_patch_size, c.patch_size, c.patch_size)
+        self.proj = nn.ParameterDict({"weight": nn.Parameter(torch.empty(shape))})  # the checkpoint's name and shape
+
+    def forward(self, patches):
+        weight = self.proj["weight"].flatten(1)
+        return F.linear(patches.to(weight.dtype), weight)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.heads = c.heads
+        self.qkv = nn.Linear(c.hidden, 3 * c.hidden)
+        self.proj = nn.Linear(c.hidden, c.hidden)
+
+    def forward(self, x, cos, sin, groups):
+        table, valid, slot = groups
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # [P, heads, K] each
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = (y[table].transpose(1, 2) for y in (q, k, v))  # [W, heads, S, K]
+        mask = None if valid is None else valid[:, None, None, :]
+        out, _ = attend(q, k, v, mask)  # all windows at once
+        return self.proj(out.transpose(1, 2).flatten(2).flatten(0, 1)[slot])  # [P, E]
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.norm1 = RMSNorm(c.hidden, 1e-6)
+        self.norm2 = RMSNorm(c.hidden, 1e-6)
+        self.attn = VisionAttention(c)
+        self.mlp = MLP(c.hidden, c.intermediate, bias=True)
+
+    def forward(self, x, cos, sin, groups):
+        x = x + self.attn(self.norm1(x), cos, sin, groups)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Every merge x merge block of patches becomes one visual token of the decoder's size."""
+
+    def __init__(self, c, out):
+        super().__init__()
+        self.ln_q = RMSNorm(c.hidden, 1e-6)
+        self.size = c.hidden * c.merge**2
+        self.mlp = nn.Sequential(nn.Linear(self.size, self.size), nn.GELU(), nn.Linear(self.size, out))
+
+    def forward(self, x):
+        return self.mlp(self.ln_q(x).view(-1, self.size))
+
+
+class VisionEncoder(nn.Module):
+    """Patches -> visual tokens: a transformer with 2-D rotary positions that attends within windows of 8 x 8 patches,
+    and in a few blocks over the whole picture slice."""
+
+    def __init__(self, c, out):
+        super().__init__()
+        self.config = c
+        self.patch_embed = PatchEmbed(c)
+        self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
+        self.merger = PatchMerger(c, out)
+
+    def forward(self, patches, grids):
+        """patches [P, 1176], grids [images, 3] (slices, rows, columns in patches) -> [N, D], images in order."""
+        c = self.config
+        if len(patches) != int(grids.prod(dim=1).sum()):
+            raise ValueError(f"{len(patches)} patches, but the grids {grids.tolist()} speak of {grids.prod(1).sum()}")
+        slices, _, rows, columns = patch_places(grids.cpu(), c.merge).unbind(1)
+        side = c.window // c.patch_size  # of a window, in patches; ragged at the right and bottom edge
+        wide = int(grids.max()) // side + 1
+        windows = group_patches((slices * wide + rows // side) * wide + columns // side)
+        whole = group_patches(slices)
+        windows, whole = (tuple(y if y is None else y.to(patches.device) for y in x) for x in (windows, whole))
+
+        # 2-D rotary positions: one half of the frequencies turns with the row, the other with the column.
+        place = torch.stack([rows, columns], dim=1).to(patches.device)
+        size = c.hidden // c.heads
+        angles = (place[:, :, None] * frequencies(size // 2, 10000.0, patches.device)).flatten(1)  # [P, K/2]
+        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, K]
+        cos, sin = angles.cos(), angles.sin()
+
+        x = self.patch_embed(patches)
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, whole if i in c.full_blocks else windows)
+        return self.merger(x)
+
+
+# --------------------------------------------------------------------------------------------------------- decoder
+
+
+def attention_mask(segments):
+    """Who may look at whom: segments [B, T] (0, 1, ...; padding -1) -> bool [B, 1, T, T].
+
+    Causal; within segment 0 (which everyone may read) or one's own segment; never padding. Every position may look
+    at itself, so that padding rows stay finite: a softmax over nothing is NaN, and NaN spreads through 0 * NaN.
+    """
+    T = segments.shape[1]
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
+    allowed = causal & ((key == 0) | (key == query)) & (key >= 0)
+    return (allowed | torch.eye(T, dtype=torch.bool, device=segments.device))[:, None]
+
+
+class KVCache:
+    """Keys and values of all layers, [L, B, G, S, K] each; `length` positions are filled."""
+
+    def __init__(self, config, rows, positions, dtype, device):
+        shape = (config.layers, rows, config.value_heads, positions, config.head_size)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer, k, v):
+        """Write the new positions of one layer behind the old ones; return all of them, [B, G, S, K] each."""
+        end = self.length + k.shape[2]
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with multimodal rotary positions: the place where the paper happens.
+
+    `adapters` maps a path ("q", "k", "v" or "o") to what an attached adapter adds there; empty: the frozen model.
+    """
+
+    def __init__(self, c, layer):
+        super().__init__()
+        self.layer, self.head_size = layer, c.head_size
+        self.q_proj = nn.Linear(c.hidden, c.heads * c.head_size)
+        self.k_proj = nn.Linear(c.hidden, c.value_heads * c.head_size)
+        self.v_proj = nn.Linear(c.hidden, c.value_heads * c.head_size)
+        self.o_proj = nn.Linear(c.heads * c.head_size, c.hidden, bias=False)
+        self.adapters = {}
+
+    def adapted(self, path, y, x, visual_index):
+        """y = x W of the frozen model -> y plus the attached adapter's update, or y itself."""
+        return self.adapters[path](y, x, visual_index) if path in self.adapters else y
+
+    def forward(self, x, cos, sin, mask, visual_index=None, cache=None, by_hand=False):
+        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S]; visual_index [N]: flat positions (row * T +
+        column) of the visual tokens in x, None while decoding text. Returns [B, T, D] and the weights, if by hand."""
+        B, T, _ = x.shape
+        q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
+        k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
+        v = self.v_proj(x)  # [B, T, G*K]
+        v = self.adapted("v", v, x, visual_index)  # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py
+
+        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        out, weights = attend(q, k, v, mask, by_hand)
+        out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
+        return self.adapted("o", self.o_proj(out), out, visual_index), weights
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, c, layer):
+        super().__init__()
+        self.self_attn = Attention(c, layer)
+        self.mlp = MLP(c.hidden, c.intermediate, bias=False)
+        self.input_layernorm = RMSNorm(c.hidden, c.rms_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden, c.rms_eps)
+
+    def forward(self, x, *args):
+        attended, weights = self.self_attn(self.input_layernorm(x), *args)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+class Decoder(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.config = c
+        self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
+        self.layers = nn.ModuleList(DecoderLayer(c, i) for i in range(c.layers))
+        self.norm = RMSNorm(c.hidden, c.rms_eps)
+
+    def forward(self, x, position_ids, mask, visual_index=None, cache=None, by_hand=False):
+        """x [B, T, D] embeddings, position_ids [3, B, T] (time, height, width), mask bool [B, 1, T, S] ->
+        [B, T, D] and the attention weights of each layer (Nones, unless by hand)."""
+        cos, sin = self.rotary(position_ids)
+        weights = []
+        for layer in self.layers:
+            x, w = layer(x, cos, sin, mask, visual_index, cache, by_hand)
+            weights.append(w)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x), weights
+
+    def rotary(self, position_ids):
+        """Multimodal rotary positions: the first section of the frequencies turns with a token's time, the second
+        with its height, the third with its width (for text all three are equal: ordinary rotary positions)."""
+        c = self.config
+        angles = position_ids[..., None] * frequencies(c.head_size, c.rope_theta, position_ids.device)  # [3, B, T, K/2]
+        time, height, width = angles.split(c.rope_sections, dim=-1)
+        angles = torch.cat([time[0], height[1], width[2]], dim=-1)  # [B, T, K/2]
+        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, K]
+        return angles.cos(), angles.sin()
+
+
+# -------------------------------------------------------------------------------------------------------- the model
+
+
+class VLM(nn.Module):
+    """Qwen2.5-VL. `vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.visual = VisionEncoder(config.vision, config.hidden)
+        self.model = Decoder(config)
+        self.lm_head = None if config.tied else nn.Linear(config.hidden, config.vocab, bias=False)
+
+    def embed(self, batch):
+        """Token embeddings with the visual embeddings put at the visual positions, [B, T, D]. Every image of the
+        batch is encoded once; `visual_source` says which of its tokens stands where."""
+        x = self.model.embed_tokens(batch.input_ids)
+        if len(batch.visual_index) == 0:
+            return x
+        visual = self.visual(batch.patches, batch.grids)[batch.visual_source]  # [N, D]
+        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x)
+
+    def hidden(self, batch, by_hand=False):
+        """The decoder's output [B, T, D], and the attention weights of each layer if by hand."""
+        mask = attention_mask(batch.segments)
+        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, None, by_hand)
+
+    def head(self, x):
+        return F.linear(x, self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
+
+    def forward(self, batch, return_weights=False):
+        """Logits [B, T, V]; with return_weights also the attention weights, a list of L tensors [B, H, T, T], by the
+        slow path that holds them."""
+        x, weights = self.hidden(batch, by_hand=return_weights)
+        return (self.head(x), weights) if return_weights else self.head(x)
+
+    def loss(self, batch):
+        """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
+
+        A token is predicted from the position before it, and the head is applied at just those positions: at a
+        vocabulary of 150,000 the logits of all positions would outweigh the rest of the step's memory.
+        Raises ValueError if the batch supervises nothing.
+        """
+        labels = batch.labels[:, 1:]
+        supervised = labels != -100
+        if not supervised.any():
+            raise ValueError("the batch has no supervised token: its examples have no answers")
+        x, _ = self.hidden(batch)
+        logits = self.head(x[:, :-1][supervised])
+        return F.cross_entropy(logits.float(), labels[supervised])
+
+    @torch.no_grad()
+    def generate(self, batch, max_new_tokens=64):
+        """Greedy decoding with a KV cache, the whole batch at once.
+
+        batch: left-padded, of examples without answers. Returns one list of token ids per example, in input order,
+        without the end token. The new tokens are text: Image-LoRA, which acts on visual tokens only, has nothing to
+        compute after the prefill. Raises ValueError if the batch holds answers or would outgrow the positions.
+        """
+        if (batch.labels != -100).any():
+            raise ValueError("generate needs examples without answers (answer=None)")
+        B, T = batch.input_ids.shape
+        if T + max_new_tokens > self.config.max_positions:
+            raise ValueError(f"{T} + {max_new_tokens} tokens do not fit in {self.config.max_positions} positions")
+        device, texts, running = batch.input_ids.device, [[] for _ in range(B)], set(range(B))
+        real = batch.segments >= 0  # [B, T]
+        real = torch.cat([real, real.new_ones(B, max_new_tokens)], dim=1)
+
+        x, mask = self.embed(batch), attention_mask(batch.segments)
+        cache = KVCache(self.config, B, T + max_new_tokens, x.dtype, device)
+        x, _ = self.model(x, batch.position_ids, mask, batch.visual_index, cache)
+        position = batch.position_ids.amax(dim=(0, 2))  # [B]: text goes on behind the largest of all positions
+        for _ in range(max_new_tokens):
+            token = self.head(x[:, -1]).argmax(dim=-1)  # [B]
+            for row, t in enumerate(token.tolist()):
+                if t in self.config.end_tokens:
+                    running.discard(row)
+                elif row in running:
+                    texts[row].append(t)
+            if not running:
+                break
+            position = position + 1
+            mask = real[:, None, None, : cache.length + 1]
+            x = self.model.embed_tokens(token[:, None])
+            x, _ = self.model(x, position[None, :, None].expand(3, B, 1), mask, None, cache)
+        return texts
+
+    # -- checkpoints
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
+        """Load a checkpoint in the hub's layout: a folder, or a model id that is downloaded once.
+
+        The safetensors files are memory-mapped and each tensor goes straight to `dtype` and `device`. Returns the
+        model frozen and in eval mode. Raises InputError for a missing, surplus, doubled or misshapen tensor.
+        """
+        folder = checkpoint_folder(path_or_hub_id)
+        config = Config.from_pretrained(folder)
+        with torch.device("meta"):  # names and shapes without memory
+            vlm = cls(config)
+        expected = {name: tuple(p.shape) for name, p in vlm.state_dict().items()}
+        tensors = {}
+        for file in checkpoint_files(folder):
+            for name, tensor in read_safetensors(file, device):
+                name = re.sub(r"^model\.(visual\.)|^(model\.)language_model\.", r"\1\2", name)  # the newer scheme
+                if name not in expected:
+                    raise InputError(f"{file}: surplus tensor {name}; does config.json belong to these weights?")
+                if name in tensors:
+                    raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
+                if tuple(tensor.shape) != expected[name]:
+                    raise InputError(f"{file}: {name} is {list(tensor.shape)}, config.json asks for {list(expected[name])}")
+                tensors[name] = tensor.to(dtype)
+        missing = [name for name in expected if name not in tensors]
+        if missing:
+            raise InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
+        vlm.load_state_dict(tensors, assign=True)
+        return vlm.requires_grad_(False).eval()
+
+    @classmethod
+    def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
+        """A model with random weights: normal(0, 0.02), biases 0, norms 1. Frozen and in eval mode, as loaded ones."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.device("meta"):
+            vlm = cls(config)
+        vlm = vlm.to_empty(device="cpu")
+        for name, p in vlm.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 1:
+                nn.init.ones_(p)
+            else:
+                nn.init.normal_(p, std=0.02, generator=generator)
+        return vlm.to(dtype=dtype, device=device).requires_grad_(False).eval()
+
+    def save(self, path):
+        """Write config.json, generation_config.json and model.safetensors into the folder `path`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.state_dict()
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        raw = {k: v for k, v in self.config.raw.items() if k != "dtype"} | {"torch_dtype": dtype}
+        generation = self.config.generation or {"eos_token_id": list(self.config.end_tokens)}
+        write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+        write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+        write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
+
+    def fingerprint(self):
+        """Which model this is: a hash of the configuration and of 16 values of every tensor.
+
+        The values are hashed as bfloat16, so that one checkpoint has one fingerprint in every dtype.
+        """
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("raw", "generation", "end_tokens")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for _, p in sorted(self.named_parameters()):
+            places = torch.linspace(0, p.numel() - 1, 16).long().to(p.device)
+            values = p.detach().reshape(-1)[places].to(torch.bfloat16).view(torch.int16)
+            digest.update(str(values.tolist()).encode())
+        return digest.hexdigest()[:32]
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def checkpoint_folder(path_or_hub_id):
+    """A local folder as it is, without touching the network; a hub id ("Qwen/Qwen2.5-VL-3B-Instruct") downloaded
+    (json and safetensors files only) into the hub's cache. Raises InputError if there is neither."""
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_hub_id)) and not folder.parent.exists()
+    if not looks_like_hub_id:
+        raise InputError(f"{path_or_hub_id}: no such checkpoint folder (a hub id has the form owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path_or_hub_id}: no such folder, and not to be had from the hub: {reason}") from None
+
+
+def checkpoint_files(folder):
+    """The safetensors files of a checkpoint: those that the index names, or the only one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = [folder / name for name in dict.fromkeys(read_json(index)["weight_map"].values())]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
+    return files
+
+
+def read_safetensors(file, device="cpu"):
+    """Yield (name, tensor) of a safetensors file; on the CPU the tensors are views of the mapped file."""
+    with open_safetensors(file, device) as f:
+        for name in f.keys():
+            yield name, f.get_tensor(name)
+
+
+def read_metadata(file):
+    """The {key: text} that a safetensors file carries beside its tensors."""
+    with open_safetensors(file) as f:
+        return f.metadata() or {}
+
+
+def open_safetensors(file, device="cpu"):
+    try:
+        return safe_open(str(file), framework="pt", device=str(device))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def write_safetensors(file, tensors, metadata):
+    """Write {name: tensor} and {key: text}; the old file stays until the new one is whole.
+
+    `safetensors.torch.save_file` would do, but imports numpy, which this project does without.
+    """
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}  # alive until written
+    specs = {
+        name: TensorSpec(
+            dtype=str(t.dtype).removeprefix("torch."),
+            shape=list(t.shape),
+            data_ptr=t.data_ptr(),
+            data_len=t.numel() * t.element_size(),
+        )
+        for name, t in whole.items()
+    }
+    part = Path(f"{file}.part")
+    serialize_file(specs, str(part), metadata)
+    os.replace(part, file)
+
+
+def write_text(file, text):
+    """Write a text file; the old one stays until the new one is whole."""
+    part = Path(f"{file}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
+def read_json(file):
+    """Parse a JSON file. Raises InputError, naming it, if it is absent or broken."""
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from None

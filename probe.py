@@ -1,0 +1,136 @@
+"""Which heads to adapt: influence scores, and a head budget split over the layers.
+
+The paper's probe (section 3): attach a rank-1 Image-LoRA to every value head of every layer with B = 0, and measure
+
+    score(h) = sum over probe batches of || dLoss / dB^(h) ||^2
+
+With B = 0 the model is the frozen one, so this is a first-order estimate of how far adapting head h alone can lower
+the loss: a gradient step of size eta on B^(h) lowers it by eta * score(h). One example a batch: square, then sum.
+
+    scores = head_scores(vlm, batches)                    [L, G]
+    heads = select_heads(scores, budget)                  {layer: [heads]}
+
+L layers, G value heads of a layer, K head size, N visual tokens in the batch.
+"""
+
+import json
+import random
+
+import torch
+import torch.nn as nn
+
+from imagelora import Adapter, ImageLoRA
+from model import InputError, read_json, write_text
+
+
+class HeadGates(nn.Module):
+    """A factor on each head's visual values, 1 at the start: what the authors' published script probes with."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(config.value_heads))
+
+    def forward(self, v, x, visual_index):
+        V = v.view(v.shape[0] * v.shape[1], len(self.gate), -1)  # [B*T, G, K]
+        gated = V[visual_index] * (self.gate[:, None] - 1)
+        return V.index_add(0, visual_index, gated.to(v.dtype)).view_as(v)
+
+
+def rank1_probe(vlm):
+    """The paper's: rank-1 Image-LoRA on every head; the parameters to differentiate are the B, one [1, K] a head.
+    s is the same for all heads (alpha, R and gamma 1), so that it does not touch the ranking."""
+    c = vlm.config
+    probe = ImageLoRA(c, {layer: list(range(c.value_heads)) for layer in range(c.layers)}, rank=1, alpha=1, gate=1.0)
+    return probe, [probe.layers[str(layer)].B for layer in range(c.layers)]
+
+
+def gate_probe(vlm):
+    """The authors' published script: one scalar a head instead of a direction."""
+    gates = nn.ModuleList(HeadGates(vlm.config) for _ in range(vlm.config.layers))
+    return Adapter({(layer, "v"): gate for layer, gate in enumerate(gates)}, {}), [g.gate for g in gates]
+
+
+CRITERIA = {"rank1": rank1_probe, "gate": gate_probe}
+
+
+def head_scores(vlm, batches, criterion="rank1", seed=0):
+    """The influence of every value head: float32 [L, G] on the CPU, the sum over the batches of squared gradient norms.
+
+    batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
+    criterion: "rank1" or "gate"; seed: draws the probe's A. The model is left as it was. Raises ValueError for an
+    unknown criterion and for a batch without visual tokens, which could only score zero.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe, parameters = CRITERIA[criterion](vlm)
+    scores = torch.zeros(vlm.config.layers, vlm.config.value_heads)
+    probe.attach(vlm)
+    try:
+        for i, batch in enumerate(batches):
+            if len(batch.visual_index) == 0:
+                raise ValueError(f"probe batch {i} has no visual token: nothing to measure")
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(vlm.loss(batch), parameters)
+            scores += torch.stack([g.float().square().flatten(1).sum(1) if g.dim() > 1 else g.float().square() for g in gradients]).cpu()
+    finally:
+        probe.detach()
+    return scores
+
+
+def select_heads(scores, budget, tau=0.5):
+    """Pick exactly `budget` heads: {layer: [heads]}.
+
+    A layer's share is in proportion to mass^tau, its mass being the sum of its scores (tau 0: all layers alike, 1: in
+    proportion), and at most its G heads; what a full layer cannot take goes to the others by the same rule. Shares are
+    rounded by largest remainder. Within a layer the highest scores win. scores [L, G] >= 0. Raises ValueError for a
+    budget below 1 or above L * G, and for scores that are negative or not finite.
+    """
+    L, G = scores.shape
+    if not 1 <= budget <= L * G:
+        raise ValueError(f"a budget of {budget} heads: the model has {L * G}, choose 1 to {L * G}")
+    if not (scores.isfinite().all() and (scores >= 0).all()):
+        raise ValueError("head scores must be finite and not negative")
+    weight = scores.double().sum(dim=1)
+    weight = (weight / weight.max().clamp(min=1e-300)) ** tau
+    share = torch.zeros(L, dtype=torch.double)
+    while (left := budget - share.sum().item()) > 1e-9:
+        open_layers = share < G - 1e-9
+        w = weight * open_layers
+        w = w if w.sum() > 0 else open_layers.double()  # only layers without mass are left: all alike
+        share = (share + left * w / w.sum()).clamp(max=G)
+    quota = (share + 1e-9).floor().long()
+    remainder = (share - quota).tolist()
+    by_remainder = sorted((l for l in range(L) if quota[l] < G), key=lambda l: -remainder[l])
+    for layer in by_remainder[: budget - int(quota.sum())]:
+        quota[layer] += 1
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    return {layer: sorted(ranked[layer, :n].tolist()) for layer, n in enumerate(quota.tolist()) if n}
+
+
+def random_heads(config, budget, seed):
+    """Exactly `budget` heads, uniform over all L * G: the comparison for the probe."""
+    everything = [(layer, head) for layer in range(config.layers) for head in range(config.value_heads)]
+    heads = {}
+    for layer, head in sorted(random.Random(seed).sample(everything, budget)):
+        heads.setdefault(layer, []).append(head)
+    return heads
+
+
+def save_selection(path, heads, scores=None):
+    """Write a selection (and the scores behind it) as JSON."""
+    selection = {"heads": heads, "scores": None if scores is None else scores.tolist()}
+    write_text(path, json.dumps(selection, indent=1) + "\n")
+
+
+def load_selection(path, config):
+    """Read a selection: (heads, scores or None). Raises InputError if it does not fit the model."""
+    selection = read_json(path)
+    try:
+        heads = {int(layer): [int(h) for h in hs] for layer, hs in selection["heads"].items()}
+        scores = None if selection.get("scores") is None else torch.tensor(selection["scores"])
+        ImageLoRA(config, heads, rank=1)  # checks every layer and head
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a head selection for this model ({error})") from None
+    return heads, scores
