@@ -33,6 +33,7 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 from model import Config, InputError, checkpoint_folder, read_json, write_text
+from tiny import scenes
 
 SYSTEM = "You are a helpful assistant."
 REFCOCO_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
@@ -45,13 +46,14 @@ class Example:
 
     images: paths or PIL images; prompt: text; answer: text, or a box (x1, y1, x2, y2) in pixels of the only image as
     it is on disk (the processor writes it in pixels of the resized image), or None = to generate; source: where it
-    comes from ("val.jsonl:17"), for messages.
+    comes from ("val.jsonl:17"), for messages; kind: "grounding", "attribute", ...: accuracy is also counted by kind.
     """
 
     images: list
     prompt: str
     answer: str | tuple | None = None
     source: str = ""
+    kind: str = ""
 
     @property
     def name(self):
@@ -501,18 +503,32 @@ def jsonl(name, root, split):
     return json_rows(file)
 
 
-DATASETS = {"refcoco": refcoco, "refcoco+": refcoco, "refcocog": refcoco, "jsonl": jsonl}
+def drawn(name, root, split):
+    """The tiny world of tiny/scenes.py, endless, drawn on the fly: "scenes-LOOK" are the questions about pictures in
+    that look, "sums" the word problems without pictures, "scenes-pretraining" both, by day; "scenes" is the demo's."""
+    if split not in scenes.SPLIT_SEEDS:
+        raise InputError(f"{name}: no split {split!r}; present: {', '.join(scenes.SPLIT_SEEDS)}")
+    look = {"scenes": scenes.DEMO_LOOK, "sums": "day", "scenes-pretraining": "day"}.get(name) or name.split("-")[1]
+    for number, row in enumerate(scenes.rows(look, split)):
+        if name == "scenes-pretraining" or (name == "sums") == (row["kind"] == "text"):
+            yield row, f"{name} {split} {number}"
+
+
+DRAWN = ("scenes", "sums", "scenes-pretraining", *(f"scenes-{look}" for look in scenes.LOOKS))
+DATASETS = dict.fromkeys(REFCOCO_FILES, refcoco) | {"jsonl": jsonl} | dict.fromkeys(DRAWN, drawn)
 
 
 def load(name, root, split, limit=None):
     """The first `limit` (None or 0: all) examples of a split of a data set, each with its answer.
 
-    root: the folder that holds the data set. Images are found and their sizes read, but not decoded. Raises InputError
+    root: the folder that holds the data set (drawn ones need none, but a limit). Images are found and their sizes read, but not decoded. Raises InputError
     for an unknown name or split, a missing file or image, and any row that is not what it should be.
     """
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
-    root = Path(root)
+    if name in DRAWN and not limit:
+        raise InputError(f"{name}: drawn without end; say how many examples (a limit)")
+    root = Path(root or ".")
     rows = islice(DATASETS[name](name, root, split), limit or None)
     examples = [to_example(row, source, root) for row, source in rows]
     if not examples:
@@ -524,8 +540,8 @@ def to_example(row, source, root):
     """Check one row and make it an Example; every complaint names the row."""
     if not isinstance(row, dict):
         raise InputError(f"{source}: expected an object, got {row!r:.60}")
-    names = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
-    images = [find_image(name, source, root) for name in names]
+    images = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
+    images = [i if isinstance(i, Image.Image) else find_image(i, source, root) for i in images]
     if isinstance(row.get("sent"), str):
         prompt = REFCOCO_PROMPT.format(row["sent"].strip().removesuffix("."))
     else:
@@ -538,7 +554,7 @@ def to_example(row, source, root):
         answer = row["answer"]
     else:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
-    return Example(images, prompt, answer, source)
+    return Example(images, prompt, answer, source, row.get("kind", ""))
 
 
 def find_image(name, source, root):

@@ -27,7 +27,7 @@ merged into W_V, as LoRA's can.
 import json
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from model import InputError, read_metadata, read_safetensors, write_safetensors
 

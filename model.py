@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+from torch import nn
 
 
 class InputError(ValueError):
@@ -654,7 +654,7 @@ def checkpoint_files(folder):
 def read_safetensors(file, device="cpu"):
     """Yield (name, tensor) of a safetensors file; on the CPU the tensors are views of the mapped file."""
     with open_safetensors(file, device) as f:
-        for name in f.keys():
+        for name in f.offset_keys():  # in the order of the file
             yield name, f.get_tensor(name)
 
 

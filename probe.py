@@ -17,7 +17,7 @@ import json
 import random
 
 import torch
-import torch.nn as nn
+from torch import nn
 
 from imagelora import Adapter, ImageLoRA
 from model import InputError, read_json, write_text

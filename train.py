@@ -1,0 +1,528 @@
+"""The one training script: load -> probe -> attach -> evaluate -> train -> evaluate -> report.
+
+    python train.py                                              the tiny model, offline, on a laptop
+    python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco --data-root FOLDER
+    python train.py --data jsonl --data-root FOLDER --method lora
+    python train.py --eval-only --adapter runs/.../adapter.safetensors --data refcoco --data-root FOLDER
+
+Everything a run decides is printed when it starts; everything it measures is in its folder: report.json, log.jsonl
+(one line a step), predictions.jsonl (one line an answer), adapter.safetensors, heads.json and three pictures.
+"""
+
+import argparse
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from tqdm import tqdm
+
+import figures
+from data import (
+    DATASETS,
+    DRAWN,
+    REFCOCO_PROMPT,
+    Example,
+    Processor,
+    load,
+    open_image,
+    score,
+)
+from imagelora import ImageLoRA, LoRA, load_adapter
+from model import VLM, Config, InputError, read_json, write_text
+from probe import (
+    CRITERIA,
+    head_scores,
+    load_selection,
+    random_heads,
+    save_selection,
+    select_heads,
+)
+
+HERE = Path(__file__).parent
+LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
+TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "17 + 25 =",
+    "Translate into German: good morning",
+    "def fibonacci(n):",
+    "Why is the sky blue? Answer in one sentence.",
+    "List three prime numbers.",
+    "Ada has 12 apples and gives away 5. How many apples are left?",
+    "你好，请介绍一下你自己。",
+    "Summarise: the cat sat on the mat.",
+)
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+def parse_args(argv=None):
+    class Help(argparse.ArgumentDefaultsHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=Help)
+    flag = argparse.BooleanOptionalAction
+
+    g = parser.add_argument_group("model")
+    g.add_argument("--model", default=str(HERE / "tiny"), help="checkpoint folder or hub id")
+    g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
+    g.add_argument("--max-pixels", type=int, default=401408, help="largest area of a resized image; 784 are one token")
+
+    g = parser.add_argument_group("data")
+    g.add_argument("--data", default="scenes", help=f"training data: {', '.join(DATASETS)}")
+    g.add_argument("--data-root", help="folder of the data (default: data/NAME)")
+    g.add_argument("--train-split", default="train", help="split to probe and train on")
+    g.add_argument("--eval-split", default="val", help="split to evaluate on")
+    g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
+    g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
+    g.add_argument("--also", nargs="*", metavar="NAME", help="further data sets to evaluate on (scenes: scenes-day sums)")
+
+    g = parser.add_argument_group("method")
+    g.add_argument("--method", choices=LEARNING_RATES, default="image-lora", help="what is trained; none: only evaluate")
+    g.add_argument("--rank", type=int, default=8, help="R")
+    g.add_argument("--alpha", type=float, default=16, help="alpha; updates are scaled by alpha / R")
+    g.add_argument("--heads", type=int, help="budget: value heads in all (default: a quarter of them)")
+    g.add_argument("--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power")
+    g.add_argument("--selection", default="probe", help="probe, gate, random, all, or a heads.json of another run")
+    g.add_argument("--probe-samples", type=int, default=64, help="training rows to probe with")
+    g.add_argument("--probe-seed", type=int, default=0, help="draws the probe's A and its rows")
+
+    g = parser.add_argument_group("optimisation")
+    g.add_argument("--steps", type=int, help="optimiser steps (default: one pass over the training rows)")
+    g.add_argument("--epochs", type=float, help="instead of --steps: passes over the training rows")
+    g.add_argument("--batch", type=int, default=8, help="rows of one forward and backward pass")
+    g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
+    g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
+    g.add_argument("--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine")
+    g.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    g.add_argument("--seed", type=int, default=0, help="draws initial weights and the order of the data")
+
+    g = parser.add_argument_group("run")
+    g.add_argument("--out", help="folder of the run (default: runs/TIME-DATA-METHOD)")
+    g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
+    g.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the frozen model")
+    g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
+    g.add_argument("--adapter", help="adapter.safetensors to evaluate")
+    g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
+    g.add_argument("--max-new-tokens", type=int, default=48, help="longest answer")
+    g.add_argument("--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on")
+    g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
+    args = parser.parse_args(argv)
+
+    for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.steps is not None and args.epochs is not None:
+        parser.error("--steps and --epochs exclude each other")
+    if args.adapter and not args.eval_only:
+        parser.error("--adapter needs --eval-only")
+    return args
+
+
+def choose_device(name, dtype, method):
+    """(device, dtype of the model): bfloat16 on a GPU for a frozen model, float32 for one that is trained itself."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch's words for "no such device here"
+        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" and method != "full" else "float32"
+    return device, getattr(torch, dtype)
+
+
+# --------------------------------------------------------------------------------------------------- model and data
+
+
+def load_model(args):
+    """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model."""
+    device, dtype = choose_device(args.device, args.dtype, args.method)
+    processor = Processor.from_pretrained(args.model, max_pixels=args.max_pixels)
+    if args.from_scratch:
+        vlm = VLM.from_scratch(Config.from_pretrained(args.model), args.seed, dtype, device)
+    else:
+        vlm = VLM.from_pretrained(args.model, dtype, device)
+    total = sum(p.numel() for p in vlm.parameters())
+    print(f"model    {args.model}, {total:,} parameters in {str(dtype).removeprefix('torch.')} on {device}")
+    return vlm, processor
+
+
+def load_rows(args, name, split, limit, processor, room=0):
+    """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
+    line that counts and names them."""
+    limit = limit or (2000 if name in DRAWN else None)
+    examples = load(name, args.data_root or Path("data") / name, split, limit)
+    longest = processor.config.max_positions - room
+    lengths = [processor.count(e) for e in tqdm(examples, desc=f"reading {name} {split}", leave=False)]
+    long = [e.name for e, (tokens, _) in zip(examples, lengths) if tokens > longest]
+    if long:
+        print(f"skipped  {len(long)} of {len(examples)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
+        kept = [(e, n) for e, n in zip(examples, lengths) if n[0] <= longest]
+        if not kept:
+            raise InputError(f"{name} {split}: every row is longer than {longest} tokens; lower --max-pixels")
+        examples, lengths = map(list, zip(*kept))
+    visual = [v for _, v in lengths]
+    text = [t - v for t, v in lengths]
+    spread = "{} / {:.0f} / {}".format
+    print(
+        f"data     {name} {split}: {len(examples)} rows; tokens a row (min / median / max): "
+        f"visual {spread(min(visual), median(visual), max(visual))}, text {spread(min(text), median(text), max(text))}"
+    )
+    return examples
+
+
+def show_example(processor, example):
+    """Print one row as the model reads it, the supervised part marked; runs of image tokens are counted."""
+    ids, supervised = processor.tokens(example)
+    count = ids.count(processor.special["image_pad"])
+    text = processor.tokenizer.decode(ids[:supervised], skip_special_tokens=False)
+    text = text.replace("<|image_pad|>" * count, f"<|image_pad|> x {count}") if count else text
+    answer = processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False)
+    print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
+
+
+# -------------------------------------------------------------------------------------------------------- the method
+
+
+def choose_heads(args, vlm, processor, examples):
+    """(heads {layer: [heads]}, scores [L][G] or None) by --selection. The probe sees training rows only."""
+    c = vlm.config
+    everything = c.layers * c.value_heads
+    budget = max(1, everything // 4) if args.heads is None else args.heads
+    if not 1 <= budget <= everything:
+        raise InputError(f"--heads {budget}: the model has {everything} value heads, choose 1 to {everything}")
+    if args.selection == "all":
+        return {layer: list(range(c.value_heads)) for layer in range(c.layers)}, None
+    if args.selection == "random":
+        return random_heads(c, budget, args.seed), None
+    criterion = "rank1" if args.selection == "probe" else args.selection
+    if criterion not in CRITERIA:
+        return load_selection(args.selection, c)
+    seen = [e for e in examples if e.images]
+    order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(args.probe_seed))
+    rows = [seen[i] for i in order[: args.probe_samples].tolist()]
+    device = next(vlm.parameters()).device
+    batches = (processor([row]).to(device) for row in tqdm(rows, desc="probe", leave=False))
+    scores = head_scores(vlm, batches, criterion, args.probe_seed)
+    return select_heads(scores, budget, args.tau), scores.tolist()
+
+
+def build_method(args, vlm, heads):
+    """Attach what is to be trained: (adapter or None, its parameters)."""
+    torch.manual_seed(args.seed)
+    if args.method == "image-lora":
+        adapter = ImageLoRA(vlm.config, heads, args.rank, args.alpha).attach(vlm)
+    elif args.method == "lora":
+        adapter = LoRA(vlm.config, rank=args.rank, alpha=args.alpha).attach(vlm)
+    else:
+        vlm.requires_grad_(args.method == "full")
+        return None, [p for p in vlm.parameters() if p.requires_grad]
+    return adapter, list(adapter.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def learning_rate(step, steps, peak, warmup):
+    """Linear rise over the first `warmup` share of the steps, then a cosine down to a tenth of the peak."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def step_rows(step, rows, size, seed):
+    """The row numbers of one optimiser step: a pure function of seed and step, every epoch shuffled anew."""
+    numbers = range(step * size, (step + 1) * size)
+    epochs = {n // rows for n in numbers}
+    order = {e: torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + e)) for e in epochs}
+    return [int(order[n // rows][n % rows]) for n in numbers]
+
+
+def train(args, vlm, processor, examples, parameters, steps, state, save):
+    """The training loop. state: {"step", "optimizer", "log"} to start from; save(state) keeps it. Returns the seconds
+    it took; the log gains a line a step."""
+    device = next(vlm.parameters()).device
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    if state["optimizer"]:
+        optimizer.load_state_dict(state["optimizer"])
+    lr_peak = LEARNING_RATES[args.method] if args.lr is None else args.lr
+    bar = tqdm(range(state["step"], steps), initial=state["step"], total=steps, desc="train")
+    began = time.perf_counter()
+    for step in bar:
+        start = time.perf_counter()
+        rows = step_rows(step, len(examples), args.batch * args.accumulate, args.seed)
+        parts = [processor([examples[i] for i in rows[k :: args.accumulate]]) for k in range(args.accumulate)]
+        supervised = [int((part.labels != -100).sum()) for part in parts]
+        waited = time.perf_counter() - start
+
+        loss = 0.0
+        for part, count in zip(parts, supervised):
+            part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the whole step's tokens
+            part_loss.backward()
+            loss += part_loss.item()
+        if not math.isfinite(loss):
+            raise InputError(f"the loss is {loss} at step {step}; lower --lr (now {lr_peak})")
+        torch.nn.utils.clip_grad_norm_(parameters, args.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr_peak, args.warmup)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        line = {
+            "step": step,
+            "loss": loss,
+            "lr": optimizer.param_groups[0]["lr"],
+            "ms": 1000 * (time.perf_counter() - start),
+            "wait_ms": 1000 * waited,
+            "peak_mib": peak_memory(device) / 2**20,
+            "tokens": sum(int(part.attention_mask.sum()) for part in parts),
+            "visual_tokens": sum(len(part.visual_index) for part in parts),
+        }
+        state["log"].append(line)
+        bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line))
+        if (step + 1) % args.save_every == 0 or step + 1 == steps:
+            save(state | {"step": step + 1, "optimizer": optimizer.state_dict()})
+    return time.perf_counter() - began
+
+
+def peak_memory(device):
+    """Bytes: of the GPU's allocator, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(args, vlm, processor, examples, name):
+    """Generate an answer to every example and score it: a list of predictions, in the order of the examples."""
+    device = next(vlm.parameters()).device
+    order = sorted(range(len(examples)), key=lambda i: processor.count(examples[i])[0])  # rows of like length together
+    predictions = [None] * len(examples)
+    with tqdm(total=len(examples), desc=f"evaluate {name}", leave=False) as bar:
+        for first in range(0, len(order), args.eval_batch):
+            here = order[first : first + args.eval_batch]
+            batch = processor([replace(examples[i], answer=None) for i in here]).to(device)
+            for i, ids in zip(here, vlm.generate(batch, args.max_new_tokens)):
+                e, text = examples[i], processor.decode(ids)
+                predictions[i] = {
+                    "data": name,
+                    "source": e.source,
+                    "kind": e.kind,
+                    "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in e.images],
+                    "prompt": e.prompt,
+                    "text": text,
+                    "reference": e.answer,
+                    **score(e, text, processor),
+                }
+            bar.update(len(here))
+    return predictions
+
+
+def summary(predictions, data):
+    """accuracy: rows with images of the data set trained on; text_accuracy: rows without images, wherever they are;
+    by_kind: every data set and kind of question; parse_failures: answers without a box where one was asked for."""
+    by_kind = defaultdict(list)
+    for p in predictions:
+        by_kind[f"{p['data']} {p['kind']}".strip()].append(p["score"])
+    seen = [p["score"] for p in predictions if p["images"] and p["data"] == data]
+    text = [p["score"] for p in predictions if not p["images"]]
+    return {
+        "accuracy": mean(seen) if seen else None,
+        "text_accuracy": mean(text) if text else None,
+        "by_kind": {kind: mean(scores) for kind, scores in by_kind.items()},
+        "parse_failures": sum(p["failed"] for p in predictions),
+    }
+
+
+@torch.no_grad()
+def text_logits(vlm, processor):
+    """The logits of the built-in text prompts, each on its own."""
+    device = next(vlm.parameters()).device
+    return [vlm(processor([Example([], prompt)]).to(device)).cpu() for prompt in TEXT_PROMPTS]
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def versions():
+    packages = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def commit():
+    """The git commit of this code, or None outside a checkout."""
+    command = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def draw_figures(out, report, scores, log, examples, predictions, processor):
+    """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
+    if report["heads"]:
+        figures.head_map(out / "heads.png", scores, report["heads"])
+    if log:
+        steps = {"base": 0, "tuned": report["steps"]}
+        accuracy = [(steps[when], report[when]["accuracy"]) for when in steps if report[when]["accuracy"] is not None]
+        figures.curve(out / "curve.png", [(line["step"], line["loss"]) for line in log], accuracy)
+    items = []
+    for i, e in enumerate(examples):
+        if len(e.images) == 1 and len(items) < 12:
+            before, behind = REFCOCO_PROMPT.split("{}")
+            caption = e.prompt.removeprefix(before).removesuffix(behind)
+            item = {"image": open_image(e.images[0]), "caption": caption, "reference": e.answer}
+            shown = {"base": "before", "tuned": "after"}
+            items.append(item | {shown[when]: answers[i]["parsed"] for when, answers in predictions.items()})
+    if items:
+        figures.examples(out / "examples.png", items)
+
+
+def print_table(report, vlm):
+    """The run in a few lines: before, after and what it cost."""
+
+    def percent(value):
+        return "not measured" if value is None else f"{100 * value:.1f} %"
+
+    rows = [("", "before", "after")]
+    kinds = report["base"]["by_kind"] | report["tuned"]["by_kind"]
+    for kind in kinds:
+        rows.append((kind, *(percent(report[when]["by_kind"].get(kind)) for when in ("base", "tuned"))))
+    rows.append(("answers without a box", *(str(report["parse_failures"][when]) for when in ("base", "tuned"))))
+    print()
+    for name, before, after in rows:
+        print(f"  {name:32}{before:>14}{after:>14}")
+    change, total = report["text_logit_max_change"], sum(p.numel() for p in vlm.parameters())
+    trainable, flops = report["trainable_parameters"], report["adapter_flops_per_step"]
+    print(f"\n  largest change of a text logit    {'not measured' if change is None else change}")
+    print(f"  trainable parameters              {trainable:,} ({100 * trainable / total:.3f} % of {total:,})")
+    print(f"  adapter FLOPs a step              {'not measured' if flops is None else f'{flops:.3g}'}")
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+
+def run(args, command):
+    state = {"step": 0, "optimizer": None, "log": [], "heads": None, "scores": None, "base": None, "parameters": None}
+    if args.resume:
+        out = Path(args.resume)
+        args = argparse.Namespace(**read_json(out / "arguments.json"))
+        if not (out / "state.pt").exists():
+            raise InputError(f"{out}: no state.pt to resume from; start the run anew")
+        state = torch.load(out / "state.pt", weights_only=True)
+    else:
+        out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{args.method}")
+
+    vlm, processor = load_model(args)
+    training = args.method != "none" and not args.eval_only
+    also = (["scenes-day", "sums"] if args.data == "scenes" else []) if args.also is None else args.also
+    held_out = {
+        name: load_rows(args, name, args.eval_split, args.eval_limit, processor, args.max_new_tokens)
+        for name in dict.fromkeys([args.data, *also])
+    }
+    examples = load_rows(args, args.data, args.train_split, args.limit, processor) if training else []
+    if training:
+        show_example(processor, examples[0])
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
+
+    def evaluate_all():
+        return [p for name, rows in held_out.items() for p in evaluate(args, vlm, processor, rows, name)]
+
+    if state["base"] is None and not args.from_scratch:
+        state["base"] = json.dumps(evaluate_all())
+    predictions = {"base": json.loads(state["base"])} if state["base"] else {}
+    before, after, adapter, parameters, steps, seconds = text_logits(vlm, processor), None, None, [], 0, 0.0
+
+    if training:
+        if args.method == "image-lora" and state["heads"] is None:
+            state["heads"], state["scores"] = choose_heads(args, vlm, processor, examples)
+        adapter, parameters = build_method(args, vlm, state["heads"])
+        size = args.batch * args.accumulate
+        steps = args.steps if args.steps is not None else math.ceil((args.epochs or 1) * len(examples) / size)
+        trainable = sum(p.numel() for p in parameters)
+        print(f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows")
+        if state["heads"]:
+            print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in state["heads"].items()))
+            save_selection(out / "heads.json", state["heads"], state["scores"])
+        if state["parameters"]:
+            with torch.no_grad():
+                for p, saved in zip(parameters, state["parameters"], strict=True):
+                    p.copy_(saved)
+
+        def save(new):
+            part = out / "state.pt.part"
+            torch.save(new | {"parameters": [p.detach().cpu() for p in parameters]}, part)
+            part.replace(out / "state.pt")
+
+        seconds = train(args, vlm, processor, examples, parameters, steps, state, save)
+    elif args.adapter:
+        adapter = load_adapter(args.adapter, vlm)
+        parameters = list(adapter.parameters())
+
+    if adapter or training:
+        predictions["tuned"] = evaluate_all()
+        after = text_logits(vlm, processor)
+    if training and adapter:
+        adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+        adapter.save(out / "adapter.safetensors")
+    elif training:
+        vlm.save(out / "checkpoint")
+        processor.save(out / "checkpoint")
+
+    log = state["log"]
+    flops = mean(adapter.flops(line["tokens"], line["visual_tokens"]) for line in log) if adapter and log else None
+    summaries = {when: summary(predictions.get(when, []), args.data) for when in ("base", "tuned")}
+    report = {
+        "method": args.method,
+        "seed": args.seed,
+        "data": args.data,
+        "steps": steps,
+        "trainable_parameters": sum(p.numel() for p in parameters),
+        "adapter_flops_per_step": flops,
+        "train_seconds": seconds,
+        "peak_memory_bytes": peak_memory(next(vlm.parameters()).device),
+        "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
+        **summaries,
+        "text_logit_max_change": max((a - b).abs().max().item() for a, b in zip(before, after)) if after else None,
+        "heads": state["heads"] or (getattr(adapter, "heads", None)),
+        "arguments": vars(args),
+        "versions": versions(),
+        "command": " ".join(command),
+        "commit": commit(),
+    }
+    lines = [p | {"when": when} for when, answers in predictions.items() for p in answers]
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    draw_figures(out, report, state["scores"], log, held_out[args.data], predictions, processor)
+    print_table(report, vlm)
+    print(f"\n  written to {out}")
+
+
+def main(argv=None):
+    try:
+        run(parse_args(argv), ["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
