@@ -137,6 +137,11 @@ def file_size(path):
         raise InputError(f"{path}: not a whole image ({error})") from None
 
 
+def image_key(image):
+    """Equal for the same path and for the same PIL object: one picture."""
+    return id(image) if isinstance(image, Image.Image) else str(image)
+
+
 def image_size(image):
     """(width, height) of a path or PIL image."""
     return ImageOps.exif_transpose(image).size if isinstance(image, Image.Image) else file_size(str(image))
@@ -332,7 +337,7 @@ class Processor:
                 raise InputError(f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions")
             source, row_grids = [], []
             for image in example.images:
-                key = id(image) if isinstance(image, Image.Image) else str(image)
+                key = image_key(image)
                 if key not in first_token:  # each picture of the batch is cut, and later encoded, once
                     cut, grid = self.cut(image)
                     first_token[key] = encoded, grid

@@ -153,7 +153,7 @@ class Config:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square in float32."""
+    """x / rms(x) * weight, computed in float32; the result has the dtype of the weights."""
 
     def __init__(self, size, eps):
         super().__init__()
@@ -163,7 +163,7 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return (self.weight * x32).to(self.weight.dtype)
 
 
 class MLP(nn.Module):
@@ -335,7 +335,7 @@ class VisionEncoder(nn.Module):
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, K]
         cos, sin = angles.cos(), angles.sin()
 
-        x = self.patch_embed(patches)
+        x = self.patch_embed(patches).float()  # the residual stream, as in the decoder
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, whole if i in c.full_blocks else windows)
         return self.merger(x)
@@ -438,6 +438,7 @@ class Decoder(nn.Module):
         [B, T, D] and the attention weights of each layer (Nones, unless by hand)."""
         cos, sin = self.rotary(position_ids)
         weights = []
+        x = x.float()  # in a bfloat16 model too, the residual stream adds up in float32: most of its rounding vanishes
         for layer in self.layers:
             x, w = layer(x, cos, sin, mask, visual_index, cache, by_hand)
             weights.append(w)
@@ -476,7 +477,7 @@ class VLM(nn.Module):
         if len(batch.visual_index) == 0:
             return x
         visual = self.visual(batch.patches, batch.grids)[batch.visual_source]  # [N, D]
-        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x)
+        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual.to(x.dtype)).view_as(x)
 
     def hidden(self, batch, by_hand=False):
         """The decoder's output [B, T, D], and the attention weights of each layer if by hand."""

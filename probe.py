@@ -73,7 +73,7 @@ def head_scores(vlm, batches, criterion="rank1", seed=0):
                 raise ValueError(f"probe batch {i} has no visual token: nothing to measure")
             with torch.enable_grad():
                 gradients = torch.autograd.grad(vlm.loss(batch), parameters)
-            scores += torch.stack([g.float().square().flatten(1).sum(1) if g.dim() > 1 else g.float().square() for g in gradients]).cpu()
+            scores += torch.stack([g.view(g.shape[0], -1).square().sum(dim=1) for g in gradients]).cpu()
     finally:
         probe.detach()
     return scores
@@ -119,17 +119,16 @@ def random_heads(config, budget, seed):
 
 
 def save_selection(path, heads, scores=None):
-    """Write a selection (and the scores behind it) as JSON."""
-    selection = {"heads": heads, "scores": None if scores is None else scores.tolist()}
-    write_text(path, json.dumps(selection, indent=1) + "\n")
+    """Write a selection, and the scores behind it (lists, [L][G]), as JSON."""
+    write_text(path, json.dumps({"heads": heads, "scores": scores}) + "\n")
 
 
 def load_selection(path, config):
-    """Read a selection: (heads, scores or None). Raises InputError if it does not fit the model."""
+    """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     selection = read_json(path)
     try:
         heads = {int(layer): [int(h) for h in hs] for layer, hs in selection["heads"].items()}
-        scores = None if selection.get("scores") is None else torch.tensor(selection["scores"])
+        scores = selection["scores"]
         ImageLoRA(config, heads, rank=1)  # checks every layer and head
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a head selection for this model ({error})") from None

@@ -10,6 +10,7 @@ Everything a run decides is printed when it starts; everything it measures is in
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -33,6 +34,7 @@ from data import (
     REFCOCO_PROMPT,
     Example,
     Processor,
+    image_key,
     load,
     open_image,
     score,
@@ -166,7 +168,8 @@ def load_rows(args, name, split, limit, processor, room=0):
     limit = limit or (2000 if name in DRAWN else None)
     examples = load(name, args.data_root or Path("data") / name, split, limit)
     longest = processor.config.max_positions - room
-    lengths = [processor.count(e) for e in tqdm(examples, desc=f"reading {name} {split}", leave=False)]
+    with tqdm(examples, desc=f"reading {name} {split}", leave=False) as bar:
+        lengths = [processor.count(e) for e in bar]
     long = [e.name for e, (tokens, _) in zip(examples, lengths) if tokens > longest]
     if long:
         print(f"skipped  {len(long)} of {len(examples)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
@@ -215,8 +218,8 @@ def choose_heads(args, vlm, processor, examples):
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(args.probe_seed))
     rows = [seen[i] for i in order[: args.probe_samples].tolist()]
     device = next(vlm.parameters()).device
-    batches = (processor([row]).to(device) for row in tqdm(rows, desc="probe", leave=False))
-    scores = head_scores(vlm, batches, criterion, args.probe_seed)
+    with tqdm(rows, desc="probe", leave=False) as bar:
+        scores = head_scores(vlm, (processor([row]).to(device) for row in bar), criterion, args.probe_seed)
     return select_heads(scores, budget, args.tau), scores.tolist()
 
 
@@ -244,12 +247,20 @@ def learning_rate(step, steps, peak, warmup):
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def step_rows(step, rows, size, seed):
-    """The row numbers of one optimiser step: a pure function of seed and step, every epoch shuffled anew."""
-    numbers = range(step * size, (step + 1) * size)
-    epochs = {n // rows for n in numbers}
-    order = {e: torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + e)) for e in epochs}
-    return [int(order[n // rows][n % rows]) for n in numbers]
+def row_order(examples, seed):
+    """Row numbers without end, a pure function of the seed: every epoch shuffled anew, but consecutive rows about the
+    same picture stay together, so that a batch holds few pictures, each of which is encoded once."""
+    keys = [[image_key(image) for image in e.images] for e in examples]
+    groups = [[0]]
+    for i in range(1, len(examples)):
+        if keys[i] and keys[i] == keys[i - 1]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    for epoch in itertools.count():
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for g in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[g]
 
 
 def train(args, vlm, processor, examples, parameters, steps, state, save):
@@ -260,42 +271,45 @@ def train(args, vlm, processor, examples, parameters, steps, state, save):
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
     lr_peak = LEARNING_RATES[args.method] if args.lr is None else args.lr
-    bar = tqdm(range(state["step"], steps), initial=state["step"], total=steps, desc="train")
+    size = args.batch * args.accumulate
+    order = itertools.islice(row_order(examples, args.seed), state["step"] * size, None)
     began = time.perf_counter()
-    for step in bar:
-        start = time.perf_counter()
-        rows = step_rows(step, len(examples), args.batch * args.accumulate, args.seed)
-        parts = [processor([examples[i] for i in rows[k :: args.accumulate]]) for k in range(args.accumulate)]
-        supervised = [int((part.labels != -100).sum()) for part in parts]
-        waited = time.perf_counter() - start
+    with tqdm(total=steps, initial=state["step"], desc="train") as bar:
+        for step in range(state["step"], steps):
+            start = time.perf_counter()
+            rows = list(itertools.islice(order, size))
+            parts = [processor([examples[i] for i in rows[k : k + args.batch]]) for k in range(0, size, args.batch)]
+            supervised = [int((part.labels != -100).sum()) for part in parts]
+            waited = time.perf_counter() - start
 
-        loss = 0.0
-        for part, count in zip(parts, supervised):
-            part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the whole step's tokens
-            part_loss.backward()
-            loss += part_loss.item()
-        if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {step}; lower --lr (now {lr_peak})")
-        torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr_peak, args.warmup)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for part, count in zip(parts, supervised):
+                part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the whole step's tokens
+                part_loss.backward()
+                loss += part_loss.item()
+            if not math.isfinite(loss):
+                raise InputError(f"the loss is {loss} at step {step}; lower --lr (now {lr_peak})")
+            torch.nn.utils.clip_grad_norm_(parameters, args.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, lr_peak, args.warmup)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        line = {
-            "step": step,
-            "loss": loss,
-            "lr": optimizer.param_groups[0]["lr"],
-            "ms": 1000 * (time.perf_counter() - start),
-            "wait_ms": 1000 * waited,
-            "peak_mib": peak_memory(device) / 2**20,
-            "tokens": sum(int(part.attention_mask.sum()) for part in parts),
-            "visual_tokens": sum(len(part.visual_index) for part in parts),
-        }
-        state["log"].append(line)
-        bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line))
-        if (step + 1) % args.save_every == 0 or step + 1 == steps:
-            save(state | {"step": step + 1, "optimizer": optimizer.state_dict()})
+            line = {
+                "step": step,
+                "loss": loss,
+                "lr": optimizer.param_groups[0]["lr"],
+                "ms": 1000 * (time.perf_counter() - start),
+                "wait_ms": 1000 * waited,
+                "peak_mib": peak_memory(device) / 2**20,
+                "tokens": sum(int(part.attention_mask.sum()) for part in parts),
+                "visual_tokens": sum(len(part.visual_index) for part in parts),
+            }
+            state["log"].append(line)
+            bar.update()
+            bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line))
+            if (step + 1) % args.save_every == 0 or step + 1 == steps:
+                save(state | {"step": step + 1, "optimizer": optimizer.state_dict()})
     return time.perf_counter() - began
 
 
@@ -437,6 +451,8 @@ def run(args, command):
         for name in dict.fromkeys([args.data, *also])
     }
     examples = load_rows(args, args.data, args.train_split, args.limit, processor) if training else []
+    if args.method == "image-lora" and training and not any(e.images for e in examples):
+        raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
     if training:
         show_example(processor, examples[0])
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,84 @@
+"""What the tests share: one thread, a small random checkpoint in the hub's format, pictures, the shared real data."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data import Processor
+from model import VLM, Config
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
+torch.set_num_threads(1)
+
+SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least once
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+}
+SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+
+
+def small_config(base=ROOT / "tiny/config.json", tied=False):
+    """The parsed config.json of a small model with the tokens of `base`."""
+    raw = json.loads(Path(base).read_text()) | SMALL | {"tie_word_embeddings": tied}
+    raw["vision_config"] = raw["vision_config"] | SMALL_VISION | {"fullatt_block_indexes": [1]}
+    return raw
+
+
+def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None):
+    """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
+    vlm = VLM.from_scratch(Config.from_dict(raw or small_config(source / "config.json", tied)), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for p in vlm.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    vlm.save(folder)
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+def picture(width, height, seed=0):
+    """A picture of coarse random colours."""
+    cells = Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(8 * 8 * 3))
+    return cells.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def vlm(checkpoint):
+    return VLM.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint):
+    return Processor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real photographs, annotations and vocabulary."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED} (set IMAGELORA_TEST_DATA)")
+    return SHARED
+
+
+def randomised(adapter, seed=0):
+    """The adapter with random parameters: as if trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in adapter.parameters():
+        p.data = torch.randn(p.shape, generator=generator)
+    return adapter

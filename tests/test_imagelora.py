@@ -1,0 +1,282 @@
+"""The paper's claims about Image-LoRA, as tests on a small random model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import picture, randomised, write_checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from data import Example
+from imagelora import ImageLoRA, LoRA, load_adapter
+from model import VLM, InputError, read_metadata, read_safetensors, write_safetensors
+
+HEADS = {0: [1], 2: [0, 1]}
+
+
+@pytest.fixture
+def mixed(processor):
+    """Rows with one image, without, with two; padded."""
+    return processor(
+        [
+            Example([picture(90, 60)], "Where is the ring?", "[1, 2, 3, 4]"),
+            Example([], "How many apples are left?", "12"),
+            Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA])
+def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, make):
+    frozen = vlm(mixed)
+    make(vlm.config).attach(vlm)
+    assert torch.equal(vlm(mixed), frozen)
+
+
+def test_rows_without_an_image_are_untouched_bit_for_bit_by_any_trained_adapter(vlm, mixed, processor):
+    alone = processor([Example([], "How many apples are left?"), Example([], "你好")])
+    frozen, frozen_alone, tokens = vlm(mixed), vlm(alone), vlm.generate(alone, 8)
+    for seed in range(3):
+        adapter = randomised(ImageLoRA(vlm.config, HEADS), seed).attach(vlm)
+        adapted = vlm(mixed)
+        assert torch.equal(adapted[1], frozen[1])
+        assert not torch.equal(adapted[0], frozen[0]) and not torch.equal(adapted[2], frozen[2])
+        assert torch.equal(vlm(alone), frozen_alone)
+        assert vlm.generate(alone, 8) == tokens
+        adapter.detach()
+
+
+def test_standard_lora_does_change_rows_without_an_image(vlm, mixed):
+    frozen = vlm(mixed)
+    randomised(LoRA(vlm.config)).attach(vlm)
+    assert not torch.equal(vlm(mixed)[1], frozen[1])
+
+
+def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
+    """Given the same layer input: queries, keys and attention weights stay, and so do all other values."""
+    attention = vlm.model.layers[2].self_attn
+    x = torch.randn(*mixed.input_ids.shape, vlm.config.hidden)
+    cos, sin = vlm.model.rotary(mixed.position_ids)
+    mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    seen = {}
+
+    def watch(adapter_y, key):
+        seen[key] = adapter_y
+        return adapter_y
+
+    def run(adapters):
+        attention.adapters = {
+            path: lambda y, x, i, path=path: watch(adapters[path](y, x, i) if path in adapters else y, path) for path in "qkv"
+        }
+        _, weights = attention(x, cos, sin, mask, mixed.visual_index, None, True)
+        return {**{k: v.clone() for k, v in seen.items()}, "weights": weights}
+
+    before = run({})
+    update = randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]
+    after = run({"v": update})
+    for same in ("q", "k", "weights"):
+        assert torch.equal(before[same], after[same])
+    K = vlm.config.head_size
+    changed = (before["v"] != after["v"]).view(*x.shape[:2], -1, K).any(-1)  # [B, T, G]
+    assert torch.equal(changed[..., 1], mixed.visual_mask)
+    assert not changed[..., 0].any()
+
+
+def test_the_gathered_path_equals_the_masked_formula_and_so_do_its_gradients(vlm, mixed):
+    config, (B, T) = vlm.config, mixed.input_ids.shape
+    update = randomised(ImageLoRA(config, {1: [0, 1]}, rank=4)).layers["1"]
+    torch.manual_seed(1)
+    v, g = torch.randn(B, T, 2 * config.head_size), torch.randn(B, T, 2 * config.head_size)
+    results = []
+    for path in ("gathered", "masked"):
+        x = torch.randn(B, T, config.hidden, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        out = update(v.clone(), x, mixed.visual_index) if path == "gathered" else update.masked(v, x, mixed.visual_mask)
+        results.append([out, *torch.autograd.grad((out * g).sum(), [x, update.A, update.B, update.gate])])
+    for gathered, masked in zip(*results):
+        assert torch.allclose(gathered, masked, rtol=1e-5, atol=1e-5 * masked.abs().max().item())
+
+
+def test_the_update_is_the_papers_formula_for_one_token(vlm):
+    """V~^(h) - V^(h) = (alpha / R) * gamma / sqrt(n) * x A B^(h), computed by hand for one visual token."""
+    adapter = randomised(ImageLoRA(vlm.config, {0: [0, 1]}, rank=4, alpha=12))
+    u, x = adapter.layers["0"], torch.randn(1, 3, vlm.config.hidden)
+    v = u(torch.zeros(1, 3, 2 * vlm.config.head_size), x, torch.tensor([1]))
+    by_hand = 12 / 4 * u.gate / 2**0.5 * (x[0, 1] @ u.A @ u.B[1])
+    assert torch.allclose(v[0, 1, vlm.config.head_size :], by_hand, rtol=1e-5, atol=1e-5)
+    assert (v[0, [0, 2]] == 0).all()
+
+
+def test_shapes_names_and_starting_values_are_those_of_the_design(vlm):
+    torch.manual_seed(0)
+    adapter = ImageLoRA(vlm.config, HEADS, rank=4)
+    shapes = {name: tuple(p.shape) for name, p in adapter.named_parameters()}
+    assert shapes == {
+        "layers.0.A": (64, 4), "layers.0.B": (1, 4, 16), "layers.0.gate": (),
+        "layers.2.A": (64, 4), "layers.2.B": (2, 4, 16), "layers.2.gate": (),
+    }  # fmt: skip
+    assert adapter.layers["2"].B.abs().max() == 0 and adapter.layers["2"].gate.item() == pytest.approx(0.01)
+    assert adapter.layers["2"].A.std().item() == pytest.approx(1 / 4, rel=0.2)
+    assert adapter.trainable() == sum(torch.Size(s).numel() for s in shapes.values())
+
+
+def test_only_the_adapter_learns(vlm, mixed):
+    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    vlm.loss(mixed).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+    assert all(p.grad is None for p in vlm.parameters())
+
+
+def test_one_batch_of_rows_gives_the_gradient_of_the_rows_one_by_one(vlm, processor):
+    """Several images, a different set in each row: the mean over supervised tokens, weighted by their number."""
+    examples = [
+        Example([picture(90, 60)], "Where?", "[1, 2, 3, 4]"),
+        Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "left"),
+    ]
+    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    together = torch.autograd.grad(vlm.loss(processor(examples)), list(adapter.parameters()))
+    single = [processor([e]) for e in examples]
+    counts = [(b.labels != -100).sum().item() for b in single]
+    loss = sum(vlm.loss(b) * n / sum(counts) for b, n in zip(single, counts))
+    for a, b in zip(together, torch.autograd.grad(loss, list(adapter.parameters()))):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_batched_generation_equals_single_generation_with_an_adapter(vlm, processor):
+    examples = [Example([picture(90, 60)], "Where?"), Example([], "Hi"), Example([picture(60, 90, 2)] * 2, "Which?")]
+    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    assert vlm.generate(processor(examples), 10) == [vlm.generate(processor([e]), 10)[0] for e in examples]
+
+
+def test_decoding_needs_no_adapter_arithmetic(vlm, processor):
+    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    calls = []
+    adapter.layers["0"].update, real = lambda x: calls.append(len(x)) or real(x), adapter.layers["0"].update
+    batch = processor([Example([picture(60, 60)], "Where?")])
+    assert len(vlm.generate(batch, 8)[0]) == 8
+    assert calls == [len(batch.visual_index)]
+
+
+def test_detaching_restores_the_frozen_model_exactly(vlm, mixed):
+    frozen = vlm(mixed)
+    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    adapter.detach()
+    assert torch.equal(vlm(mixed), frozen)
+    adapter.attach(vlm)
+    assert not torch.equal(vlm(mixed), frozen)
+
+
+def test_a_second_adapter_is_refused(vlm):
+    ImageLoRA(vlm.config, HEADS).attach(vlm)
+    with pytest.raises(ValueError, match="attached already"):
+        LoRA(vlm.config).attach(vlm)
+    assert not any("q" in layer.self_attn.adapters for layer in vlm.model.layers)
+
+
+@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, rank=4, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
+def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint, vlm, mixed, make):
+    adapter = randomised(make(vlm.config)).attach(vlm)
+    adapter.notes = {"max_pixels": 1234}
+    adapted = vlm(mixed)
+    adapter.save(tmp_path / "a.safetensors")
+    fresh = VLM.from_pretrained(checkpoint)
+    again = load_adapter(tmp_path / "a.safetensors", fresh)
+    assert torch.equal(fresh(mixed), adapted)
+    assert again.notes == {"max_pixels": 1234} and type(again) is type(adapter)
+    assert read_metadata(tmp_path / "a.safetensors")["base"] == vlm.fingerprint()
+
+
+def test_an_adapter_refuses_another_base_and_any_other_set_of_tensors(tmp_path, vlm):
+    file = tmp_path / "a.safetensors"
+    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).save(file)
+    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5))
+    with pytest.raises(InputError, match="made for another checkpoint"):
+        load_adapter(file, other)
+    tensors, metadata = dict(read_safetensors(file)), read_metadata(file)
+    fresh = replace_adapterless(vlm)
+    for change in (
+        {k: t for k, t in tensors.items() if k != "layers.0.gate"},
+        tensors | {"layers.1.A": torch.zeros(2)},
+        tensors | {"layers.0.A": torch.zeros(64, 3)},
+    ):
+        write_safetensors(file, change, metadata)
+        with pytest.raises(InputError, match="missing, surplus or misshapen"):
+            load_adapter(file, fresh)
+    write_safetensors(file, tensors, {"format": "pt"})
+    with pytest.raises(InputError, match="not an adapter file"):
+        load_adapter(file, fresh)
+
+
+def replace_adapterless(vlm):
+    for layer in vlm.model.layers:
+        layer.self_attn.adapters.clear()
+    return vlm
+
+
+def test_saving_an_adapter_that_was_never_attached_is_refused(tmp_path, vlm):
+    with pytest.raises(ValueError, match="attach the adapter"):
+        ImageLoRA(vlm.config, HEADS).save(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("heads", [{}, {0: []}, {3: [0]}, {-1: [0]}, {0: [2]}, {0: [-1]}, {0: [1, 1]}])
+def test_heads_that_do_not_exist_are_refused(vlm, heads):
+    with pytest.raises(ValueError, match="head"):
+        ImageLoRA(vlm.config, heads)
+
+
+def test_the_flop_formula_equals_torchs_counter_and_is_proportional_to_the_visual_tokens(vlm):
+    config, heads = vlm.config, {0: [1], 2: [0, 1]}
+    adapter = randomised(ImageLoRA(config, heads, rank=4))
+
+    def counted(visual_tokens):
+        index = torch.arange(visual_tokens)
+        with FlopCounterMode(display=False) as counter:
+            for update in adapter.layers.values():
+                x = torch.randn(1, 20, config.hidden, requires_grad=True)
+                update(torch.randn(1, 20, 2 * config.head_size), x, index).sum().backward()
+        return counter.get_total_flops()
+
+    for n in (1, 7, 20):
+        assert adapter.flops(20, n) == counted(n) == n * adapter.flops(99, 1)
+    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * 16) for hs in heads.values())
+
+
+def test_the_flop_formula_of_lora_equals_torchs_counter(vlm):
+    adapter = randomised(LoRA(vlm.config, rank=4))
+    with FlopCounterMode(display=False) as counter:
+        for (_, target), update in adapter.updates.items():
+            x = torch.randn(1, 9, 64, requires_grad=True)
+            update(torch.randn(1, 9, {"q": 64, "k": 32, "v": 32, "o": 64}[target]), x, None).sum().backward()
+    assert adapter.flops(9, 3) == counter.get_total_flops()
+
+
+def test_a_bfloat16_model_keeps_float32_adapter_parameters(checkpoint, mixed):
+    half = VLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    adapter = ImageLoRA(half.config, HEADS).attach(half)
+    frozen = half(mixed)
+    half.loss(mixed).backward()
+    assert frozen.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in adapter.parameters())
+
+
+def test_settings_are_kept_as_text_that_anyone_can_read(tmp_path, vlm):
+    ImageLoRA(vlm.config, HEADS, rank=2, alpha=5).attach(vlm).save(tmp_path / "a.safetensors")
+    settings = json.loads(read_metadata(tmp_path / "a.safetensors")["settings"])
+    assert settings == {"heads": {"0": [1], "2": [0, 1]}, "rank": 2, "alpha": 5, "gate": 0.01}
+
+
+def test_a_changed_visual_index_changes_where_the_update_goes(vlm, mixed):
+    """The mask is what decides: with an empty one, the adapted model is the frozen one."""
+    frozen = vlm(mixed)
+    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    attention = [layer.self_attn for layer in vlm.model.layers]
+    hidden, _ = vlm.model(
+        vlm.embed(mixed), mixed.position_ids, replace_mask(mixed), torch.empty(0, dtype=torch.long), None
+    )
+    assert torch.equal(vlm.head(hidden), frozen) and "v" in attention[0].adapters
+
+
+def replace_mask(batch):
+    from model import attention_mask
+
+    return attention_mask(replace(batch).segments)
