@@ -515,7 +515,8 @@ def drawn(name, root, split):
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(scenes.SPLIT_SEEDS)}")
     look = {"scenes": scenes.DEMO_LOOK, "sums": "day", "scenes-pretraining": "day"}.get(name) or name.split("-")[1]
     for number, row in enumerate(scenes.rows(look, split)):
-        if name == "scenes-pretraining" or (name == "sums") == (row["kind"] == "text"):
+        fitting = ("text",) if name == "sums" else ("grounding", "attribute")
+        if name == "scenes-pretraining" or row["kind"] in fitting:
             yield row, f"{name} {split} {number}"
 
 

@@ -77,7 +77,7 @@ def parse_args(argv=None):
     flag = argparse.BooleanOptionalAction
 
     g = parser.add_argument_group("model")
-    g.add_argument("--model", default=str(HERE / "tiny"), help="checkpoint folder or hub id")
+    g.add_argument("--model", default="tiny", help="checkpoint folder or hub id; tiny: the model that comes with this")
     g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
     g.add_argument("--max-pixels", type=int, default=401408, help="largest area of a resized image; 784 are one token")
 
@@ -152,11 +152,12 @@ def choose_device(name, dtype, method):
 def load_model(args):
     """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model."""
     device, dtype = choose_device(args.device, args.dtype, args.method)
-    processor = Processor.from_pretrained(args.model, max_pixels=args.max_pixels)
+    model = HERE / "tiny" if args.model == "tiny" else args.model
+    processor = Processor.from_pretrained(model, max_pixels=args.max_pixels)
     if args.from_scratch:
-        vlm = VLM.from_scratch(Config.from_pretrained(args.model), args.seed, dtype, device)
+        vlm = VLM.from_scratch(Config.from_pretrained(model), args.seed, dtype, device)
     else:
-        vlm = VLM.from_pretrained(args.model, dtype, device)
+        vlm = VLM.from_pretrained(model, dtype, device)
     total = sum(p.numel() for p in vlm.parameters())
     print(f"model    {args.model}, {total:,} parameters in {str(dtype).removeprefix('torch.')} on {device}")
     return vlm, processor

@@ -4,16 +4,19 @@ import json
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
 from data import Processor
 from model import VLM, Config
 
-ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(1)
 

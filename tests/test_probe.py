@@ -9,7 +9,13 @@ from conftest import picture
 from data import Example
 from imagelora import ImageLoRA
 from model import InputError
-from probe import head_scores, load_selection, random_heads, save_selection, select_heads
+from probe import (
+    head_scores,
+    load_selection,
+    random_heads,
+    save_selection,
+    select_heads,
+)
 
 
 @pytest.fixture

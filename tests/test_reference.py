@@ -72,7 +72,7 @@ def test_bfloat16_is_no_further_from_float32_than_the_reference(pair):
 
 def test_what_transformers_saves_loads_here_and_the_other_way_round(pair, tmp_path):
     """Its own configuration form, its own tensor names, in shards; and VLM.save is read by transformers (the fixture)."""
-    folder, vlm, _, reference = pair
+    _, vlm, _, reference = pair
     reference.model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     batch, _ = both(pair, "one image")
@@ -104,7 +104,9 @@ def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
 
 
 def test_patches_of_real_photographs_equal(shared, tmp_path):
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
 
     folder = write_checkpoint(tmp_path)
     processor = Processor.from_pretrained(folder, max_pixels=200_000)

@@ -35,10 +35,9 @@ def corpus():
     """The words of the tiny world, each often enough to become one token, with and without a space before it."""
     text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### ", REFCOCO_PROMPT.format("the")]
     for row in islice(rows("day", "train"), 4000):
-        text += [row.get("prompt", ""), row.get("sent", ""), row.get("answer", "") if row["kind"] == "text" else ""]
+        text += [row.get("prompt", ""), row.get("sent", ""), row.get("answer", "")]
     text += [*SHAPES, *COLOURS, *NUMBERS.values(), *FOREIGN.values(), "small", "large"]
-    numbers = [str(n) for n in range(SIDE + 10)]
-    return [t for t in text + ["[1, 2]", *numbers] for _ in range(3)]
+    return [t for t in text + ["[1, 2]", *map(str, range(SIDE + 10))] for _ in range(3)]
 
 
 def build_tokenizer():

@@ -7,7 +7,7 @@ and from top to bottom. On it lie 3 or 4 things that do not touch, each with
     colour   red, green, blue, yellow, purple, black
     size     small (20 to 25 pixels a side) or large (34 to 41)
 
-Each scene comes with four examples, all showing the same picture object:
+Each scene comes with five examples, all but the sum showing the same picture object:
 
     two      grounding questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
              shape, size and shape, all three, or by its place beside a second thing that is itself named without doubt
@@ -15,6 +15,8 @@ Each scene comes with four examples, all showing the same picture object:
              at least). Answer: the box, one pixel outside the drawing.
     one      question about an attribute ("What colour is the ring?", "What shape is the red thing?", "How large is
              the star?", "How many things are there?"), answered in one word.
+    one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring [3, 10,
+             25, 32], large ..."): a dense lesson in where things are, which the grounding questions then build on.
     one      sum in words without a picture, in the form of GSM8K: the working, then "#### " and the result.
 
 A look changes the light on the picture, never the boxes or the words; `words` changes the words instead:
@@ -56,6 +58,7 @@ RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of th
     "above": (1, -1),
     "below": (1, 1),
 }
+LISTING = "List everything from left to right."
 LOOKS = ("day", "dusk", "fog", "noise", "negative", "words")
 DEMO_LOOK = "dusk"
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
@@ -160,6 +163,12 @@ def expressions(scene, target):
     return plain, related
 
 
+def around(thing):
+    """The box to answer with: one pixel outside the drawing."""
+    x1, y1, x2, y2 = thing[3]
+    return (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
+
+
 def attribute(scene, rng):
     """(question, answer) about one thing or the number of things."""
     shapes, colours = [t[0] for t in scene], [t[1] for t in scene]
@@ -189,7 +198,7 @@ def word_problem(rng):
 
 
 def rows(look, split):
-    """Endless rows {"kind", "images", "prompt" or "sent", "answer" or "bbox"} of a split in a look, four a scene."""
+    """Endless rows {"kind", "images", "prompt" or "sent", "answer" or "bbox"} of a split in a look, five a scene."""
     number = 0
     while True:
         rng = random.Random(f"{SPLIT_SEEDS[split]}-{number}")
@@ -199,12 +208,13 @@ def rows(look, split):
         named = [(t, plain, related) for t, plain, related in targets if plain or related]
         for target, plain, related in (named * 2)[:2]:
             use = related if related and (not plain or rng.random() < 0.25) else plain
-            x1, y1, x2, y2 = scene[target][3]
-            box = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
-            yield {"kind": "grounding", "images": [picture], "sent": rng.choice(use), "bbox": box}
+            yield {"kind": "grounding", "images": [picture], "sent": rng.choice(use), "bbox": around(scene[target])}
         question, answer = attribute(scene, rng)
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
+        listed = sorted(scene, key=lambda thing: thing[3])
+        answer = ", ".join(f"{size} {colour} {shape} {list(around(t))}" for t in listed for shape, colour, size, _ in [t])
+        yield {"kind": "listing", "images": [picture], "prompt": LISTING, "answer": answer}
         question, answer = word_problem(rng)
         yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
         number += 1
