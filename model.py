@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -35,19 +35,30 @@ class InputError(ValueError):
 # ------------------------------------------------------------------------------------------------ configuration
 
 
+def key(name):
+    """A field of a configuration and its key in config.json."""
+    return field(metadata={"key": name})
+
+
+def fields_of(cls, raw):
+    """{field: value} of a configuration class, read from the parsed JSON; lists become tuples. KeyError if one lacks."""
+    values = {f.name: raw[f.metadata["key"]] for f in fields(cls) if f.metadata}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 @dataclass(frozen=True)
 class VisionConfig:
-    depth: int
-    hidden: int
-    intermediate: int
-    heads: int
-    patch_size: int  # pixels
-    temporal_patch_size: int  # frames
-    channels: int
-    merge: int  # merge x merge patches become one visual token
-    window: int  # pixels
-    full_blocks: tuple  # the blocks that attend to the whole picture
-    tokens_per_second: int
+    depth: int = key("depth")
+    hidden: int = key("hidden_size")  # E
+    intermediate: int = key("intermediate_size")
+    heads: int = key("num_heads")
+    patch_size: int = key("patch_size")  # pixels
+    temporal_patch_size: int = key("temporal_patch_size")  # frames
+    channels: int = key("in_chans")
+    merge: int = key("spatial_merge_size")  # merge x merge patches become one visual token
+    window: int = key("window_size")  # pixels
+    full_blocks: tuple = key("fullatt_block_indexes")  # the blocks that attend to the whole picture
+    tokens_per_second: int = key("tokens_per_second")
 
     @property
     def patch_values(self):
@@ -57,96 +68,67 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Config:
-    layers: int  # L
-    hidden: int  # D
-    heads: int  # H, query heads
-    value_heads: int  # G, key and value heads: each serves H / G query heads
-    head_size: int  # K
-    intermediate: int
-    vocab: int  # V
-    rms_eps: float
-    rope_theta: float
-    rope_sections: tuple  # how many of the K/2 rotary frequencies turn with time, height and width
-    max_positions: int
-    tied: bool  # the head is the embedding table
-    image_token: int
-    video_token: int
-    end_tokens: tuple
-    vision: VisionConfig
-    raw: dict = field(repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
-    generation: dict = field(repr=False, compare=False)  # generation_config.json, likewise
+    layers: int = key("num_hidden_layers")  # L
+    hidden: int = key("hidden_size")  # D
+    heads: int = key("num_attention_heads")  # H, query heads
+    value_heads: int = key("num_key_value_heads")  # G, key and value heads: each serves H / G query heads
+    intermediate: int = key("intermediate_size")
+    vocab: int = key("vocab_size")  # V
+    rms_eps: float = key("rms_norm_eps")
+    rope_theta: float = key("rope_theta")
+    rope_sections: tuple = key("mrope_section")  # how many of the K/2 frequencies turn with time, height and width
+    max_positions: int = key("max_position_embeddings")
+    tied: bool = key("tie_word_embeddings")  # the head is the embedding table
+    image_token: int = key("image_token_id")
+    video_token: int = key("video_token_id")
+    end_tokens: tuple = key("eos_token_id")
+    vision: VisionConfig = None
+    raw: dict = field(default=None, repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
+    generation: dict = field(default=None, repr=False, compare=False)  # generation_config.json, likewise
+
+    @property
+    def head_size(self):  # K
+        return self.hidden // self.heads
 
     @classmethod
     def from_dict(cls, raw, generation=None, source="config.json"):
         """Read config.json as the hub has it (flat) or as newer transformers writes it (`text_config`).
 
         raw, generation: the parsed config.json and generation_config.json (or None); source: the file's name, for
-        messages. Raises InputError for another model family or a missing key.
+        messages. Raises InputError for another model family, a missing key, or a value not implemented here.
         """
         if raw.get("model_type") != "qwen2_5_vl":
             raise InputError(f"{source}: model_type is {raw.get('model_type')!r}; only 'qwen2_5_vl' is implemented")
-        text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        generation = generation or {}
+        text = {"tie_word_embeddings": False} | raw.get("text_config", {})
+        rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
+        flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
+        vision = raw.get("vision_config", {})
+        vision = {"in_chans": vision.get("in_channels", 3)} | vision
+        if isinstance(flat.get("eos_token_id"), int):
+            flat["eos_token_id"] = [flat["eos_token_id"]]
         try:
-            end = generation.get("eos_token_id", raw.get("eos_token_id", text.get("eos_token_id")))
-            config = cls(
-                layers=text["num_hidden_layers"],
-                hidden=text["hidden_size"],
-                heads=text["num_attention_heads"],
-                value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                head_size=text["hidden_size"] // text["num_attention_heads"],
-                intermediate=text["intermediate_size"],
-                vocab=text["vocab_size"],
-                rms_eps=text["rms_norm_eps"],
-                rope_theta=rope.get("rope_theta") or text["rope_theta"],
-                rope_sections=tuple(rope["mrope_section"]),
-                max_positions=text["max_position_embeddings"],
-                tied=raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False,
-                image_token=raw["image_token_id"],
-                video_token=raw["video_token_id"],
-                end_tokens=() if end is None else tuple(end) if isinstance(end, list) else (end,),
-                vision=VisionConfig(
-                    depth=vision["depth"],
-                    hidden=vision["hidden_size"],
-                    intermediate=vision["intermediate_size"],
-                    heads=vision["num_heads"],
-                    patch_size=vision["patch_size"],
-                    temporal_patch_size=vision["temporal_patch_size"],
-                    channels=vision.get("in_chans") or vision.get("in_channels") or 3,
-                    merge=vision["spatial_merge_size"],
-                    window=vision["window_size"],
-                    full_blocks=tuple(vision["fullatt_block_indexes"]),
-                    tokens_per_second=vision["tokens_per_second"],
-                ),
-                raw=raw,
-                generation=generation,
-            )
+            config = cls(**fields_of(cls, flat), vision=VisionConfig(**fields_of(VisionConfig, vision)), raw=raw, generation=generation)
         except KeyError as missing:
             raise InputError(f"{source}: no key {missing}; is this a whole Qwen2.5-VL configuration?") from None
         unsupported = {
-            "use_sliding_window": text.get("use_sliding_window") or False,
-            "hidden_act": text.get("hidden_act", "silu") != "silu" or vision.get("hidden_act", "silu") != "silu",
+            "use_sliding_window": flat.get("use_sliding_window", False),
+            "hidden_act": {flat.get("hidden_act", "silu"), vision.get("hidden_act", "silu")} != {"silu"},
             "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"),
             "mrope_section": 2 * sum(config.rope_sections) != config.head_size,
             "num_key_value_heads": config.heads % config.value_heads != 0,
             "out_hidden_size": vision.get("out_hidden_size", config.hidden) != config.hidden,
-            "eos_token_id": not config.end_tokens,
         }
-        for key, wrong in unsupported.items():
+        for name, wrong in unsupported.items():
             if wrong:
-                raise InputError(f"{source}: the value of {key} does not fit a Qwen2.5-VL model as implemented here")
+                raise InputError(f"{source}: the value of {name} does not fit a Qwen2.5-VL model as implemented here")
         return config
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id):
         folder = checkpoint_folder(path_or_hub_id)
         generation = folder / "generation_config.json"
-        return cls.from_dict(
-            read_json(folder / "config.json"),
-            read_json(generation) if generation.exists() else None,
-            source=str(folder / "config.json"),
-        )
+        generation = read_json(generation) if generation.exists() else None
+        return cls.from_dict(read_json(folder / "config.json"), generation, source=str(folder / "config.json"))
 
 
 # --------------------------------------------------------------------------------------------- parts of both towers
@@ -190,6 +172,10 @@ def attend(q, k, v, mask, by_hand=False):
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if not by_hand:
+        if q.device.type == "cpu":  # its fused kernel is several times slower in bfloat16, so it runs in float32
+            with torch.autocast("cpu", enabled=False):
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+            return out.to(q.dtype), None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
     scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
     if mask is not None:
@@ -577,7 +563,8 @@ class VLM(nn.Module):
 
     @classmethod
     def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
-        """A model with random weights: normal(0, 0.02), biases 0, norms 1. Frozen and in eval mode, as loaded ones."""
+        """A model with random weights: normal with variance 1 / inputs, biases 0, norms 1; frozen and in eval mode, as
+        loaded ones. (The usual standard deviation of 0.02 suits wide models; small ones learn sooner with this.)"""
         generator = torch.Generator().manual_seed(seed)
         with torch.device("meta"):
             vlm = cls(config)
@@ -588,7 +575,7 @@ class VLM(nn.Module):
             elif p.dim() == 1:
                 nn.init.ones_(p)
             else:
-                nn.init.normal_(p, std=0.02, generator=generator)
+                nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
         return vlm.to(dtype=dtype, device=device).requires_grad_(False).eval()
 
     def save(self, path):

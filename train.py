@@ -113,7 +113,7 @@ def parse_args(argv=None):
     g = parser.add_argument_group("run")
     g.add_argument("--out", help="folder of the run (default: runs/TIME-DATA-METHOD)")
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
-    g.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the frozen model")
+    g.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the frozen model; with --method full, of the arithmetic")
     g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
     g.add_argument("--adapter", help="adapter.safetensors to evaluate")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
@@ -132,8 +132,8 @@ def parse_args(argv=None):
     return args
 
 
-def choose_device(name, dtype, method):
-    """(device, dtype of the model): bfloat16 on a GPU for a frozen model, float32 for one that is trained itself."""
+def choose_device(name, dtype):
+    """(device, dtype): by default bfloat16 on a GPU, float32 on the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -142,7 +142,7 @@ def choose_device(name, dtype, method):
     except (RuntimeError, AssertionError):  # torch's words for "no such device here"
         raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" and method != "full" else "float32"
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
     return device, getattr(torch, dtype)
 
 
@@ -150,8 +150,11 @@ def choose_device(name, dtype, method):
 
 
 def load_model(args):
-    """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model."""
-    device, dtype = choose_device(args.device, args.dtype, args.method)
+    """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model. A model that is trained
+    itself keeps float32 weights: bfloat16 would round small steps away, so it is left to the arithmetic (mixed)."""
+    device, dtype = choose_device(args.device, args.dtype)
+    args.mixed = args.method == "full" and dtype == torch.bfloat16
+    dtype = torch.float32 if args.mixed else dtype
     model = HERE / "tiny" if args.model == "tiny" else args.model
     processor = Processor.from_pretrained(model, max_pixels=args.max_pixels)
     if args.from_scratch:
@@ -285,7 +288,8 @@ def train(args, vlm, processor, examples, parameters, steps, state, save):
 
             loss = 0.0
             for part, count in zip(parts, supervised):
-                part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the whole step's tokens
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.mixed):
+                    part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the step's tokens
                 part_loss.backward()
                 loss += part_loss.item()
             if not math.isfinite(loss):

@@ -46,7 +46,7 @@ def test_the_score_is_the_squared_gradient_of_a_rank_1_update(vlm, batches):
     scores = head_scores(vlm, batches[:1], seed=3)
     torch.manual_seed(3)
     probe = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gate=1.0).attach(vlm)
-    step = 0.5
+    step = 0.1
     for layer, head in ((0, 0), (1, 1), (2, 0)):
         B = probe.layers[str(layer)].B
         (gradient,) = torch.autograd.grad(vlm.loss(batches[0]), B)
