@@ -4,6 +4,7 @@
     python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco --data-root FOLDER
     python train.py --data jsonl --data-root FOLDER --method lora
     python train.py --eval-only --adapter runs/.../adapter.safetensors --data refcoco --data-root FOLDER
+    python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
 
 Everything a run decides is printed when it starts; everything it measures is in its folder: report.json, log.jsonl
 (one line a step), predictions.jsonl (one line an answer), adapter.safetensors, heads.json and three pictures.
@@ -13,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import platform
 import resource
 import subprocess
@@ -34,13 +36,16 @@ from data import (
     REFCOCO_PROMPT,
     Example,
     Processor,
+    box_from_model,
     image_key,
+    image_size,
     load,
     open_image,
+    parse_box,
     score,
 )
 from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM, Config, InputError, read_json, write_text
+from model import VLM, Config, InputError, read_json, read_metadata, write_text
 from probe import (
     CRITERIA,
     head_scores,
@@ -51,6 +56,7 @@ from probe import (
 )
 
 HERE = Path(__file__).parent
+MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
@@ -79,7 +85,7 @@ def parse_args(argv=None):
     g = parser.add_argument_group("model")
     g.add_argument("--model", default="tiny", help="checkpoint folder or hub id; tiny: the model that comes with this")
     g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
-    g.add_argument("--max-pixels", type=int, default=401408, help="largest area of a resized image; 784 are one token")
+    g.add_argument("--max-pixels", type=int, help=f"largest area of a resized image; 784 are one token ({MAX_PIXELS})")
 
     g = parser.add_argument_group("data")
     g.add_argument("--data", default="scenes", help=f"training data: {', '.join(DATASETS)}")
@@ -115,7 +121,9 @@ def parse_args(argv=None):
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
     g.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the frozen model; with --method full, of the arithmetic")
     g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
-    g.add_argument("--adapter", help="adapter.safetensors to evaluate")
+    g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
+    g.add_argument("--image", nargs="*", default=[], help="with --eval-only and --prompt: ask about these pictures")
+    g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
     g.add_argument("--max-new-tokens", type=int, default=48, help="longest answer")
     g.add_argument("--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on")
@@ -127,8 +135,10 @@ def parse_args(argv=None):
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.steps is not None and args.epochs is not None:
         parser.error("--steps and --epochs exclude each other")
-    if args.adapter and not args.eval_only:
-        parser.error("--adapter needs --eval-only")
+    if (args.adapter or args.prompt) and not args.eval_only:
+        parser.error("--adapter and --prompt need --eval-only")
+    if args.image and not args.prompt:
+        parser.error("--image needs --prompt")
     return args
 
 
@@ -156,7 +166,8 @@ def load_model(args):
     args.mixed = args.method == "full" and dtype == torch.bfloat16
     dtype = torch.float32 if args.mixed else dtype
     model = HERE / "tiny" if args.model == "tiny" else args.model
-    processor = Processor.from_pretrained(model, max_pixels=args.max_pixels)
+    noted = json.loads(read_metadata(args.adapter).get("notes", "{}")) if args.adapter else {}
+    processor = Processor.from_pretrained(model, max_pixels=args.max_pixels or noted.get("max_pixels", MAX_PIXELS))
     if args.from_scratch:
         vlm = VLM.from_scratch(Config.from_pretrained(model), args.seed, dtype, device)
     else:
@@ -227,6 +238,15 @@ def choose_heads(args, vlm, processor, examples):
     return select_heads(scores, budget, args.tau), scores.tolist()
 
 
+def show_method(args, parameters, steps, heads):
+    trainable = sum(p.numel() for p in parameters)
+    rate = LEARNING_RATES[args.method] if args.lr is None else args.lr
+    size = args.batch * args.accumulate
+    print(f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows, learning rate {rate}")
+    if heads:
+        print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items()))
+
+
 def build_method(args, vlm, heads):
     """Attach what is to be trained: (adapter or None, its parameters)."""
     torch.manual_seed(args.seed)
@@ -267,10 +287,12 @@ def row_order(examples, seed):
             yield from groups[g]
 
 
-def train(args, vlm, processor, examples, parameters, steps, state, save):
-    """The training loop. state: {"step", "optimizer", "log"} to start from; save(state) keeps it. Returns the seconds
-    it took; the log gains a line a step."""
+def train(args, vlm, processor, examples, parameters, steps, state, file):
+    """The training loop, from state["step"] on; state["log"] gains a line a step. Every --save-every steps the whole
+    state (weights, optimiser, log) goes into `file`: the rest is a function of seed and step. Returns the seconds."""
     device = next(vlm.parameters()).device
+    for p, saved in zip(parameters, state["parameters"] or []):
+        p.data.copy_(saved)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
@@ -314,7 +336,10 @@ def train(args, vlm, processor, examples, parameters, steps, state, save):
             bar.update()
             bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line))
             if (step + 1) % args.save_every == 0 or step + 1 == steps:
-                save(state | {"step": step + 1, "optimizer": optimizer.state_dict()})
+                weights = [p.detach().cpu() for p in parameters]
+                state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
+                torch.save(state, f"{file}.part")
+                os.replace(f"{file}.part", file)
     return time.perf_counter() - began
 
 
@@ -376,6 +401,28 @@ def text_logits(vlm, processor):
     return [vlm(processor([Example([], prompt)]).to(device)).cpu() for prompt in TEXT_PROMPTS]
 
 
+def ask(args, vlm, processor, out):
+    """One question about any pictures, answered by the frozen model and, if there is one, with the adapter. The boxes
+    in the answers are drawn on the picture, if it is one."""
+    example = Example(args.image, args.prompt, source="--prompt")
+    batch = processor([example]).to(next(vlm.parameters()).device)
+    item = {"caption": args.prompt}
+    for when in ("before", "after") if args.adapter else ("before",):
+        if when == "after":
+            load_adapter(args.adapter, vlm)
+        text = processor.decode(vlm.generate(batch, args.max_new_tokens)[0])
+        print(f"{when:8} {text}")
+        box = parse_box(text)
+        item[when] = text
+        if box and len(args.image) == 1:
+            item[when] = box_from_model(box, image_size(args.image[0]), processor.resized(args.image[0]))
+            print(f"         box in pixels of the picture: {[round(c) for c in item[when]]}")
+    if len(args.image) == 1:
+        out.mkdir(parents=True, exist_ok=True)
+        figures.examples(out / "answer.png", [item | {"image": open_image(args.image[0])}], side=640)
+        print(f"         drawn in {out / 'answer.png'}")
+
+
 # ------------------------------------------------------------------------------------------------------------ report
 
 
@@ -393,7 +440,7 @@ def commit():
         return None
 
 
-def draw_figures(out, report, scores, log, examples, predictions, processor):
+def draw_figures(out, report, scores, log, examples, predictions):
     """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
     if report["heads"]:
         figures.head_map(out / "heads.png", scores, report["heads"])
@@ -408,12 +455,12 @@ def draw_figures(out, report, scores, log, examples, predictions, processor):
             caption = e.prompt.removeprefix(before).removesuffix(behind)
             item = {"image": open_image(e.images[0]), "caption": caption, "reference": e.answer}
             shown = {"base": "before", "tuned": "after"}
-            items.append(item | {shown[when]: answers[i]["parsed"] for when, answers in predictions.items()})
+            items.append(item | {shown[when]: rows[i]["parsed"] for when, rows in predictions.items() if rows})
     if items:
         figures.examples(out / "examples.png", items)
 
 
-def print_table(report, vlm):
+def print_table(report):
     """The run in a few lines: before, after and what it cost."""
 
     def percent(value):
@@ -427,7 +474,7 @@ def print_table(report, vlm):
     print()
     for name, before, after in rows:
         print(f"  {name:32}{before:>14}{after:>14}")
-    change, total = report["text_logit_max_change"], sum(p.numel() for p in vlm.parameters())
+    change, total = report["text_logit_max_change"], report["parameters"]
     trainable, flops = report["trainable_parameters"], report["adapter_flops_per_step"]
     print(f"\n  largest change of a text logit    {'not measured' if change is None else change}")
     print(f"  trainable parameters              {trainable:,} ({100 * trainable / total:.3f} % of {total:,})")
@@ -437,103 +484,106 @@ def print_table(report, vlm):
 # --------------------------------------------------------------------------------------------------------- the run
 
 
-def run(args, command):
-    state = {"step": 0, "optimizer": None, "log": [], "heads": None, "scores": None, "base": None, "parameters": None}
-    if args.resume:
-        out = Path(args.resume)
-        args = argparse.Namespace(**read_json(out / "arguments.json"))
-        if not (out / "state.pt").exists():
-            raise InputError(f"{out}: no state.pt to resume from; start the run anew")
-        state = torch.load(out / "state.pt", weights_only=True)
-    else:
+def start(args):
+    """(arguments, folder, state) of a new run or, with --resume, of the interrupted one as it was last saved."""
+    if not args.resume:
         out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{args.method}")
+        return args, out, dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer")) | {"step": 0, "log": []}
+    out = Path(args.resume)
+    args = argparse.Namespace(**read_json(out / "arguments.json"))
+    if not (out / "state.pt").exists():
+        raise InputError(f"{out}: no state.pt to resume from; start the run anew")
+    return args, out, torch.load(out / "state.pt", weights_only=True)
 
-    vlm, processor = load_model(args)
-    training = args.method != "none" and not args.eval_only
+
+def load_data(args, processor):
+    """(training examples, {name: held-out examples}); the training data set is the first of those evaluated on."""
     also = (["scenes-day", "sums"] if args.data == "scenes" else []) if args.also is None else args.also
     held_out = {
         name: load_rows(args, name, args.eval_split, args.eval_limit, processor, args.max_new_tokens)
         for name in dict.fromkeys([args.data, *also])
     }
-    examples = load_rows(args, args.data, args.train_split, args.limit, processor) if training else []
-    if args.method == "image-lora" and training and not any(e.images for e in examples):
+    if args.method == "none" or args.eval_only:
+        return [], held_out
+    examples = load_rows(args, args.data, args.train_split, args.limit, processor)
+    if args.method == "image-lora" and not any(e.images for e in examples):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
-    if training:
-        show_example(processor, examples[0])
+    show_example(processor, examples[0])
+    return examples, held_out
+
+
+def run(args, command):
+    """One run from its arguments to its report."""
+    args, out, state = start(args)
+    vlm, processor = load_model(args)
+    if args.prompt:
+        return ask(args, vlm, processor, out)
+    examples, held_out = load_data(args, processor)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
 
-    def evaluate_all():
+    # before
+    def answers():
         return [p for name, rows in held_out.items() for p in evaluate(args, vlm, processor, rows, name)]
 
-    if state["base"] is None and not args.from_scratch:
-        state["base"] = json.dumps(evaluate_all())
-    predictions = {"base": json.loads(state["base"])} if state["base"] else {}
-    before, after, adapter, parameters, steps, seconds = text_logits(vlm, processor), None, None, [], 0, 0.0
+    if state["base"] is None:
+        state["base"] = "[]" if args.from_scratch else json.dumps(answers())
+    predictions = {"base": json.loads(state["base"]), "tuned": []}
+    logits_before, logit_change = text_logits(vlm, processor), None
 
-    if training:
+    # probe, attach, train
+    adapter, parameters, steps, seconds = None, [], 0, 0.0
+    if examples:
         if args.method == "image-lora" and state["heads"] is None:
             state["heads"], state["scores"] = choose_heads(args, vlm, processor, examples)
-        adapter, parameters = build_method(args, vlm, state["heads"])
-        size = args.batch * args.accumulate
-        steps = args.steps if args.steps is not None else math.ceil((args.epochs or 1) * len(examples) / size)
-        trainable = sum(p.numel() for p in parameters)
-        print(f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows")
-        if state["heads"]:
-            print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in state["heads"].items()))
             save_selection(out / "heads.json", state["heads"], state["scores"])
-        if state["parameters"]:
-            with torch.no_grad():
-                for p, saved in zip(parameters, state["parameters"], strict=True):
-                    p.copy_(saved)
-
-        def save(new):
-            part = out / "state.pt.part"
-            torch.save(new | {"parameters": [p.detach().cpu() for p in parameters]}, part)
-            part.replace(out / "state.pt")
-
-        seconds = train(args, vlm, processor, examples, parameters, steps, state, save)
+        adapter, parameters = build_method(args, vlm, state["heads"])
+        steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / (args.batch * args.accumulate))
+        show_method(args, parameters, steps, state["heads"])
+        seconds = train(args, vlm, processor, examples, parameters, steps, state, out / "state.pt")
+        if adapter:
+            adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+            adapter.save(out / "adapter.safetensors")
+        else:
+            vlm.save(out / "checkpoint")
+            processor.save(out / "checkpoint")
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
 
-    if adapter or training:
-        predictions["tuned"] = evaluate_all()
-        after = text_logits(vlm, processor)
-    if training and adapter:
-        adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
-        adapter.save(out / "adapter.safetensors")
-    elif training:
-        vlm.save(out / "checkpoint")
-        processor.save(out / "checkpoint")
+    # after
+    if parameters:
+        predictions["tuned"] = answers()
+        pairs = zip(logits_before, text_logits(vlm, processor))
+        logit_change = max((a - b).abs().max().item() for a, b in pairs)
 
     log = state["log"]
-    flops = mean(adapter.flops(line["tokens"], line["visual_tokens"]) for line in log) if adapter and log else None
-    summaries = {when: summary(predictions.get(when, []), args.data) for when in ("base", "tuned")}
+    summaries = {when: summary(rows, args.data) for when, rows in predictions.items()}
     report = {
         "method": args.method,
         "seed": args.seed,
         "data": args.data,
         "steps": steps,
         "trainable_parameters": sum(p.numel() for p in parameters),
-        "adapter_flops_per_step": flops,
+        "parameters": sum(p.numel() for p in vlm.parameters()),
+        "adapter_flops_per_step": mean(adapter.flops(x["tokens"], x["visual_tokens"]) for x in log) if adapter and log else None,
         "train_seconds": seconds,
         "peak_memory_bytes": peak_memory(next(vlm.parameters()).device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         **summaries,
-        "text_logit_max_change": max((a - b).abs().max().item() for a, b in zip(before, after)) if after else None,
-        "heads": state["heads"] or (getattr(adapter, "heads", None)),
+        "text_logit_max_change": logit_change,
+        "heads": adapter.heads if isinstance(adapter, ImageLoRA) else None,
         "arguments": vars(args),
         "versions": versions(),
         "command": " ".join(command),
         "commit": commit(),
     }
-    lines = [p | {"when": when} for when, answers in predictions.items() for p in answers]
+    lines = [p | {"when": when} for when, rows in predictions.items() for p in rows]
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
-    draw_figures(out, report, state["scores"], log, held_out[args.data], predictions, processor)
-    print_table(report, vlm)
+    draw_figures(out, report, state["scores"], log, held_out[args.data], predictions)
+    print_table(report)
     print(f"\n  written to {out}")
 
 

@@ -212,7 +212,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().out
     for part in ("parameters in float32 on cpu", "tokens a row (min / median / max): visual 16 / 16 / 16", ">>>[", "<|im_end|><<<"):
         assert part in said
-    assert "<|image_pad|> x 16" in said and "trainable parameters, 4 steps of 4 rows" in said and "layer" in said
+    assert "<|image_pad|> x 16" in said and "trainable parameters, 4 steps of 4 rows, learning rate" in said and "layer" in said
 
 
 # -- real photographs

@@ -83,9 +83,9 @@ def things(rng):
 def paper():
     """The background: a soft shading that differs at every place."""
     across, down = Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE)), Image.linear_gradient("L").resize((SIDE, SIDE))
-    red = across.point(lambda p: 250 - p // 4)
-    green = down.point(lambda p: 250 - p // 5)
-    blue = Image.blend(across, down, 0.5).point(lambda p: 190 + p // 5)
+    red = across.point(lambda p: 255 - p // 2)
+    green = down.point(lambda p: 250 - p // 2)
+    blue = Image.blend(across, down, 0.5).point(lambda p: 150 + p * 2 // 5)
     return Image.merge("RGB", (red, green, blue))
 
 
