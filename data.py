@@ -222,9 +222,11 @@ class Processor:
             raise InputError(f"{folder}/preprocessor_config.json: no image_mean and image_std")
         file = folder / "tokenizer.json"
         read_json(file)  # absent or broken: one clear line
-        return cls(
-            Config.from_pretrained(folder), Tokenizer.from_file(str(file)), preprocessor, min_pixels, max_pixels
-        )
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
+            raise InputError(f"{file}: not a tokenizer ({error})") from None
+        return cls(Config.from_pretrained(folder), tokenizer, preprocessor, min_pixels, max_pixels)
 
     def save(self, path):
         """Write tokenizer.json and preprocessor_config.json beside a saved model."""
@@ -420,11 +422,11 @@ def json_rows(file):
             raise InputError(f"{file}: expected a JSON list of rows")
         yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
         return
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for i, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line), f"{file}:{i}"
+                    yield json.loads(line.decode("utf-8")), f"{file}:{i}"
                 except ValueError as error:
                     raise InputError(f"{file}:{i}: not JSON ({error})") from None
 
@@ -547,6 +549,8 @@ def to_example(row, source, root):
     if not isinstance(row, dict):
         raise InputError(f"{source}: expected an object, got {row!r:.60}")
     images = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
+    if not isinstance(images, list):
+        raise InputError(f'{source}: "images" must be a list of paths, got {images!r:.60}')
     images = [i if isinstance(i, Image.Image) else find_image(i, source, root) for i in images]
     if isinstance(row.get("sent"), str):
         prompt = REFCOCO_PROMPT.format(row["sent"].strip().removesuffix("."))

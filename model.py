@@ -630,7 +630,10 @@ def checkpoint_files(folder):
     """The safetensors files of a checkpoint: those that the index names, or the only one."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = [folder / name for name in dict.fromkeys(read_json(index)["weight_map"].values())]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise InputError(f"{index}: no weight_map; is this a whole index?")
+        files = [folder / name for name in dict.fromkeys(names.values())]
     else:
         files = [folder / "model.safetensors"]
     for file in files:

@@ -133,6 +133,8 @@ def parse_args(argv=None):
     for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
     if args.steps is not None and args.epochs is not None:
         parser.error("--steps and --epochs exclude each other")
     if (args.adapter or args.prompt) and not args.eval_only:
@@ -418,7 +420,7 @@ def ask(args, vlm, processor, out):
             item[when] = box_from_model(box, image_size(args.image[0]), processor.resized(args.image[0]))
             print(f"         box in pixels of the picture: {[round(c) for c in item[when]]}")
     if len(args.image) == 1:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         figures.examples(out / "answer.png", [item | {"image": open_image(args.image[0])}], side=640)
         print(f"         drawn in {out / 'answer.png'}")
 
@@ -496,6 +498,13 @@ def start(args):
     return args, out, torch.load(out / "state.pt", weights_only=True)
 
 
+def make_folder(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made ({error.strerror})") from None
+
+
 def load_data(args, processor):
     """(training examples, {name: held-out examples}); the training data set is the first of those evaluated on."""
     also = (["scenes-day", "sums"] if args.data == "scenes" else []) if args.also is None else args.also
@@ -519,7 +528,7 @@ def run(args, command):
     if args.prompt:
         return ask(args, vlm, processor, out)
     examples, held_out = load_data(args, processor)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
 
     # before

@@ -384,12 +384,20 @@ GOOD = {"image": "a.png", "sent": "cup", "bbox": [1, 2, 30, 40]}
         (GOOD | {"width": 640, "height": 480}, r"val.jsonl:2: says 640 x 480 pixels, but .*a.png has 100 x 80"),
         ({"image": "a.png", "sent": "cup"}, r'val.jsonl:2: needs a text "answer" or a "bbox"'),
         ({"image": "a.png", "answer": "x"}, r'val.jsonl:2: needs a text "prompt" or "sent"'),
+        ({"images": "a.png", "prompt": "cup", "answer": "x"}, r'val.jsonl:2: "images" must be a list'),
         ({"sent": "cup", "bbox": [1, 2, 3, 4]}, r"val.jsonl:2: a box needs exactly one image, got 0"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
     root = jsonl_of(tmp_path, GOOD, row)
     with pytest.raises(InputError, match=message):
+        load("jsonl", root, "val")
+
+
+def test_a_row_that_is_not_utf8_is_named(tmp_path):
+    root = jsonl_of(tmp_path, GOOD)
+    (root / "val.jsonl").write_bytes(b'{"prompt": "caf\xe9", "answer": "x"}')
+    with pytest.raises(InputError, match="val.jsonl:1: not JSON"):
         load("jsonl", root, "val")
 
 
@@ -458,4 +466,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, checkpoint):
         shutil.copy(checkpoint / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(small_config() | {"image_token_id": 12}))
     with pytest.raises(InputError, match="special tokens"):
+        Processor.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer"):
         Processor.from_pretrained(tmp_path)

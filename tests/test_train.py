@@ -293,6 +293,7 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
         (["--data", "scenes-day", "--selection", "magic"], "magic: no such file"),
         (["--data", "scenes-day", "--method", "full", "--lr", "1e30"], "the loss is nan"),
         (["--data", "scenes-day", "--max-pixels", "100"], "max_pixels 100 is below min_pixels"),
+        (["--data", "scenes-day", "--out", "/dev/null/run"], "--out /dev/null/run: cannot be made"),
         (["--resume", "/no/such/run"], "arguments.json: no such file"),
         (["--data", "scenes-day", "--eval-only", "--adapter", "/no/such.safetensors"], "/no/such.safetensors: no such file"),
     ],
@@ -320,7 +321,21 @@ def test_a_misshapen_checkpoint_is_refused_from_the_command_line(checkpoint, tmp
     assert done.stderr == f"error: {folder}/model.safetensors: model.norm.weight is [3], config.json asks for [64]\n"
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "1", "--epochs", "1"], ["--rank", "0"], ["--adapter", "x"], ["--method", "dora"]])
+def test_one_question_about_one_picture_is_answered_before_and_after(finished, checkpoint, tmp_path, capsys):
+    out, _ = finished
+    picture(112, 112).save(tmp_path / "photo.png")
+    adapter = ["--adapter", str(out / "adapter.safetensors")]
+    where = ["--image", str(tmp_path / "photo.png"), "--prompt", "What is this?", "--max-new-tokens", "5"]
+    train.main(["--model", str(checkpoint), "--eval-only", *adapter, *where, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if line.startswith(("before", "after"))] == ["before", "after"]
+    with Image.open(tmp_path / "out/answer.png") as drawn:
+        assert min(drawn.size) > 300
+    where[1] = str(tmp_path / "missing.png")
+    assert "missing.png: no such image" in refused(capsys, "--model", checkpoint, "--eval-only", *where)
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "1", "--epochs", "1"], ["--steps", "0"], ["--image", "x"], ["--rank", "0"], ["--adapter", "x"], ["--method", "dora"]])
 def test_arguments_that_make_no_sense_are_refused(arguments):
     with pytest.raises(SystemExit) as stopped:
         train.parse_args(arguments)
