@@ -139,20 +139,20 @@ def curve(path, losses, evaluations):
     image.save(path)
 
 
-def outlined(pen, box, colour, dash=0):
+def outlined(pen, box, colour, width, dash=0):
     """A box whose line has a white edge, so that it is seen on any picture; dash > 0 breaks the line."""
     x1, y1, x2, y2 = box
     x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
-    for width, ink in ((6, WHITE), (3, colour)):
+    for edge, ink in ((1, WHITE), (0, colour)):
         if not dash:
-            pen.rectangle((x1, y1, x2, y2), outline=ink, width=width)
+            pen.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=ink, width=width + 2 * edge)
             continue
         for a, b in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
             length = math.dist(a, b)
             for start in range(0, int(length), 2 * dash):
                 ends = [start / length, min(start + dash, length) / length]
                 line = [(a[0] + (b[0] - a[0]) * e, a[1] + (b[1] - a[1]) * e) for e in ends]
-                pen.line(line, ink, width=width)
+                pen.line(line, ink, width=width + 2 * edge)
 
 
 def examples(path, items, columns=4, side=300):
@@ -162,24 +162,22 @@ def examples(path, items, columns=4, side=300):
     text, or None for none (before or after may be missing altogether).
     """
     columns = min(columns, len(items))
-    styles = {"reference": (GREEN, 0), "before": (ORANGE, 7), "after": (BLUE, 0)}
+    styles = {"reference": (GREEN, 7), "before": (ORANGE, 3, 7), "after": (BLUE, 3)}  # colour, line width, dash
     shown = [name for name in styles if any(name in item for item in items)]
-    foot, gap, top = 96, 16, 60
-    rows = math.ceil(len(items) / columns)
-    width = max(columns * (side + gap) + gap, 560)
-    sheet = Image.new("RGB", (width, top + rows * (side + foot + gap)), WHITE)
+    foot, gap, top = 88, 16, 60
+    scales = [side / max(item["image"].size) for item in items]
+    heights = [round(item["image"].height * scale) for item, scale in zip(items, scales)]
+    rows = [max(heights[i : i + columns]) + foot for i in range(0, len(items), columns)]
+    sheet = Image.new("RGB", (max(columns * (side + gap) + gap, 560), top + sum(rows)), WHITE)
     pen = ImageDraw.Draw(sheet)
     x = gap
     for name in shown:
-        colour, dash = styles[name]
-        outlined(pen, (x, 20, x + 34, 42), colour, dash)
+        outlined(pen, (x, 20, x + 34, 42), *styles[name])
         pen.text((x + 44, 31), name, BLACK, font(18), anchor="lm")
         x += 60 + text_width(name, 18) + 24
     for i, item in enumerate(items):
-        x, y = gap + i % columns * (side + gap), top + i // columns * (side + foot + gap)
-        image = item["image"]
-        scale = side / max(image.size)
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        x, y, scale = gap + i % columns * (side + gap), top + sum(rows[: i // columns]), scales[i]
+        image = item["image"].resize([max(1, round(c * scale)) for c in item["image"].size])
         sheet.paste(image, (x, y))
         lines = [(line, BLACK) for line in wrap(item["caption"], 16, side, 2)]
         for name in shown:
