@@ -510,19 +510,24 @@ def jsonl(name, root, split):
     return json_rows(file)
 
 
+DRAWN = {  # the tiny world of tiny/scenes.py: name -> look, kinds of question
+    "scenes": (scenes.DEMO_LOOK, ("grounding",)),
+    **{f"scenes-{look}": (look, ("grounding", "attribute")) for look in scenes.LOOKS},
+    "sums": ("day", ("text",)),
+    "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),
+}
+
+
 def drawn(name, root, split):
-    """The tiny world of tiny/scenes.py, endless, drawn on the fly: "scenes-LOOK" are the questions about pictures in
-    that look, "sums" the word problems without pictures, "scenes-pretraining" both, by day; "scenes" is the demo's."""
+    """Pictures and questions without end, drawn on the fly; the tiny model was pretrained on "scenes-pretraining"."""
+    look, kinds = DRAWN[name]
     if split not in scenes.SPLIT_SEEDS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(scenes.SPLIT_SEEDS)}")
-    look = {"scenes": scenes.DEMO_LOOK, "sums": "day", "scenes-pretraining": "day"}.get(name) or name.split("-")[1]
     for number, row in enumerate(scenes.rows(look, split)):
-        fitting = ("text",) if name == "sums" else ("grounding", "attribute")
-        if name == "scenes-pretraining" or row["kind"] in fitting:
+        if row["kind"] in kinds:
             yield row, f"{name} {split} {number}"
 
 
-DRAWN = ("scenes", "sums", "scenes-pretraining", *(f"scenes-{look}" for look in scenes.LOOKS))
 DATASETS = dict.fromkeys(REFCOCO_FILES, refcoco) | {"jsonl": jsonl} | dict.fromkeys(DRAWN, drawn)
 
 

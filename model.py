@@ -202,18 +202,16 @@ def frequencies(size, theta, device):
 def patch_places(grids, merge):
     """Where each patch lies, in the order in which data.py cuts them: merge x merge blocks stay together.
 
-    grids [images, 3]: slices, rows and columns in patches. Returns long [P, 4]: picture slice (an image, or two
-    frames of a video, counted through the whole batch), image, row, column.
+    grids [images, 3]: slices, rows and columns in patches. Returns three long [P]: picture slice (an image, or two
+    frames of a video, counted through the batch), row, column.
     """
     places, slices = [], 0
-    for image, (t, h, w) in enumerate(grids.tolist()):
-        block = (h // merge, merge, w // merge, merge)
-        row = torch.arange(h)[:, None].expand(h, w).reshape(block).transpose(1, 2).flatten()
-        column = torch.arange(w)[None, :].expand(h, w).reshape(block).transpose(1, 2).flatten()
-        for _ in range(t):
-            places.append(torch.stack([torch.full_like(row, slices), torch.full_like(row, image), row, column], dim=1))
-            slices += 1
-    return torch.cat(places)
+    for t, h, w in grids.tolist():
+        s, y, x = torch.meshgrid(torch.arange(t) + slices, torch.arange(h), torch.arange(w), indexing="ij")
+        blocks = (t, h // merge, merge, w // merge, merge)
+        places.append(torch.stack([p.reshape(blocks).transpose(2, 3).flatten() for p in (s, y, x)]))
+        slices += t
+    return torch.cat(places, dim=1)
 
 
 def group_patches(key):
@@ -307,7 +305,7 @@ class VisionEncoder(nn.Module):
         c = self.config
         if len(patches) != int(grids.prod(dim=1).sum()):
             raise ValueError(f"{len(patches)} patches, but the grids {grids.tolist()} speak of {grids.prod(1).sum()}")
-        slices, _, rows, columns = patch_places(grids.cpu(), c.merge).unbind(1)
+        slices, rows, columns = patch_places(grids.cpu(), c.merge)
         side = c.window // c.patch_size  # of a window, in patches; ragged at the right and bottom edge
         wide = int(grids.max()) // side + 1
         windows = group_patches((slices * wide + rows // side) * wide + columns // side)

@@ -58,6 +58,7 @@ from probe import (
 HERE = Path(__file__).parent
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
+DRAWN_DEFAULTS = {"limit": 4800, "batch": 32, "steps": 300, "eval_limit": 300, "eval_batch": 100}  # short rows, small model
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -76,10 +77,11 @@ TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at 
 
 
 def parse_args(argv=None):
-    class Help(argparse.ArgumentDefaultsHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=Help)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog=f"For drawn data (scenes, ...) the defaults are {DRAWN_DEFAULTS}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     flag = argparse.BooleanOptionalAction
 
     g = parser.add_argument_group("model")
@@ -129,14 +131,17 @@ def parse_args(argv=None):
     g.add_argument("--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on")
     g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
     args = parser.parse_args(argv)
+    if args.steps is not None and args.epochs is not None:
+        parser.error("--steps and --epochs exclude each other")
+    if args.data in DRAWN:  # what the command line does not say, the kind of data decides
+        parser.set_defaults(**{name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs})
+        args = parser.parse_args(argv)
 
     for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
-    if args.steps is not None and args.epochs is not None:
-        parser.error("--steps and --epochs exclude each other")
     if (args.adapter or args.prompt) and not args.eval_only:
         parser.error("--adapter and --prompt need --eval-only")
     if args.image and not args.prompt:
@@ -182,7 +187,6 @@ def load_model(args):
 def load_rows(args, name, split, limit, processor, room=0):
     """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
     line that counts and names them."""
-    limit = limit or (2000 if name in DRAWN else None)
     examples = load(name, args.data_root or Path("data") / name, split, limit)
     longest = processor.config.max_positions - room
     with tqdm(examples, desc=f"reading {name} {split}", leave=False) as bar:
