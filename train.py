@@ -451,40 +451,44 @@ def draw_figures(out, report, scores, log, examples, predictions):
     if report["heads"]:
         figures.head_map(out / "heads.png", scores, report["heads"])
     if log:
-        steps = {"base": 0, "tuned": report["steps"]}
-        accuracy = [(steps[when], report[when]["accuracy"]) for when in steps if report[when]["accuracy"] is not None]
-        figures.curve(out / "curve.png", [(line["step"], line["loss"]) for line in log], accuracy)
+        accuracy = [(0, report["base"]["accuracy"]), (report["steps"], report["tuned"]["accuracy"])]
+        losses = [(line["step"], line["loss"]) for line in log]
+        figures.curve(out / "curve.png", losses, [point for point in accuracy if point[1] is not None])
     items = []
     for i, e in enumerate(examples):
         if len(e.images) == 1 and len(items) < 12:
-            before, behind = REFCOCO_PROMPT.split("{}")
-            caption = e.prompt.removeprefix(before).removesuffix(behind)
-            item = {"image": open_image(e.images[0]), "caption": caption, "reference": e.answer}
-            shown = {"base": "before", "tuned": "after"}
-            items.append(item | {shown[when]: rows[i]["parsed"] for when, rows in predictions.items() if rows})
+            item = {"image": open_image(e.images[0]), "caption": expression(e.prompt), "reference": e.answer}
+            for name, when in (("before", "base"), ("after", "tuned")):
+                if predictions[when]:
+                    item[name] = predictions[when][i]["parsed"]
+            items.append(item)
     if items:
         figures.examples(out / "examples.png", items)
+
+
+def expression(prompt):
+    """What a RefCOCO prompt asks for; any other prompt as it is."""
+    before, behind = REFCOCO_PROMPT.split("{}")
+    return prompt.removeprefix(before).removesuffix(behind)
 
 
 def print_table(report):
     """The run in a few lines: before, after and what it cost."""
 
-    def percent(value):
-        return "not measured" if value is None else f"{100 * value:.1f} %"
+    def shown(value, form):
+        return "not measured" if value is None else format(value, form)
 
-    rows = [("", "before", "after")]
-    kinds = report["base"]["by_kind"] | report["tuned"]["by_kind"]
-    for kind in kinds:
-        rows.append((kind, *(percent(report[when]["by_kind"].get(kind)) for when in ("base", "tuned"))))
-    rows.append(("answers without a box", *(str(report["parse_failures"][when]) for when in ("base", "tuned"))))
-    print()
+    base, tuned = report["base"]["by_kind"], report["tuned"]["by_kind"]
+    rows = [(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%")) for kind in base | tuned]
+    failures = report["parse_failures"]
+    rows.append(("answers without a box", str(failures["base"]), str(failures["tuned"])))
+    print(f"\n  {'':32}{'before':>14}{'after':>14}")
     for name, before, after in rows:
         print(f"  {name:32}{before:>14}{after:>14}")
-    change, total = report["text_logit_max_change"], report["parameters"]
-    trainable, flops = report["trainable_parameters"], report["adapter_flops_per_step"]
-    print(f"\n  largest change of a text logit    {'not measured' if change is None else change}")
-    print(f"  trainable parameters              {trainable:,} ({100 * trainable / total:.3f} % of {total:,})")
-    print(f"  adapter FLOPs a step              {'not measured' if flops is None else f'{flops:.3g}'}")
+    trainable, total = report["trainable_parameters"], report["parameters"]
+    print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '')}")
+    print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
+    print(f"  adapter FLOPs a step            {shown(report['adapter_flops_per_step'], '.3g')}")
 
 
 # --------------------------------------------------------------------------------------------------------- the run

@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from cases import CASES
-from conftest import small_config, write_checkpoint
+from conftest import ROOT, small_config, write_checkpoint
 from PIL import Image
 
-from data import Example, Processor
+from data import Example, Processor, load
 from model import VLM
 from tiny.build import PREPROCESSOR
 
@@ -77,6 +78,16 @@ def test_what_transformers_saves_loads_here_and_the_other_way_round(pair, tmp_pa
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     batch, _ = both(pair, "one image")
     assert torch.equal(VLM.from_pretrained(tmp_path)(batch), vlm(batch))
+
+
+def test_transformers_loads_the_tiny_model_and_agrees():
+    processor, reference, vlm = Processor.from_pretrained(ROOT / "tiny"), Reference(ROOT / "tiny"), VLM.from_pretrained(ROOT / "tiny")
+    examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
+    batch, inputs = processor(examples), reference.inputs(examples)
+    real = batch.attention_mask.bool()
+    assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
+    assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
+    assert vlm.generate(batch, 16) == reference.generate(inputs, 16)
 
 
 def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):

@@ -182,18 +182,18 @@ def attribute(scene, rng):
 
 
 def word_problem(rng):
-    """(question, answer) of a sum in words; results from 0 to 99."""
+    """(question, answer) of a sum in words; results from 0 to 54."""
     name = rng.choice(("Ada", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom"))
     what = rng.choice(("apples", "books", "cards", "coins", "eggs", "nuts", "pens", "stones"))
     kind = rng.choice("+-*")
     if kind == "+":
-        a, b = rng.randint(2, 49), rng.randint(2, 49)
+        a, b = rng.randint(2, 20), rng.randint(2, 20)
         return f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?", f"{a}+{b}={a + b}\n#### {a + b}"
     if kind == "-":
-        a = rng.randint(5, 98)
+        a = rng.randint(5, 30)
         b = rng.randint(2, a)
         return f"{name} has {a} {what} and gives away {b}. How many {what} are left?", f"{a}-{b}={a - b}\n#### {a - b}"
-    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    a, b = rng.randint(2, 6), rng.randint(2, 9)
     return f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?", f"{a}*{b}={a * b}\n#### {a * b}"
 
 
