@@ -307,7 +307,7 @@ class Processor:
         return len(ids), ids.count(self.special["image_pad"])
 
     def positions(self, ids, grids):
-        """Multimodal positions of one row, [3][T]. Text counts on in all three; the tokens of an image share a time
+        """Multimodal positions of one row, [T][3]. Text counts on in all three; the tokens of an image share a time
         and count their rows and columns from there; text goes on behind the largest of the three."""
         merge, image = self.config.vision.merge, iter(grids)
         positions, start, i = [], 0, 0
@@ -320,50 +320,68 @@ class Processor:
             else:
                 positions.append((start,) * 3)
                 start, i = start + 1, i + 1
-        return list(zip(*positions))
+        return positions
 
-    def __call__(self, examples):
+    def __call__(self, examples, share_images=False):
         """Examples -> Batch. All with answers: padded on the right, to train; none: on the left, to generate.
 
-        Raises ValueError for a mixture and InputError for a bad image, an empty answer or a row longer than the
+        share_images: consecutive examples about the same images (same paths or same objects) share one row, which
+        shows the images once, in segment 0, and then each question with its answer in a segment of its own, at the
+        positions that it would have alone. The mask keeps the segments apart, so loss and gradients are those of
+        separate rows. Examples without images never share.
+
+        Raises ValueError for a mixture and InputError for a bad image, an empty answer or an example longer than the
         model's positions.
         """
         answered = {e.answer is not None for e in examples}
         if len(answered) != 1:
             raise ValueError("a batch needs examples, all with answers (to train) or all without (to generate)")
-        patches, grids, first_token, encoded = [], [], {}, 0
-        rows = []
+        cuts, encoded = {}, 0  # of each picture: patches, grid, its first row in the encoder's output
+        rows, places, shown = [], [], None
         for example in examples:
             ids, supervised = self.tokens(example)
             if len(ids) > self.config.max_positions:
                 raise InputError(f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions")
-            source, row_grids = [], []
-            for image in example.images:
-                key = image_key(image)
-                if key not in first_token:  # each picture of the batch is cut, and later encoded, once
-                    cut, grid = self.cut(image)
-                    first_token[key] = encoded, grid
-                    encoded += len(cut) // self.config.vision.merge**2
-                    patches.append(cut)
-                    grids.append(grid)
-                first, grid = first_token[key]
-                source += range(first, first + math.prod(grid) // self.config.vision.merge**2)
-                row_grids.append(grid)
-            rows.append((ids, supervised, self.positions(ids, row_grids), source))
+            keys = [image_key(image) for image in example.images]
+            for key, image in zip(keys, example.images):
+                if key not in cuts:  # each picture of the batch is cut, and later encoded, once
+                    patches, grid = self.cut(image)
+                    cuts[key] = patches, grid, encoded
+                    encoded += len(patches) // self.config.vision.merge**2
+            start = 0
+            if share_images and keys and keys == shown:
+                start = len(ids) - ids[::-1].index(self.special["vision_end"])  # behind the last image
+                row, segment = places[-1]
+                if segment == 0:  # an ordinary row until now: its question becomes segment 1
+                    places[-1] = row, 1
+                    rows[row]["segments"][start:] = [1] * (len(rows[row]["segments"]) - start)
+                places.append((row, places[-1][1] + 1))
+            else:
+                rows.append({name: [] for name in ("ids", "labels", "segments", "positions", "source")})
+                places.append((len(rows) - 1, 0))
+                for _, grid, first in (cuts[key] for key in keys):
+                    rows[-1]["source"] += range(first, first + math.prod(grid) // self.config.vision.merge**2)
+            row, segment = rows[places[-1][0]], places[-1][1]
+            row["ids"] += ids[start:]
+            row["labels"] += ([-100] * supervised + ids[supervised:])[start:]
+            row["segments"] += [segment] * (len(ids) - start)
+            row["positions"] += self.positions(ids, [cuts[key][1] for key in keys])[start:]
+            shown = keys
 
-        B, T = len(rows), max(len(ids) for ids, *_ in rows)
+        B, T = len(rows), max(len(row["ids"]) for row in rows)
         input_ids = torch.full((B, T), self.special["endoftext"])
         segments, labels = torch.full((B, T), -1), torch.full((B, T), -100)
         position_ids = torch.zeros(3, B, T, dtype=torch.long)
-        for b, (ids, supervised, positions, _) in enumerate(rows):
-            start = 0 if True in answered else T - len(ids)
-            here = slice(start, start + len(ids))
-            input_ids[b, here] = torch.tensor(ids)
-            position_ids[:, b, here] = torch.tensor(positions)
-            segments[b, here] = 0
-            labels[b, start + supervised : here.stop] = input_ids[b, start + supervised : here.stop]
+        for b, row in enumerate(rows):
+            start = 0 if True in answered else T - len(row["ids"])
+            here = slice(start, start + len(row["ids"]))
+            input_ids[b, here] = torch.tensor(row["ids"])
+            labels[b, here] = torch.tensor(row["labels"])
+            segments[b, here] = torch.tensor(row["segments"])
+            position_ids[:, b, here] = torch.tensor(row["positions"]).T
         real = segments >= 0
         visual_mask = (input_ids == self.special["image_pad"]) & real
+        empty = torch.empty(0, self.config.vision.patch_values)
         return Batch(
             input_ids=input_ids,
             attention_mask=real.long(),
@@ -372,10 +390,10 @@ class Processor:
             labels=labels,
             visual_mask=visual_mask,
             visual_index=visual_mask.flatten().nonzero()[:, 0],
-            visual_source=torch.tensor([i for *_, source in rows for i in source], dtype=torch.long),
-            patches=torch.cat(patches) if patches else torch.empty(0, self.config.vision.patch_values),
-            grids=torch.tensor(grids, dtype=torch.long).view(-1, 3),
-            examples=[(b, 0) for b in range(B)],
+            visual_source=torch.tensor([i for row in rows for i in row["source"]], dtype=torch.long),
+            patches=torch.cat([patches for patches, _, _ in cuts.values()]) if cuts else empty,
+            grids=torch.tensor([grid for _, grid, _ in cuts.values()], dtype=torch.long).view(-1, 3),
+            examples=places,
         )
 
 

@@ -502,6 +502,8 @@ class VLM(nn.Module):
         """
         if (batch.labels != -100).any():
             raise ValueError("generate needs examples without answers (answer=None)")
+        if (batch.segments > 0).any():
+            raise ValueError("generate needs one example a row (share_images=False)")
         B, T = batch.input_ids.shape
         if T + max_new_tokens > self.config.max_positions:
             raise ValueError(f"{T} + {max_new_tokens} tokens do not fit in {self.config.max_positions} positions")

@@ -113,6 +113,7 @@ def parse_args(argv=None):
     g.add_argument("--epochs", type=float, help="instead of --steps: passes over the training rows")
     g.add_argument("--batch", type=int, default=8, help="rows of one forward and backward pass")
     g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
+    g.add_argument("--share-images", action=flag, default=True, help="questions about one picture share one row")
     g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
     g.add_argument("--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine")
     g.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
@@ -310,7 +311,11 @@ def train(args, vlm, processor, examples, parameters, steps, state, file):
         for step in range(state["step"], steps):
             start = time.perf_counter()
             rows = list(itertools.islice(order, size))
-            parts = [processor([examples[i] for i in rows[k : k + args.batch]]) for k in range(0, size, args.batch)]
+            parts = [
+                processor([examples[i] for i in kind[k : k + args.batch]], args.share_images)
+                for kind in ([i for i in rows if examples[i].images], [i for i in rows if not examples[i].images])
+                for k in range(0, len(kind), args.batch)  # rows without images are short: no padding to the others
+            ]
             supervised = [int((part.labels != -100).sum()) for part in parts]
             waited = time.perf_counter() - start
 

@@ -209,6 +209,21 @@ def test_the_visual_mask_index_and_source_agree_and_a_shared_picture_is_encoded_
     assert batch.examples == [(0, 0), (1, 0), (2, 0), (3, 0)]
 
 
+def test_a_shared_row_shows_the_image_once_and_each_question_at_the_positions_it_has_alone(processor):
+    photo = picture(84, 56)
+    examples = [Example([photo], "Where?", "here"), Example([photo], "What is this?", "a ring"), Example([photo], "Why?", "so")]
+    batch, alone = processor(examples, share_images=True), [processor([e]) for e in examples]
+    assert batch.input_ids.shape[0] == 1 and len(batch.visual_index) == 6
+    behind = (batch.input_ids[0] == processor.special["vision_end"]).nonzero().item() + 1
+    for segment, single in enumerate(alone, start=1):
+        own = torch.cat([torch.arange(behind), (batch.segments[0] == segment).nonzero()[:, 0]])
+        for name in ("input_ids", "labels"):
+            assert torch.equal(getattr(batch, name)[0, own], getattr(single, name)[0])
+        assert torch.equal(batch.position_ids[:, 0, own], single.position_ids[:, 0])
+    assert (batch.segments[0, :behind] == 0).all() and batch.examples == [(0, 1), (0, 2), (0, 3)]
+    assert (processor(examples[:1], share_images=True).segments == 0).all()
+
+
 def test_positions_count_time_height_and_width(processor):
     """An image of 2 rows and 3 columns of tokens: one time, rows and columns counted, text behind the largest."""
     batch = processor([Example([picture(84, 56)], "x")])

@@ -142,6 +142,27 @@ def test_one_batch_of_rows_gives_the_gradient_of_the_rows_one_by_one(vlm, proces
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
+def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows(vlm, processor):
+    one, two = picture(90, 60), picture(60, 120, 1)
+    examples = [
+        Example([one], "Where is the ring?", "[1, 2, 3, 4]"),
+        Example([one], "What colour?", "red"),
+        Example([], "2+2?", "4"),
+        Example([one], "And the star?", "[5, 6, 7, 80]"),
+        Example([two, one], "Which?", "the left one"),
+        Example([two, one], "How many things are there in all?", "four"),
+        Example([two, one], "Why?", "no idea"),
+    ]
+    parameters = list(randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).parameters())
+    separate, shared = processor(examples), processor(examples, share_images=True)
+    assert shared.examples == [(0, 1), (0, 2), (1, 0), (2, 0), (3, 1), (3, 2), (3, 3)]
+    assert len(shared.visual_index) < len(separate.visual_index)
+    losses = [vlm.loss(separate), vlm.loss(shared)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in losses)):
+        assert (a - b).norm() <= 1e-5 * a.norm()
+
+
 def test_batched_generation_equals_single_generation_with_an_adapter(vlm, processor):
     examples = [Example([picture(90, 60)], "Where?"), Example([], "Hi"), Example([picture(60, 90, 2)] * 2, "Which?")]
     randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)

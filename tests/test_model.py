@@ -140,6 +140,9 @@ def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):
         vlm.loss(processor([Example([], "hello")]))
     with pytest.raises(ValueError, match="without answers"):
         vlm.generate(processor([Example([], "hello", "you")]))
+    photo = picture(30, 30)
+    with pytest.raises(ValueError, match="one example a row"):
+        vlm.generate(processor([Example([photo], "a"), Example([photo], "b")], share_images=True))
     with pytest.raises(ValueError, match="do not fit"):
         vlm.generate(processor([Example([], "hello")]), 5000)
 

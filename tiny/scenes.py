@@ -7,13 +7,13 @@ and from top to bottom. On it lie 3 or 4 things that do not touch, each with
     colour   red, green, blue, yellow, purple, black
     size     small (20 to 25 pixels a side) or large (34 to 41)
 
-Each scene comes with five examples, all but the sum showing the same picture object:
+Each scene comes with seven examples, all but the sum showing the same picture object:
 
-    two      grounding questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
+    three    grounding questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
              shape, size and shape, all three, or by its place beside a second thing that is itself named without doubt
              ("the ring left of the red square": left of, right of, above, below compare the centres, 12 pixels apart
              at least). Answer: the box, one pixel outside the drawing.
-    one      question about an attribute ("What colour is the ring?", "What shape is the red thing?", "How large is
+    two      questions about attributes ("What colour is the ring?", "What shape is the red thing?", "How large is
              the star?", "How many things are there?"), answered in one word.
     one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring [3, 10,
              25, 32], large ..."): a dense lesson in where things are, which the grounding questions then build on.
@@ -169,8 +169,8 @@ def around(thing):
     return (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
 
 
-def attribute(scene, rng):
-    """(question, answer) about one thing or the number of things."""
+def attributes(scene):
+    """All (question, answer) pairs about one thing or the number of things."""
     shapes, colours = [t[0] for t in scene], [t[1] for t in scene]
     questions = [("How many things are there?", NUMBERS[len(scene)])]
     for shape, colour, size, _ in scene:
@@ -178,7 +178,7 @@ def attribute(scene, rng):
             questions += [(f"What colour is the {shape}?", colour), (f"How large is the {shape}?", size)]
         if colours.count(colour) == 1:
             questions += [(f"What shape is the {colour} thing?", shape), (f"How large is the {colour} thing?", size)]
-    return rng.choice(questions)
+    return questions
 
 
 def word_problem(rng):
@@ -198,7 +198,7 @@ def word_problem(rng):
 
 
 def rows(look, split):
-    """Endless rows {"kind", "images", "prompt" or "sent", "answer" or "bbox"} of a split in a look, five a scene."""
+    """Endless rows {"kind", "images", "prompt" or "sent", "answer" or "bbox"} of a split in a look, seven a scene."""
     number = 0
     while True:
         rng = random.Random(f"{SPLIT_SEEDS[split]}-{number}")
@@ -206,12 +206,13 @@ def rows(look, split):
         picture = seen(draw(scene), look, rng)
         targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
         named = [(t, plain, related) for t, plain, related in targets if plain or related]
-        for target, plain, related in (named * 2)[:2]:
+        for target, plain, related in (named * 3)[:3]:
             use = related if related and (not plain or rng.random() < 0.25) else plain
             yield {"kind": "grounding", "images": [picture], "sent": rng.choice(use), "bbox": around(scene[target])}
-        question, answer = attribute(scene, rng)
-        answer = FOREIGN[answer] if look == "words" else answer
-        yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
+        questions = attributes(scene)
+        for question, answer in rng.sample(questions, min(2, len(questions))):
+            answer = FOREIGN[answer] if look == "words" else answer
+            yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
         listed = sorted(scene, key=lambda thing: thing[3])
         answer = ", ".join(f"{size} {colour} {shape} {list(around(t))}" for t in listed for shape, colour, size, _ in [t])
         yield {"kind": "listing", "images": [picture], "prompt": LISTING, "answer": answer}
