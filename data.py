@@ -23,6 +23,7 @@ import json
 import math
 import pickle
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -101,18 +102,24 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
     return w, h
 
 
+@contextmanager
+def opened(path):
+    """An image file, opened by Pillow; whatever shows that it is not a whole image becomes an InputError naming it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's, all of them
+        raise InputError(f"{path}: not a whole image ({error})") from None
+
+
 def open_image(image):
-    """A path or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white.
-    Raises InputError naming the file if it is not a whole image."""
+    """A path or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
-    try:
-        with Image.open(image) as opened:
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError:
-        raise InputError(f"{image}: no such image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's words for broken files
-        raise InputError(f"{image}: not a whole image ({error})") from None
+    with opened(image) as file:
+        return to_rgb(ImageOps.exif_transpose(file))
 
 
 def to_rgb(image):
@@ -127,14 +134,9 @@ def to_rgb(image):
 @lru_cache(maxsize=65536)
 def file_size(path):
     """(width, height) of an image file as `open_image` will give it; reads the header only."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: on its side
-            return image.size[::-1] if turned else image.size
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a whole image ({error})") from None
+    with opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: on its side
+        return image.size[::-1] if turned else image.size
 
 
 def image_key(image):
@@ -167,7 +169,7 @@ def parse_box(text):
     Qwen's own {"bbox_2d": [...]} is read too."""
     for inside in re.findall(r"\[([^\[\]]*)\]", text):
         numbers = inside.split(",")
-        if len(numbers) == 4 and all(re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", n) for n in numbers):
+        if len(numbers) == 4 and all(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", n) for n in numbers):
             return [float(n) for n in numbers]
     return None
 
