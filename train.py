@@ -296,7 +296,7 @@ def row_order(examples, seed):
 
 def train(args, vlm, processor, examples, parameters, steps, state, file):
     """The training loop, from state["step"] on; state["log"] gains a line a step. Every --save-every steps the whole
-    state (weights, optimiser, log) goes into `file`: the rest is a function of seed and step. Returns the seconds."""
+    state (weights, optimiser, log) goes into `file`: the rest is a function of seed and step."""
     device = next(vlm.parameters()).device
     for p, saved in zip(parameters, state["parameters"] or []):
         p.data.copy_(saved)
@@ -306,7 +306,6 @@ def train(args, vlm, processor, examples, parameters, steps, state, file):
     lr_peak = LEARNING_RATES[args.method] if args.lr is None else args.lr
     size = args.batch * args.accumulate
     order = itertools.islice(row_order(examples, args.seed), state["step"] * size, None)
-    began = time.perf_counter()
     with tqdm(total=steps, initial=state["step"], desc="train") as bar:
         for step in range(state["step"], steps):
             start = time.perf_counter()
@@ -351,7 +350,6 @@ def train(args, vlm, processor, examples, parameters, steps, state, file):
                 state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
                 torch.save(state, f"{file}.part")
                 os.replace(f"{file}.part", file)
-    return time.perf_counter() - began
 
 
 def peak_memory(device):
@@ -501,14 +499,14 @@ def print_table(report):
 
 def start(args):
     """(arguments, folder, state) of a new run or, with --resume, of the interrupted one as it was last saved."""
+    state = dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer")) | {"step": 0, "log": []}
     if not args.resume:
-        out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{args.method}")
-        return args, out, dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer")) | {"step": 0, "log": []}
+        return args, Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{args.method}"), state
     out = Path(args.resume)
     args = argparse.Namespace(**read_json(out / "arguments.json"))
-    if not (out / "state.pt").exists():
-        raise InputError(f"{out}: no state.pt to resume from; start the run anew")
-    return args, out, torch.load(out / "state.pt", weights_only=True)
+    if (out / "state.pt").exists():  # else it was interrupted before anything was saved: from the beginning
+        state = torch.load(out / "state.pt", weights_only=True)
+    return args, out, state
 
 
 def make_folder(out):
@@ -554,7 +552,7 @@ def run(args, command):
     logits_before, logit_change = text_logits(vlm, processor), None
 
     # probe, attach, train
-    adapter, parameters, steps, seconds = None, [], 0, 0.0
+    adapter, parameters, steps = None, [], 0
     if examples:
         if args.method == "image-lora" and state["heads"] is None:
             state["heads"], state["scores"] = choose_heads(args, vlm, processor, examples)
@@ -562,7 +560,7 @@ def run(args, command):
         adapter, parameters = build_method(args, vlm, state["heads"])
         steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / (args.batch * args.accumulate))
         show_method(args, parameters, steps, state["heads"])
-        seconds = train(args, vlm, processor, examples, parameters, steps, state, out / "state.pt")
+        train(args, vlm, processor, examples, parameters, steps, state, out / "state.pt")
         if adapter:
             adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
             adapter.save(out / "adapter.safetensors")
@@ -589,7 +587,7 @@ def run(args, command):
         "trainable_parameters": sum(p.numel() for p in parameters),
         "parameters": sum(p.numel() for p in vlm.parameters()),
         "adapter_flops_per_step": mean(adapter.flops(x["tokens"], x["visual_tokens"]) for x in log) if adapter and log else None,
-        "train_seconds": seconds,
+        "train_seconds": sum(line["ms"] for line in log) / 1000,
         "peak_memory_bytes": peak_memory(next(vlm.parameters()).device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         **summaries,

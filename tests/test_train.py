@@ -146,12 +146,15 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path / "killed", *arguments)
     monkeypatch.setattr(VLM, "loss", real)
-    assert not (tmp_path / "killed/report.json").exists()
+    assert not (tmp_path / "killed/report.json").exists() and (tmp_path / "killed/state.pt").exists()
     train.main(["--resume", str(tmp_path / "killed")])
     assert equal(dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights)))
     whole, resumed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed"))
     for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change"):
         assert whole[key] == resumed[key]
+    (tmp_path / "killed/state.pt").unlink()  # killed before anything was saved: begins again, with the same end
+    train.main(["--resume", str(tmp_path / "killed")])
+    assert equal(dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights)))
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
