@@ -570,6 +570,9 @@ def run(args, command):
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
+        args.method = "lora" if isinstance(adapter, LoRA) else "image-lora"
+    else:
+        args.method = "none"
 
     # after
     if parameters:

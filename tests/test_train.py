@@ -85,7 +85,7 @@ def test_image_lora_does_not_change_text_and_lora_does(finished, checkpoint, tmp
 def test_the_saved_adapter_gives_the_tuned_answers_again(finished, checkpoint, tmp_path):
     out, report = finished
     again = run(checkpoint, tmp_path, "--eval-only", "--adapter", str(out / "adapter.safetensors"))
-    assert again["tuned"] == report["tuned"] and again["base"] == report["base"]
+    assert again["tuned"] == report["tuned"] and again["base"] == report["base"] and again["method"] == "image-lora"
     tuned = [
         [(p["prompt"], p["text"]) for p in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines()) if p["when"] == "tuned"]
         for folder in (out, tmp_path)
