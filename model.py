@@ -681,6 +681,7 @@ def write_safetensors(file, tensors, metadata):
     }
     part = Path(f"{file}.part")
     serialize_file(specs, str(part), metadata)
+    part.chmod(0o644)  # it is written readable to its owner only
     os.replace(part, file)
 
 
