@@ -22,7 +22,7 @@ Each scene comes with seven examples, all but the sum showing the same picture o
 A look changes the light on the picture, never the boxes or the words; `words` changes the words instead:
 
     day      as drawn; what the tiny model was pretrained on
-    dusk     light from a red lamp: pixels x (1, .55, .4)
+    dusk     warm evening light: pixels x (1, .85, .7)
     fog      pixels x .3 + 170
     noise    normal noise of standard deviation 60 on every value
     negative pixels 255 - p, which the frozen encoder has never seen
@@ -119,7 +119,7 @@ def seen(picture, look, rng):
     """The picture in a look."""
     if look == "dusk":
         red, green, blue = picture.split()
-        return Image.merge("RGB", (red, green.point(lambda p: p * 0.55), blue.point(lambda p: p * 0.4)))
+        return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
     if look == "fog":
         return picture.point(lambda p: p * 0.3 + 170)
     if look == "noise":
