@@ -20,11 +20,14 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
+
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
 from tqdm import tqdm
