@@ -61,6 +61,7 @@ from probe import (
 HERE = Path(__file__).parent
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
+DRAWN_LEARNING_RATES = {"image-lora": 3e-2, "lora": 3e-3, "full": 5e-4, "none": 0.0}  # the tiny model wants larger steps
 DRAWN_DEFAULTS = {"limit": 4800, "batch": 32, "steps": 300, "eval_limit": 300, "eval_batch": 100}  # short rows, small model
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
@@ -250,9 +251,11 @@ def choose_heads(args, vlm, processor, examples):
 
 def show_method(args, parameters, steps, heads):
     trainable = sum(p.numel() for p in parameters)
-    rate = LEARNING_RATES[args.method] if args.lr is None else args.lr
     size = args.batch * args.accumulate
-    print(f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows, learning rate {rate}")
+    print(
+        f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows, "
+        f"learning rate {peak_rate(args)}"
+    )
     if heads:
         print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items()))
 
@@ -271,6 +274,11 @@ def build_method(args, vlm, heads):
 
 
 # ---------------------------------------------------------------------------------------------------------- training
+
+
+def peak_rate(args):
+    rates = DRAWN_LEARNING_RATES if args.data in DRAWN else LEARNING_RATES
+    return rates[args.method] if args.lr is None else args.lr
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -306,7 +314,7 @@ def train(args, vlm, processor, examples, parameters, steps, state, file):
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
-    lr_peak = LEARNING_RATES[args.method] if args.lr is None else args.lr
+    lr_peak = peak_rate(args)
     size = args.batch * args.accumulate
     order = itertools.islice(row_order(examples, args.seed), state["step"] * size, None)
     with tqdm(total=steps, initial=state["step"], desc="train") as bar:

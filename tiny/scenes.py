@@ -23,7 +23,7 @@ A look changes the light on the picture, never the boxes or the words; `words` c
 
     day      as drawn; what the tiny model was pretrained on
     dusk     warm evening light: pixels x (1, .85, .7)
-    fog      pixels x .3 + 170
+    fog      pixels x .7 + 70
     noise    normal noise of standard deviation 60 on every value
     negative pixels 255 - p, which the frozen encoder has never seen
     words    day pictures, but attributes are answered in words of another language ("rouge"), which a change of the
@@ -60,7 +60,7 @@ RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of th
 }
 LISTING = "List everything from left to right."
 LOOKS = ("day", "dusk", "fog", "noise", "negative", "words")
-DEMO_LOOK = "dusk"
+DEMO_LOOK = "fog"
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
@@ -121,7 +121,7 @@ def seen(picture, look, rng):
         red, green, blue = picture.split()
         return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
     if look == "fog":
-        return picture.point(lambda p: p * 0.3 + 170)
+        return picture.point(lambda p: p * 0.7 + 70)
     if look == "noise":
         grain = (Image.frombytes("L", picture.size, rng.randbytes(SIDE * SIDE)) for _ in range(12))
         planes = []
