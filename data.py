@@ -244,7 +244,9 @@ class Processor:
         """(width, height) at which the model sees an image. Raises InputError if its sides differ over 200 times."""
         width, height = image_size(image)
         if max(width, height) > MAX_RATIO * min(width, height):
-            raise InputError(f"{name or image}: {width} x {height} pixels; the sides may differ {MAX_RATIO} times at most")
+            raise InputError(
+                f"{name or image}: {width} x {height} pixels; the sides may differ {MAX_RATIO} times at most"
+            )
         return resized_size(width, height, self.factor, self.min_pixels, self.max_pixels)
 
     def cut(self, image):
@@ -343,7 +345,9 @@ class Processor:
         for example in examples:
             ids, supervised = self.tokens(example)
             if len(ids) > self.config.max_positions:
-                raise InputError(f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions")
+                raise InputError(
+                    f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions"
+                )
             keys = [image_key(image) for image in example.images]
             for key, image in zip(keys, example.images):
                 if key not in cuts:  # each picture of the batch is cut, and later encoded, once
@@ -485,7 +489,9 @@ def refcoco_row(row, source):
         if "img_id" in row:
             image = re.sub(r"_\d+$", "", row["img_id"]) + ".jpg"
             return row | {"image": image, "sent": row["sents"], "bbox": corners(row["bbox"])}
-        return {key: row[key] for key in ("image", "sent", "bbox")} | {k: row[k] for k in ("width", "height") if k in row}
+        return {key: row[key] for key in ("image", "sent", "bbox")} | {
+            k: row[k] for k in ("width", "height") if k in row
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source}: not a RefCOCO row as known here ({type(error).__name__}: {error})") from None
 
@@ -613,7 +619,9 @@ def check_box(row, source, images):
         raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
     x1, y1, x2, y2 = box
     if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
-        raise InputError(f"{source}: box {list(box)} does not lie in its image {images[0]} of {width} x {height} pixels")
+        raise InputError(
+            f"{source}: box {list(box)} does not lie in its image {images[0]} of {width} x {height} pixels"
+        )
     return (x1, y1, x2, y2)
 
 

@@ -132,10 +132,23 @@ def curve(path, losses, evaluations):
         xs, ys = zip(*losses)
         window = max(1, len(ys) // 50)  # a running mean, so that the trend is seen through the noise
         smooth = [sum(ys[max(0, i - window) : i + 1]) / len(ys[max(0, i - window) : i + 1]) for i in range(len(ys))]
-        plot(pen, (90, 60, 830, 280), xs, smooth, x_range, (0, max(smooth) * 1.05), "training loss (running mean)", BLUE)
+        plot(
+            pen, (90, 60, 830, 280), xs, smooth, x_range, (0, max(smooth) * 1.05), "training loss (running mean)", BLUE
+        )
     if evaluations:
         xs, ys = zip(*evaluations)
-        plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), "accuracy on held-out rows", ORANGE, percent=True, dots=True)
+        plot(
+            pen,
+            (90, 400, 830, 620),
+            xs,
+            ys,
+            x_range,
+            (0, 1),
+            "accuracy on held-out rows",
+            ORANGE,
+            percent=True,
+            dots=True,
+        )
     image.save(path)
 
 

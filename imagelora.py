@@ -143,7 +143,11 @@ class ImageLoRA(Adapter):
         if not heads:
             raise ValueError("Image-LoRA needs at least one head")
         for layer, hs in heads.items():
-            if not 0 <= layer < config.layers or not all(0 <= h < config.value_heads for h in hs) or len(set(hs)) < len(hs):
+            if (
+                not 0 <= layer < config.layers
+                or not all(0 <= h < config.value_heads for h in hs)
+                or len(set(hs)) < len(hs)
+            ):
                 raise ValueError(
                     f"layer {layer}, heads {hs}: the model has {config.layers} layers of {config.value_heads} value heads, "
                     "each of which can be selected once"
@@ -207,7 +211,9 @@ def load_adapter(path, vlm):
     if metadata.get("format_version") != FORMAT or metadata.get("method") not in methods:
         raise InputError(f"{path}: not an adapter file of format {FORMAT}")
     if metadata["base"] != vlm.fingerprint():
-        raise InputError(f"{path}: made for another checkpoint (its base is {metadata['base']}, this one {vlm.fingerprint()})")
+        raise InputError(
+            f"{path}: made for another checkpoint (its base is {metadata['base']}, this one {vlm.fingerprint()})"
+        )
     adapter = methods[metadata["method"]](vlm.config, **json.loads(metadata["settings"]))
     expected = {name: tuple(t.shape) for name, t in adapter.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}

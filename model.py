@@ -107,7 +107,12 @@ class Config:
         if isinstance(flat.get("eos_token_id"), int):
             flat["eos_token_id"] = [flat["eos_token_id"]]
         try:
-            config = cls(**fields_of(cls, flat), vision=VisionConfig(**fields_of(VisionConfig, vision)), raw=raw, generation=generation)
+            config = cls(
+                **fields_of(cls, flat),
+                vision=VisionConfig(**fields_of(VisionConfig, vision)),
+                raw=raw,
+                generation=generation,
+            )
         except KeyError as missing:
             raise InputError(f"{source}: no key {missing}; is this a whole Qwen2.5-VL configuration?") from None
         unsupported = {
@@ -553,7 +558,9 @@ class VLM(nn.Module):
                 if name in tensors:
                     raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
                 if tuple(tensor.shape) != expected[name]:
-                    raise InputError(f"{file}: {name} is {list(tensor.shape)}, config.json asks for {list(expected[name])}")
+                    raise InputError(
+                        f"{file}: {name} is {list(tensor.shape)}, config.json asks for {list(expected[name])}"
+                    )
                 tensors[name] = tensor.to(dtype)
         missing = [name for name in expected if name not in tensors]
         if missing:

@@ -61,8 +61,19 @@ from probe import (
 HERE = Path(__file__).parent
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
-DRAWN_LEARNING_RATES = {"image-lora": 3e-2, "lora": 3e-3, "full": 5e-4, "none": 0.0}  # the tiny model wants larger steps
-DRAWN_DEFAULTS = {"limit": 4800, "batch": 32, "steps": 300, "eval_limit": 300, "eval_batch": 100}  # short rows, small model
+DRAWN_LEARNING_RATES = {
+    "image-lora": 3e-2,
+    "lora": 3e-3,
+    "full": 5e-4,
+    "none": 0.0,
+}  # the tiny model wants larger steps
+DRAWN_DEFAULTS = {
+    "limit": 4800,
+    "batch": 32,
+    "steps": 300,
+    "eval_limit": 300,
+    "eval_batch": 100,
+}  # short rows, small model
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -100,14 +111,20 @@ def parse_args(argv=None):
     g.add_argument("--eval-split", default="val", help="split to evaluate on")
     g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
     g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
-    g.add_argument("--also", nargs="*", metavar="NAME", help="further data sets to evaluate on (scenes: scenes-day sums)")
+    g.add_argument(
+        "--also", nargs="*", metavar="NAME", help="further data sets to evaluate on (scenes: scenes-day sums)"
+    )
 
     g = parser.add_argument_group("method")
-    g.add_argument("--method", choices=LEARNING_RATES, default="image-lora", help="what is trained; none: only evaluate")
+    g.add_argument(
+        "--method", choices=LEARNING_RATES, default="image-lora", help="what is trained; none: only evaluate"
+    )
     g.add_argument("--rank", type=int, default=8, help="R")
     g.add_argument("--alpha", type=float, default=16, help="alpha; updates are scaled by alpha / R")
     g.add_argument("--heads", type=int, help="budget: value heads in all (default: a quarter of them)")
-    g.add_argument("--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power")
+    g.add_argument(
+        "--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power"
+    )
     g.add_argument("--selection", default="probe", help="probe, gate, random, all, or a heads.json of another run")
     g.add_argument("--probe-samples", type=int, default=64, help="training rows to probe with")
     g.add_argument("--probe-seed", type=int, default=0, help="draws the probe's A and its rows")
@@ -119,27 +136,38 @@ def parse_args(argv=None):
     g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
     g.add_argument("--share-images", action=flag, default=True, help="questions about one picture share one row")
     g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
-    g.add_argument("--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine")
+    g.add_argument(
+        "--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine"
+    )
     g.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     g.add_argument("--seed", type=int, default=0, help="draws initial weights and the order of the data")
 
     g = parser.add_argument_group("run")
     g.add_argument("--out", help="folder of the run (default: runs/TIME-DATA-METHOD)")
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
-    g.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the frozen model; with --method full, of the arithmetic")
+    g.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the frozen model; with --method full, of the arithmetic",
+    )
     g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
     g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
     g.add_argument("--image", nargs="*", default=[], help="with --eval-only and --prompt: ask about these pictures")
     g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
     g.add_argument("--max-new-tokens", type=int, default=48, help="longest answer")
-    g.add_argument("--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on")
+    g.add_argument(
+        "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
+    )
     g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
     args = parser.parse_args(argv)
     if args.steps is not None and args.epochs is not None:
         parser.error("--steps and --epochs exclude each other")
     if args.data in DRAWN:  # what the command line does not say, the kind of data decides
-        parser.set_defaults(**{name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs})
+        parser.set_defaults(
+            **{name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs}
+        )
         args = parser.parse_args(argv)
 
     for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
@@ -355,7 +383,9 @@ def train(args, vlm, processor, examples, parameters, steps, state, file):
             }
             state["log"].append(line)
             bar.update()
-            bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line))
+            bar.set_postfix_str(
+                "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line)
+            )
             if (step + 1) % args.save_every == 0 or step + 1 == steps:
                 weights = [p.detach().cpu() for p in parameters]
                 state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
@@ -600,7 +630,9 @@ def run(args, command):
         "steps": steps,
         "trainable_parameters": sum(p.numel() for p in parameters),
         "parameters": sum(p.numel() for p in vlm.parameters()),
-        "adapter_flops_per_step": mean(adapter.flops(x["tokens"], x["visual_tokens"]) for x in log) if adapter and log else None,
+        "adapter_flops_per_step": mean(adapter.flops(x["tokens"], x["visual_tokens"]) for x in log)
+        if adapter and log
+        else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
         "peak_memory_bytes": peak_memory(next(vlm.parameters()).device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},

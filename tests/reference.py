@@ -38,7 +38,9 @@ class Reference:
     def inputs(self, examples):
         """What transformers takes, left-padded. A special token in a user's text is text for us; a space inside it
         keeps it text for the reference too, and is taken out of ours by the caller."""
-        pictures = [image if isinstance(image, Image.Image) else Image.open(image) for e in examples for image in e.images]
+        pictures = [
+            image if isinstance(image, Image.Image) else Image.open(image) for e in examples for image in e.images
+        ]
         seen = self.images(pictures, return_tensors="pt") if pictures else {}
         grids = iter(seen["image_grid_thw"] if pictures else [])
         texts = [self.text(e, [next(grids) for _ in e.images]) for e in examples]

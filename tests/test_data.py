@@ -157,7 +157,9 @@ def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
     for row in range(3):  # the row ends there: what follows is padding
         last = (batch.labels[row] != -100).nonzero().max().item()
         assert batch.attention_mask[row].nonzero().max().item() == last
-        assert torch.equal(batch.labels[row][batch.labels[row] != -100], batch.input_ids[row][batch.labels[row] != -100])
+        assert torch.equal(
+            batch.labels[row][batch.labels[row] != -100], batch.input_ids[row][batch.labels[row] != -100]
+        )
 
 
 def test_the_row_is_qwens_chat_template(processor):
@@ -211,7 +213,11 @@ def test_the_visual_mask_index_and_source_agree_and_a_shared_picture_is_encoded_
 
 def test_a_shared_row_shows_the_image_once_and_each_question_at_the_positions_it_has_alone(processor):
     photo = picture(84, 56)
-    examples = [Example([photo], "Where?", "here"), Example([photo], "What is this?", "a ring"), Example([photo], "Why?", "so")]
+    examples = [
+        Example([photo], "Where?", "here"),
+        Example([photo], "What is this?", "a ring"),
+        Example([photo], "Why?", "so"),
+    ]
     batch, alone = processor(examples, share_images=True), [processor([e]) for e in examples]
     assert batch.input_ids.shape[0] == 1 and len(batch.visual_index) == 6
     behind = (batch.input_ids[0] == processor.special["vision_end"]).nonzero().item() + 1
@@ -284,7 +290,9 @@ def test_the_refer_pickle_and_the_json_form_of_the_same_rows_agree(shared, tmp_p
     root = shared / "refcoco-mini"
     rows = [json.loads(line) for line in (root / "refcoco/all.jsonl").read_text().splitlines()]
     for split in ("val", "testA", "testB"):
-        (tmp_path / f"refcoco_{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["split"] == split))
+        (tmp_path / f"refcoco_{split}.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in rows if r["split"] == split)
+        )
         (tmp_path / "images").exists() or (tmp_path / "images").symlink_to(root / "images")
         a, b = load("refcoco", root, split), load("refcoco", tmp_path, split)
         assert [(e.prompt, e.images[0].name) for e in a] == [(e.prompt, e.images[0].name) for e in b]

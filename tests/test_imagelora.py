@@ -67,7 +67,8 @@ def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
 
     def run(adapters):
         attention.adapters = {
-            path: lambda y, x, i, path=path: watch(adapters[path](y, x, i) if path in adapters else y, path) for path in "qkv"
+            path: lambda y, x, i, path=path: watch(adapters[path](y, x, i) if path in adapters else y, path)
+            for path in "qkv"
         }
         _, weights = attention(x, cos, sin, mask, mixed.visual_index, None, True)
         return {**{k: v.clone() for k, v in seen.items()}, "weights": weights}

@@ -165,9 +165,20 @@ def newer_names(tensors):
 
 def nested(raw):
     """The configuration as newer transformers writes it."""
-    outside = ("model_type", "vision_config", "image_token_id", "video_token_id", "tie_word_embeddings", "architectures")
+    outside = (
+        "model_type",
+        "vision_config",
+        "image_token_id",
+        "video_token_id",
+        "tie_word_embeddings",
+        "architectures",
+    )
     text = {k: v for k, v in raw.items() if k not in outside and k not in ("rope_scaling", "rope_theta")}
-    rope = {"rope_type": "default", "mrope_section": raw["rope_scaling"]["mrope_section"], "rope_theta": raw["rope_theta"]}
+    rope = {
+        "rope_type": "default",
+        "mrope_section": raw["rope_scaling"]["mrope_section"],
+        "rope_theta": raw["rope_theta"],
+    }
     return {k: raw[k] for k in outside} | {"text_config": text | {"rope_parameters": rope}}
 
 
@@ -212,7 +223,9 @@ def test_the_fingerprint_is_the_same_in_every_dtype_and_differs_between_models(t
 def test_float32_weights_on_the_cpu_are_the_mapped_file_itself(checkpoint, vlm):
     """No second copy: the weights lie inside the memory map of the file."""
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    ranges = [tuple(int(x, 16) for x in m[0].split("-")) for m in maps if m[-1] == str(checkpoint / "model.safetensors")]
+    ranges = [
+        tuple(int(x, 16) for x in m[0].split("-")) for m in maps if m[-1] == str(checkpoint / "model.safetensors")
+    ]
     assert all(any(a <= p.data_ptr() < b for a, b in ranges) for p in vlm.parameters())
 
 
@@ -304,7 +317,9 @@ def hub(checkpoint):
             seen.append(self.path)
             name = self.path.split("/")[-1]
             if self.path.startswith("/api/models/team/small/tree/"):
-                body = json.dumps([{"type": "file", "path": n, "size": len(b), "oid": "b" * 40} for n, b in files.items()])
+                body = json.dumps(
+                    [{"type": "file", "path": n, "size": len(b), "oid": "b" * 40} for n, b in files.items()]
+                )
                 body, kind = body.encode(), "application/json"
             elif self.path.startswith("/api/models/team/small"):
                 body = json.dumps({"id": "team/small", "sha": "a" * 40, "siblings": [{"rfilename": n} for n in files]})
@@ -338,7 +353,12 @@ def hub(checkpoint):
 def load_elsewhere(address, home, model):
     """Load a model in a fresh process whose hub is `address`."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from model import VLM; print(VLM.from_pretrained({model!r}).fingerprint())"
-    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    env = os.environ | {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
     return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
 
 

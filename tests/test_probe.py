@@ -142,7 +142,14 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
     save_selection(tmp_path / "heads.json", heads, scores.tolist())
     again, scores_again = load_selection(tmp_path / "heads.json", vlm.config)
     assert again == heads and scores_again == scores.tolist()
-    for wrong in ({"heads": {"9": [0]}, "scores": None}, {"heads": {}, "scores": None}, {"no": 1}, {"heads": [1]}, {"heads": {"a": [0]}}, []):
+    for wrong in (
+        {"heads": {"9": [0]}, "scores": None},
+        {"heads": {}, "scores": None},
+        {"no": 1},
+        {"heads": [1]},
+        {"heads": {"a": [0]}},
+        [],
+    ):
         (tmp_path / "heads.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             load_selection(tmp_path / "heads.json", vlm.config)

@@ -46,7 +46,10 @@ def test_ids_patches_positions_and_logits_equal(pair, name):
         assert torch.equal(batch.grids, inputs["image_grid_thw"])
         assert (batch.patches - inputs["pixel_values"]).abs().max() <= 1e-5
         positions, _ = reference.model.model.get_rope_index(
-            inputs["input_ids"], inputs["mm_token_type_ids"], inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
         )
         assert torch.equal(batch.position_ids, positions)
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
@@ -81,7 +84,11 @@ def test_what_transformers_saves_loads_here_and_the_other_way_round(pair, tmp_pa
 
 
 def test_transformers_loads_the_tiny_model_and_agrees():
-    processor, reference, vlm = Processor.from_pretrained(ROOT / "tiny"), Reference(ROOT / "tiny"), VLM.from_pretrained(ROOT / "tiny")
+    processor, reference, vlm = (
+        Processor.from_pretrained(ROOT / "tiny"),
+        Reference(ROOT / "tiny"),
+        VLM.from_pretrained(ROOT / "tiny"),
+    )
     examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
     batch, inputs = processor(examples), reference.inputs(examples)
     real = batch.attention_mask.bool()
@@ -103,12 +110,20 @@ def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
     template = json.loads((source / "chat_template.json").read_text())["chat_template"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"), chat_template=template)
     photo = Image.open(shared / "images/mobile_en_example.png")
-    prompts = ["What is this?", "Où est l'étoile? 星 🙂\n", "\n\n  two newlines", "x = {'a': [1, 2]}\t", "I'll say: 3.14!"]
+    prompts = [
+        "What is this?",
+        "Où est l'étoile? 星 🙂\n",
+        "\n\n  two newlines",
+        "x = {'a': [1, 2]}\t",
+        "I'll say: 3.14!",
+    ]
     for prompt in prompts:
         for images in ([], [photo], [photo, photo]):
             ids, _ = processor.tokens(Example(images, prompt))
             user = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-            text = tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+            )
             width, height = processor.resized(photo)
             text = text.replace("<|image_pad|>", "<|image_pad|>" * (width * height // 784))
             assert ids == tokenizer(text)["input_ids"]

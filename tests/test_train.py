@@ -17,7 +17,16 @@ import train
 from data import Example, load
 from model import VLM, read_safetensors, write_safetensors
 
-SMALL_RUN = ["--limit=12", "--eval-limit=6", "--steps=4", "--batch=4", "--probe-samples=3", "--max-new-tokens=4", "--also", "sums"]
+SMALL_RUN = [
+    "--limit=12",
+    "--eval-limit=6",
+    "--steps=4",
+    "--batch=4",
+    "--probe-samples=3",
+    "--max-new-tokens=4",
+    "--also",
+    "sums",
+]
 REPORT = {
     "method", "seed", "data", "steps", "trainable_parameters", "adapter_flops_per_step", "train_seconds",
     "peak_memory_bytes", "base", "tuned", "text_logit_max_change", "parse_failures", "heads", "versions", "command", "commit",
@@ -53,7 +62,9 @@ def test_a_run_writes_everything_it_promises(finished):
         with Image.open(out / name) as image:
             assert min(image.size) > 200 and len(image.convert("RGB").resize((200, 200)).getcolors(40000)) > 10
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [0, 1, 2, 3] and {"loss", "lr", "ms", "wait_ms", "peak_mib"} <= log[0].keys()
+    assert [line["step"] for line in log] == [0, 1, 2, 3] and {"loss", "lr", "ms", "wait_ms", "peak_mib"} <= log[
+        0
+    ].keys()
     predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == 2 * 12 and {"prompt", "text", "parsed", "reference", "score"} <= predictions[0].keys()
 
@@ -87,7 +98,11 @@ def test_the_saved_adapter_gives_the_tuned_answers_again(finished, checkpoint, t
     again = run(checkpoint, tmp_path, "--eval-only", "--adapter", str(out / "adapter.safetensors"))
     assert again["tuned"] == report["tuned"] and again["base"] == report["base"] and again["method"] == "image-lora"
     tuned = [
-        [(p["prompt"], p["text"]) for p in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines()) if p["when"] == "tuned"]
+        [
+            (p["prompt"], p["text"])
+            for p in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+            if p["when"] == "tuned"
+        ]
         for folder in (out, tmp_path)
     ]
     assert tuned[0] == tuned[1]
@@ -148,13 +163,17 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
     monkeypatch.setattr(VLM, "loss", real)
     assert not (tmp_path / "killed/report.json").exists() and (tmp_path / "killed/state.pt").exists()
     train.main(["--resume", str(tmp_path / "killed")])
-    assert equal(dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights)))
+    assert equal(
+        dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
+    )
     whole, resumed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed"))
     for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change"):
         assert whole[key] == resumed[key]
     (tmp_path / "killed/state.pt").unlink()  # killed before anything was saved: begins again, with the same end
     train.main(["--resume", str(tmp_path / "killed")])
-    assert equal(dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights)))
+    assert equal(
+        dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
+    )
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
@@ -213,16 +232,34 @@ def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, 
 def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     run(checkpoint, tmp_path)
     said = capsys.readouterr().out
-    for part in ("parameters in float32 on cpu", "tokens a row (min / median / max): visual 16 / 16 / 16", ">>>[", "<|im_end|><<<"):
+    for part in (
+        "parameters in float32 on cpu",
+        "tokens a row (min / median / max): visual 16 / 16 / 16",
+        ">>>[",
+        "<|im_end|><<<",
+    ):
         assert part in said
-    assert "<|image_pad|> x 16" in said and "trainable parameters, 4 steps of 4 rows, learning rate" in said and "layer" in said
+    assert (
+        "<|image_pad|> x 16" in said
+        and "trainable parameters, 4 steps of 4 rows, learning rate" in said
+        and "layer" in said
+    )
 
 
 # -- real photographs
 
 
 def test_the_refer_folder_of_real_photographs_runs_through(shared, checkpoint, tmp_path):
-    where = ["--data", "refcoco", "--data-root", str(shared / "refcoco-mini"), "--train-split", "testA", "--eval-split", "val"]
+    where = [
+        "--data",
+        "refcoco",
+        "--data-root",
+        str(shared / "refcoco-mini"),
+        "--train-split",
+        "testA",
+        "--eval-split",
+        "val",
+    ]
     run(checkpoint, tmp_path, *where, "--max-pixels", "50000", "--also")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["data"] == "refcoco" and report["parse_failures"] == {"base": 6, "tuned": 6}
@@ -230,7 +267,17 @@ def test_the_refer_folder_of_real_photographs_runs_through(shared, checkpoint, t
 
 
 def test_coco_photographs_with_boxes_run_through(shared, checkpoint, tmp_path):
-    report = run(checkpoint, tmp_path, "--data", "jsonl", "--data-root", str(shared / "coco-photos"), "--max-pixels", "50000", "--also")
+    report = run(
+        checkpoint,
+        tmp_path,
+        "--data",
+        "jsonl",
+        "--data-root",
+        str(shared / "coco-photos"),
+        "--max-pixels",
+        "50000",
+        "--also",
+    )
     assert report["steps"] == 4 and report["base"]["accuracy"] is not None
 
 
@@ -298,7 +345,10 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
         (["--data", "scenes-day", "--max-pixels", "100"], "max_pixels 100 is below min_pixels"),
         (["--data", "scenes-day", "--out", "/dev/null/run"], "--out /dev/null/run: cannot be made"),
         (["--resume", "/no/such/run"], "arguments.json: no such file"),
-        (["--data", "scenes-day", "--eval-only", "--adapter", "/no/such.safetensors"], "/no/such.safetensors: no such file"),
+        (
+            ["--data", "scenes-day", "--eval-only", "--adapter", "/no/such.safetensors"],
+            "/no/such.safetensors: no such file",
+        ),
     ],
 )
 def test_bad_arguments_end_the_run_with_one_line(checkpoint, tmp_path, capsys, arguments, message):
@@ -308,7 +358,15 @@ def test_bad_arguments_end_the_run_with_one_line(checkpoint, tmp_path, capsys, a
 def test_an_adapter_of_another_checkpoint_is_refused(finished, tmp_path, capsys):
     out, _ = finished
     other = write_checkpoint(tmp_path / "other", seed=9)
-    arguments = ["--data", "scenes-day", "--eval-only", "--adapter", out / "adapter.safetensors", "--out", tmp_path / "out"]
+    arguments = [
+        "--data",
+        "scenes-day",
+        "--eval-only",
+        "--adapter",
+        out / "adapter.safetensors",
+        "--out",
+        tmp_path / "out",
+    ]
     assert "made for another checkpoint" in refused(capsys, "--model", other, *SMALL_RUN, *arguments)
 
 
@@ -319,7 +377,9 @@ def test_a_misshapen_checkpoint_is_refused_from_the_command_line(checkpoint, tmp
     tensors["model.norm.weight"] = torch.zeros(3)
     write_safetensors(folder / "model.safetensors", tensors, {})
     command = [sys.executable, str(ROOT / "train.py"), "--model", str(folder), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 2
     assert done.stderr == f"error: {folder}/model.safetensors: model.norm.weight is [3], config.json asks for [64]\n"
 
@@ -338,7 +398,17 @@ def test_one_question_about_one_picture_is_answered_before_and_after(finished, c
     assert "missing.png: no such image" in refused(capsys, "--model", checkpoint, "--eval-only", *where)
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "1", "--epochs", "1"], ["--steps", "0"], ["--image", "x"], ["--rank", "0"], ["--adapter", "x"], ["--method", "dora"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--steps", "1", "--epochs", "1"],
+        ["--steps", "0"],
+        ["--image", "x"],
+        ["--rank", "0"],
+        ["--adapter", "x"],
+        ["--method", "dora"],
+    ],
+)
 def test_arguments_that_make_no_sense_are_refused(arguments):
     with pytest.raises(SystemExit) as stopped:
         train.parse_args(arguments)

@@ -73,7 +73,9 @@ def things(rng):
             side = rng.randint(20, 25) if size == "small" else rng.randint(34, 41)
             x, y = rng.randint(3, SIDE - side - 3), rng.randint(3, SIDE - side - 3)
             box = (x, y, x + side, y + side)
-            apart = (box[2] + 3 < b[0] or b[2] + 3 < box[0] or box[3] + 3 < b[1] or b[3] + 3 < box[1] for *_, b in found)
+            apart = (
+                box[2] + 3 < b[0] or b[2] + 3 < box[0] or box[3] + 3 < b[1] or b[3] + 3 < box[1] for *_, b in found
+            )
             if all(apart):
                 found.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
                 break
@@ -82,7 +84,10 @@ def things(rng):
 
 def paper():
     """The background: a soft shading that differs at every place."""
-    across, down = Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE)), Image.linear_gradient("L").resize((SIDE, SIDE))
+    across, down = (
+        Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE)),
+        Image.linear_gradient("L").resize((SIDE, SIDE)),
+    )
     red = across.point(lambda p: 255 - p // 2)
     green = down.point(lambda p: 250 - p // 2)
     blue = Image.blend(across, down, 0.5).point(lambda p: 150 + p * 2 // 5)
@@ -110,7 +115,16 @@ def draw(scene):
             pen.rectangle((x1, cy - w * 0.15, x2, cy + w * 0.15), fill=fill)
         else:  # a star of four points
             n = w * 0.14
-            points = [(cx, y1), (cx + n, cy - n), (x2, cy), (cx + n, cy + n), (cx, y2), (cx - n, cy + n), (x1, cy), (cx - n, cy - n)]
+            points = [
+                (cx, y1),
+                (cx + n, cy - n),
+                (x2, cy),
+                (cx + n, cy + n),
+                (cx, y2),
+                (cx - n, cy + n),
+                (x1, cy),
+                (cx - n, cy - n),
+            ]
             pen.polygon(points, fill=fill)
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
@@ -154,8 +168,12 @@ def expressions(scene, target):
     for other in range(len(scene)):
         anchors = [name for name in names(scene[other])[:2] if alone(name, other)]
         for relation, (axis, sign) in RELATIONS.items():
-            fitting = [i for i in range(len(scene)) if i != other and sign * (centre(i, axis) - centre(other, axis)) >= 12]
-            near = [i for i in range(len(scene)) if i != other and 0 < sign * (centre(i, axis) - centre(other, axis)) < 12]
+            fitting = [
+                i for i in range(len(scene)) if i != other and sign * (centre(i, axis) - centre(other, axis)) >= 12
+            ]
+            near = [
+                i for i in range(len(scene)) if i != other and 0 < sign * (centre(i, axis) - centre(other, axis)) < 12
+            ]
             for head in names(scene[target])[:2]:
                 same = [i for i in fitting + near if head in names(scene[i])]
                 if target in fitting and same == [target]:
@@ -188,13 +206,19 @@ def word_problem(rng):
     kind = rng.choice("+-*")
     if kind == "+":
         a, b = rng.randint(2, 20), rng.randint(2, 20)
-        return f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?", f"{a}+{b}={a + b}\n#### {a + b}"
+        return (
+            f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?",
+            f"{a}+{b}={a + b}\n#### {a + b}",
+        )
     if kind == "-":
         a = rng.randint(5, 30)
         b = rng.randint(2, a)
         return f"{name} has {a} {what} and gives away {b}. How many {what} are left?", f"{a}-{b}={a - b}\n#### {a - b}"
     a, b = rng.randint(2, 6), rng.randint(2, 9)
-    return f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?", f"{a}*{b}={a * b}\n#### {a * b}"
+    return (
+        f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?",
+        f"{a}*{b}={a * b}\n#### {a * b}",
+    )
 
 
 def rows(look, split):
@@ -214,7 +238,9 @@ def rows(look, split):
             answer = FOREIGN[answer] if look == "words" else answer
             yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
         listed = sorted(scene, key=lambda thing: thing[3])
-        answer = ", ".join(f"{size} {colour} {shape} {list(around(t))}" for t in listed for shape, colour, size, _ in [t])
+        answer = ", ".join(
+            f"{size} {colour} {shape} {list(around(t))}" for t in listed for shape, colour, size, _ in [t]
+        )
         yield {"kind": "listing", "images": [picture], "prompt": LISTING, "answer": answer}
         question, answer = word_problem(rng)
         yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
