@@ -41,7 +41,7 @@ def key(name):
 
 
 def fields_of(cls, raw):
-    """{field: value} of a configuration class, read from the parsed JSON; lists become tuples. KeyError if one lacks."""
+    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one lacks."""
     values = {f.name: raw[f.metadata["key"]] for f in fields(cls) if f.metadata}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 

@@ -200,8 +200,8 @@ def choose_device(name, dtype):
 
 
 def load_model(args):
-    """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model. A model that is trained
-    itself keeps float32 weights: bfloat16 would round small steps away, so it is left to the arithmetic (mixed)."""
+    """(vlm, processor), frozen; --from-scratch: random weights for the configuration of --model. A model that is
+    trained itself keeps float32 weights: bfloat16 would round small steps away, so it is left to the arithmetic (mixed)."""
     device, dtype = choose_device(args.device, args.dtype)
     args.mixed = args.method == "full" and dtype == torch.bfloat16
     dtype = torch.float32 if args.mixed else dtype

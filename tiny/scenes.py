@@ -15,8 +15,8 @@ Each scene comes with seven examples, all but the sum showing the same picture o
              at least). Answer: the box, one pixel outside the drawing.
     two      questions about attributes ("What colour is the ring?", "What shape is the red thing?", "How large is
              the star?", "How many things are there?"), answered in one word.
-    one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring [3, 10,
-             25, 32], large ..."): a dense lesson in where things are, which the grounding questions then build on.
+    one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring
+             [3, 10, 25, 32], large ..."): a dense lesson in where things are, which the grounding questions then build on.
     one      sum in words without a picture, in the form of GSM8K: the working, then "#### " and the result.
 
 A look changes the light on the picture, never the boxes or the words; `words` changes the words instead:
