@@ -561,8 +561,8 @@ def load(name, root, split, limit=None):
     """The first `limit` (None or 0: all) examples of a split of a data set, each with its answer.
 
     root: the folder that holds the data set (drawn ones need none, but a limit). Images are found and their sizes read,
-    but not decoded. Raises InputError
-    for an unknown name or split, a missing file or image, and any row that is not what it should be.
+    but not decoded. Raises InputError for an unknown name or split, a missing file or image, and any row that is not
+    what it should be.
     """
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")

@@ -98,12 +98,16 @@ class HeadUpdate(nn.Module):
         self.norm = n**-0.5
         self.register_buffer("heads", torch.tensor(heads), persistent=False)
 
+    @property
+    def s(self):
+        """(alpha / R) * gamma / sqrt(n)."""
+        return self.scale * self.gate * self.norm
+
     def update(self, x):
         """s * X A B^(h) for the rows of x [N, D], all selected heads in one product: [N, n, K]."""
         n, R, K = self.B.shape
-        s = self.scale * self.gate * self.norm
         B = self.B.transpose(0, 1).reshape(R, n * K)  # the heads side by side
-        return (s * (x @ self.A.to(x.dtype) @ B.to(x.dtype))).view(-1, n, K)
+        return (self.s * (x @ self.A.to(x.dtype) @ B.to(x.dtype))).view(-1, n, K)
 
     def forward(self, v, x, visual_index):
         """v [B, T, G*K] -> the same with the update at the flat positions visual_index [N] (None: nowhere).
@@ -125,9 +129,8 @@ class HeadUpdate(nn.Module):
         equal to this."""
         M = visual_mask[..., None].to(x.dtype)  # [B, T, 1]: diag(1[i in I_v])
         V = v.view(*x.shape[:2], -1, self.B.shape[-1]).clone()  # [B, T, G, K]
-        s = self.scale * self.gate * self.norm
         for i, h in enumerate(self.heads.tolist()):
-            V[:, :, h] += s * (M * x) @ self.A @ self.B[i]
+            V[:, :, h] += self.s * (M * x) @ self.A @ self.B[i]
         return V.flatten(2)
 
 
@@ -149,12 +152,12 @@ class ImageLoRA(Adapter):
                 or len(set(hs)) < len(hs)
             ):
                 raise ValueError(
-                    f"layer {layer}, heads {hs}: the model has {config.layers} layers of {config.value_heads} value heads, "
-                    "each of which can be selected once"
+                    f"layer {layer}, heads {hs}: the model has {config.layers} layers of {config.value_heads} value "
+                    "heads, each of which can be selected once"
                 )
         layers = {layer: HeadUpdate(config, hs, rank, alpha, gate) for layer, hs in heads.items()}
-        super().__init__({(layer, "v"): update for layer, update in layers.items()}, {})
-        self.settings = {"heads": heads, "rank": rank, "alpha": alpha, "gate": gate}
+        settings = {"heads": heads, "rank": rank, "alpha": alpha, "gate": gate}
+        super().__init__({(layer, "v"): update for layer, update in layers.items()}, settings)
         self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
         self.heads = heads
 
@@ -191,8 +194,8 @@ class LoRA(Adapter):
         if not targets or not set(targets) <= sizes.keys():
             raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
         layers = [{t: LowRank(*sizes[t], rank, alpha) for t in targets} for _ in range(config.layers)]
-        super().__init__({(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}, {})
-        self.settings = {"targets": list(targets), "rank": rank, "alpha": alpha}
+        settings = {"targets": list(targets), "rank": rank, "alpha": alpha}
+        super().__init__({(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}, settings)
         self.layers = nn.ModuleList(nn.ModuleDict(layer) for layer in layers)
 
     def flops(self, tokens, visual_tokens):
