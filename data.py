@@ -24,12 +24,14 @@ import math
 import pickle
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
@@ -76,14 +78,55 @@ class Batch:
     patches: torch.Tensor  # [P, 1176] float32, every image of the batch once
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     examples: list = field(default_factory=list)  # (row, segment) of each Example
+    known: torch.Tensor | None = (
+        None  # [M, D] embeddings of further images; visual_source counts on behind the encoder's
+    )
+
+    # What follows from the tensors above. It is worked out on the CPU (`to` sees to that), because every question that
+    # the CPU asks of a tensor on a GPU ("is anything supervised?") stops the GPU's queue until it is answered.
+
+    @cached_property
+    def follows(self):
+        """[B, T] long: what each position is to predict, -100 for nothing."""
+        return F.pad(self.labels[:, 1:], (0, 1), value=-100)
+
+    @cached_property
+    def supervised(self):
+        """The number of tokens that the loss is a mean of."""
+        return int((self.follows != -100).sum())
+
+    @cached_property
+    def reads(self):
+        """[B, S] long: the columns whose output is read. To train, those that predict a supervised token; to generate,
+        the last of each question. Rows with fewer are filled up with other columns."""
+        wanted = self.follows != -100
+        if not self.supervised:
+            ends = self.segments != F.pad(self.segments[:, 1:], (0, 1), value=-1)
+            shared = (self.segments > 0).any(dim=1, keepdim=True)  # segment 0 of a shared row is no question
+            wanted = ends & (self.segments >= shared.long())
+        most = int(wanted.sum(dim=1).max())
+        return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+    @cached_property
+    def targets(self):
+        """[B, S] long: what the columns `reads` predict; -100 where they fill up."""
+        return self.follows.gather(1, self.reads)
+
+    @cached_property
+    def causal(self):
+        """No padding and no segments: plain causal attention, without a mask."""
+        return bool((self.segments == 0).all())
 
     def to(self, device):
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor) and name != "grids"
-        }
-        return replace(self, **moved)
+        moved = copy(self)
+        for name in ("supervised", "reads", "targets", "causal"):
+            getattr(self, name)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor) and name not in ("grids", "follows"):
+                setattr(moved, name, value.to(device, non_blocking=True))
+            else:
+                setattr(moved, name, value)
+        return moved
 
 
 # ----------------------------------------------------------------------------------------------------------- images
@@ -249,6 +292,11 @@ class Processor:
             )
         return resized_size(width, height, self.factor, self.min_pixels, self.max_pixels)
 
+    def grid(self, image):
+        """(slices, rows, columns) in patches at which the model sees an image; reads no pixels."""
+        width, height = self.resized(image)
+        return 1, height // self.config.vision.patch_size, width // self.config.vision.patch_size
+
     def cut(self, image):
         """An image -> patches [h * w, 1176] and grid (1, h, w), as the vision encoder reads them.
 
@@ -260,11 +308,11 @@ class Processor:
         image = open_image(image).resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
         pixels = ((pixels / 255 - self.mean) / self.std).permute(2, 0, 1)  # [3, height, width]
-        h, w = height // c.patch_size, width // c.patch_size
+        grid = _, h, w = self.grid(image)
         blocks = pixels.reshape(3, h // c.merge, c.merge, c.patch_size, w // c.merge, c.merge, c.patch_size)
         blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)  # [h/2, w/2, 2, 2, 3, 14, 14]
         frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, c.temporal_patch_size, -1, -1)
-        return frames.reshape(h * w, c.patch_values), (1, h, w)
+        return frames.reshape(h * w, c.patch_values), grid
 
     # -- text
 
@@ -326,13 +374,15 @@ class Processor:
                 start, i = start + 1, i + 1
         return positions
 
-    def __call__(self, examples, share_images=False):
+    def __call__(self, examples, share_images=False, known=None):
         """Examples -> Batch. All with answers: padded on the right, to train; none: on the left, to generate.
 
         share_images: consecutive examples about the same images (same paths or same objects) share one row, which
         shows the images once, in segment 0, and then each question with its answer in a segment of its own, at the
         positions that it would have alone. The mask keeps the segments apart, so loss and gradients are those of
         separate rows. Examples without images never share.
+        known: {image_key: visual embeddings [m, D]} of pictures that have been encoded before; these are neither opened
+        nor cut, nor encoded again.
 
         Raises ValueError for a mixture and InputError for a bad image, an empty answer or an example longer than the
         model's positions.
@@ -340,20 +390,24 @@ class Processor:
         answered = {e.answer is not None for e in examples}
         if len(answered) != 1:
             raise ValueError("a batch needs examples, all with answers (to train) or all without (to generate)")
-        cuts, encoded = {}, 0  # of each picture: patches, grid, its first row in the encoder's output
-        rows, places, shown = [], [], None
-        for example in examples:
-            ids, supervised = self.tokens(example)
+        known, tokens = known or {}, [self.tokens(example) for example in examples]
+        for example, (ids, _) in zip(examples, tokens):
             if len(ids) > self.config.max_positions:
                 raise InputError(
                     f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions"
                 )
+
+        # each picture of the batch once: first those that the encoder has to see, then the known ones
+        pictures = {image_key(image): image for example in examples for image in example.images}
+        grids = {key: self.grid(image) for key, image in pictures.items()}
+        new, old = [k for k in pictures if k not in known], [k for k in pictures if k in known]
+        source, count = {}, 0  # of each picture: its rows in the encoder's output and the known embeddings behind it
+        for key in new + old:
+            source[key] = range(count, count := count + math.prod(grids[key]) // self.config.vision.merge**2)
+
+        rows, places, shown = [], [], None
+        for example, (ids, supervised) in zip(examples, tokens):
             keys = [image_key(image) for image in example.images]
-            for key, image in zip(keys, example.images):
-                if key not in cuts:  # each picture of the batch is cut, and later encoded, once
-                    patches, grid = self.cut(image)
-                    cuts[key] = patches, grid, encoded
-                    encoded += len(patches) // self.config.vision.merge**2
             start = 0
             if share_images and keys and keys == shown:
                 start = len(ids) - ids[::-1].index(self.special["vision_end"])  # behind the last image
@@ -365,13 +419,12 @@ class Processor:
             else:
                 rows.append({name: [] for name in ("ids", "labels", "segments", "positions", "source")})
                 places.append((len(rows) - 1, 0))
-                for _, grid, first in (cuts[key] for key in keys):
-                    rows[-1]["source"] += range(first, first + math.prod(grid) // self.config.vision.merge**2)
+                rows[-1]["source"] += [i for key in keys for i in source[key]]
             row, segment = rows[places[-1][0]], places[-1][1]
             row["ids"] += ids[start:]
             row["labels"] += ([-100] * supervised + ids[supervised:])[start:]
             row["segments"] += [segment] * (len(ids) - start)
-            row["positions"] += self.positions(ids, [cuts[key][1] for key in keys])[start:]
+            row["positions"] += self.positions(ids, [grids[key] for key in keys])[start:]
             shown = keys
 
         B, T = len(rows), max(len(row["ids"]) for row in rows)
@@ -397,9 +450,10 @@ class Processor:
             visual_mask=visual_mask,
             visual_index=visual_mask.flatten().nonzero()[:, 0],
             visual_source=torch.tensor([i for row in rows for i in row["source"]], dtype=torch.long),
-            patches=torch.cat([patches for patches, _, _ in cuts.values()]) if cuts else empty,
-            grids=torch.tensor([grid for _, grid, _ in cuts.values()], dtype=torch.long).view(-1, 3),
+            patches=torch.cat([self.cut(pictures[key])[0] for key in new]) if new else empty,
+            grids=torch.tensor([grids[key] for key in new], dtype=torch.long).view(-1, 3),
             examples=places,
+            known=torch.cat([known[key] for key in old]) if old else None,
         )
 
 

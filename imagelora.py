@@ -54,7 +54,7 @@ class Adapter(nn.Module):
         places = [(vlm.model.layers[layer].self_attn.adapters, path) for layer, path in self.updates]
         if self.places or any(path in adapters for adapters, path in places):
             raise ValueError("an adapter is attached already: detach it first")
-        self.to(next(vlm.parameters()).device)
+        self.to(vlm.device)
         for (adapters, path), update in zip(places, self.updates.values()):
             adapters[path] = update
         self.places, self.base = places, vlm.fingerprint()

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class InputError(ValueError):
@@ -166,27 +167,34 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def attend(q, k, v, mask, by_hand=False):
+def attend(q, k, v, mask, causal=False, by_hand=False):
     """softmax(q k^T / sqrt(K)) v.
 
     q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn; mask: bool, broadcastable to
-    [B, 1, T, S], True where a query may look, or None for everywhere. Returns the output [B, H, T, K] and, by hand
-    only, the weights [B, H, T, S] (else None). The fused path computes the same without ever holding the weights.
+    [B, 1, T, S], True where a query may look, or None: everywhere, or with `causal` (S = T) nowhere ahead. Returns the
+    output [B, H, T, K] and, by hand only, the weights [B, H, T, S] (else None). The fused path computes the same
+    without ever holding the weights.
     """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
+    on_cpu, groups = q.device.type == "cpu", q.shape[1] // k.shape[1]
+    shared = not by_hand and (on_cpu or mask is None)  # kernels that read a KV head once for its query heads
+    if groups > 1 and not shared:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if not by_hand:
-        if q.device.type == "cpu":  # its fused kernel is several times slower in bfloat16, so it runs in float32
+        how = {"attn_mask": mask, "is_causal": causal, "enable_gqa": groups > 1 and shared}
+        if on_cpu:  # its fused kernel is several times slower in bfloat16, so it runs in float32
             with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-            return out.to(q.dtype), None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(q.dtype), None
+        return F.scaled_dot_product_attention(q, k, v, **how), None
     scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1).to(q.dtype)
     return weights @ v, weights
+
+
+def take(x, reads):
+    """Some positions of each row: x [B, T, D], reads [B, S] (columns) -> [B, S, D]."""
+    return x.take_along_dim(reads[..., None], dim=1)
 
 
 def rotate(x, cos, sin):
@@ -199,6 +207,15 @@ def rotate(x, cos, sin):
 def frequencies(size, theta, device):
     """The size/2 rotary frequencies theta^(-2i/size), float32."""
     return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
+
+
+def run(block, checkpointing, x, *args):
+    """block(x, *args). With checkpointing, the backward pass computes what is inside the block a second time instead of
+    keeping it: memory of one block in place of all, for a forward pass more. Only where there is a backward pass: a
+    frozen block under the lowest adapted layer keeps nothing anyway."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, x, *args, use_reentrant=False)
+    return block(x, *args)
 
 
 # -------------------------------------------------------------------------------------------------- vision encoder
@@ -304,6 +321,7 @@ class VisionEncoder(nn.Module):
         self.patch_embed = PatchEmbed(c)
         self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
         self.merger = PatchMerger(c, out)
+        self.checkpointing = False  # see `run`
 
     def forward(self, patches, grids):
         """patches [P, 1176], grids [images, 3] (slices, rows, columns in patches) -> [N, D], images in order."""
@@ -315,10 +333,12 @@ class VisionEncoder(nn.Module):
         wide = int(grids.max()) // side + 1
         windows = group_patches((slices * wide + rows // side) * wide + columns // side)
         whole = group_patches(slices)
-        windows, whole = (tuple(y if y is None else y.to(patches.device) for y in x) for x in (windows, whole))
+        windows, whole = (
+            tuple(y if y is None else y.to(patches.device, non_blocking=True) for y in x) for x in (windows, whole)
+        )
 
         # 2-D rotary positions: one half of the frequencies turns with the row, the other with the column.
-        place = torch.stack([rows, columns], dim=1).to(patches.device)
+        place = torch.stack([rows, columns], dim=1).to(patches.device, non_blocking=True)
         size = c.hidden // c.heads
         angles = (place[:, :, None] * frequencies(size // 2, 10000.0, patches.device)).flatten(1)  # [P, K/2]
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, K]
@@ -326,7 +346,7 @@ class VisionEncoder(nn.Module):
 
         x = self.patch_embed(patches).float()  # the residual stream, as in the decoder
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, whole if i in c.full_blocks else windows)
+            x = run(block, self.checkpointing, x, cos, sin, whole if i in c.full_blocks else windows)
         return self.merger(x)
 
 
@@ -346,6 +366,13 @@ def attention_mask(segments):
     return (allowed | torch.eye(T, dtype=torch.bool, device=segments.device))[:, None]
 
 
+def rows_of_mask(mask, reads, T):
+    """The rows of an attention mask (None: causal) for the queries at the columns reads [B, S] -> [B, 1, S, T]."""
+    if mask is None:
+        return (torch.arange(T, device=reads.device) <= reads[..., None])[:, None]
+    return mask.take_along_dim(reads[:, None, :, None], dim=2)
+
+
 class KVCache:
     """Keys and values of all layers, [L, B, G, S, K] each; `length` positions are filled."""
 
@@ -361,6 +388,10 @@ class KVCache:
         self.k[layer, :, :, self.length : end] = k
         self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def select(self, rows):
+        """Go on with these rows only: numbers, in which a row may occur several times, or a bool for each row."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
 class Attention(nn.Module):
@@ -382,22 +413,31 @@ class Attention(nn.Module):
         """y = x W of the frozen model -> y plus the attached adapter's update, or y itself."""
         return self.adapters[path](y, x, visual_index) if path in self.adapters else y
 
-    def forward(self, x, cos, sin, mask, visual_index=None, cache=None, by_hand=False):
-        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S]; visual_index [N]: flat positions (row * T +
-        column) of the visual tokens in x, None while decoding text. Returns [B, T, D] and the weights, if by hand."""
-        B, T, _ = x.shape
-        q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
+    def forward(self, x, cos, sin, mask, visual_index=None, cache=None, reads=None, by_hand=False):
+        """x [B, T, D]; cos, sin [B, T, K]; mask bool [B, 1, T, S], None: causal; visual_index [N]: flat positions (row
+        * T + column) of the visual tokens in x, None while decoding text; reads [B, S]: the columns that ask, all of
+        them text (None: every one). Returns [B, T, D] (or [B, S, D]) and the weights, if by hand."""
         k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
         v = self.v_proj(x)  # [B, T, G*K]
         v = self.adapted("v", v, x, visual_index)  # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py
-
-        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k = rotate(self.split(k), cos[:, None], sin[:, None])  # [B, G, T, K]
+        v = self.split(v)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        out, weights = attend(q, k, v, mask, by_hand)
+
+        causal = mask is None
+        if reads is not None:  # keys and values come from every position, queries from a few
+            mask, causal, visual_index = rows_of_mask(mask, reads, x.shape[1]), False, None
+            x, cos, sin = take(x, reads), take(cos, reads), take(sin, reads)
+        q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
+        q = rotate(self.split(q), cos[:, None], sin[:, None])
+        out, weights = attend(q, k, v, mask, causal, by_hand)
         out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
         return self.adapted("o", self.o_proj(out), out, visual_index), weights
+
+    def split(self, x):
+        """[B, T, heads * K] -> [B, heads, T, K]."""
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
 class DecoderLayer(nn.Module):
@@ -408,9 +448,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(c.hidden, c.rms_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden, c.rms_eps)
 
-    def forward(self, x, *args):
-        attended, weights = self.self_attn(self.input_layernorm(x), *args)
-        x = x + attended
+    def forward(self, x, cos, sin, mask, visual_index, cache, reads, by_hand):
+        normed = self.input_layernorm(x)
+        attended, weights = self.self_attn(normed, cos, sin, mask, visual_index, cache, reads, by_hand)
+        x = (x if reads is None else take(x, reads)) + attended
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
 
@@ -421,18 +462,24 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
         self.layers = nn.ModuleList(DecoderLayer(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.rms_eps)
+        self.checkpointing = False  # see `run`
 
-    def forward(self, x, position_ids, mask, visual_index=None, cache=None, by_hand=False):
-        """x [B, T, D] embeddings, position_ids [3, B, T] (time, height, width), mask bool [B, 1, T, S] ->
-        [B, T, D] and the attention weights of each layer (Nones, unless by hand)."""
+    def forward(self, x, position_ids, mask, visual_index=None, cache=None, reads=None, by_hand=False):
+        """x [B, T, D] embeddings, position_ids [3, B, T] (time, height, width), mask bool [B, 1, T, S] or None (causal)
+        -> [B, T, D] and the attention weights of each layer (Nones, unless by hand).
+
+        reads [B, S]: the columns whose output is wanted -> [B, S, D]. All others serve these as keys and values only,
+        so the last layer computes neither queries nor MLP for them."""
         cos, sin = self.rotary(position_ids)
         weights = []
         x = x.float()  # in a bfloat16 model too, the residual stream adds up in float32: most of its rounding vanishes
         for layer in self.layers:
-            x, w = layer(x, cos, sin, mask, visual_index, cache, by_hand)
+            wanted = reads if layer is self.layers[-1] else None
+            T = x.shape[1]
+            x, w = run(layer, self.checkpointing, x, cos, sin, mask, visual_index, cache, wanted, by_hand)
             weights.append(w)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.length += T
         return self.norm(x), weights
 
     def rotary(self, position_ids):
@@ -442,7 +489,7 @@ class Decoder(nn.Module):
         angles = position_ids[..., None] * frequencies(c.head_size, c.rope_theta, position_ids.device)  # [3, B, T, K/2]
         time, height, width = angles.split(c.rope_sections, dim=-1)
         angles = torch.cat([time[0], height[1], width[2]], dim=-1)  # [B, T, K/2]
-        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, K]
+        angles = torch.cat([angles, angles], dim=-1)  # [B, T, K]
         return angles.cos(), angles.sin()
 
 
@@ -459,19 +506,36 @@ class VLM(nn.Module):
         self.model = Decoder(config)
         self.lm_head = None if config.tied else nn.Linear(config.hidden, config.vocab, bias=False)
 
+    @property
+    def device(self):
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self):
+        return self.model.embed_tokens.weight.dtype
+
     def embed(self, batch):
-        """Token embeddings with the visual embeddings put at the visual positions, [B, T, D]. Every image of the
-        batch is encoded once; `visual_source` says which of its tokens stands where."""
+        """Token embeddings with the visual embeddings put at the visual positions, [B, T, D]. Every picture of the
+        batch is encoded once, or not at all where its embeddings came along (`batch.known`); `visual_source` says which
+        visual token stands where."""
         x = self.model.embed_tokens(batch.input_ids)
         if len(batch.visual_index) == 0:
             return x
-        visual = self.visual(batch.patches, batch.grids)[batch.visual_source]  # [N, D]
+        visual = [self.visual(batch.patches, batch.grids)] if len(batch.grids) else []
+        visual += [] if batch.known is None else [batch.known]
+        visual = torch.cat(visual)[batch.visual_source]  # [N, D]
         return x.flatten(0, 1).index_copy(0, batch.visual_index, visual.to(x.dtype)).view_as(x)
 
-    def hidden(self, batch, by_hand=False):
-        """The decoder's output [B, T, D], and the attention weights of each layer if by hand."""
-        mask = attention_mask(batch.segments)
-        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, None, by_hand)
+    def checkpointing(self, on):
+        """Whether the backward pass computes blocks a second time instead of keeping their insides (see `run`)."""
+        self.visual.checkpointing = self.model.checkpointing = on
+
+    def hidden(self, batch, reads=None, by_hand=False):
+        """The decoder's output [B, T, D] (at the columns reads [B, S] only: [B, S, D]), and the attention weights of
+        each layer if by hand. A batch without padding and segments needs no mask: plain causal attention, whose kernel
+        skips what lies ahead instead of computing and discarding it."""
+        mask = None if batch.causal and not by_hand else attention_mask(batch.segments)
+        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, None, reads, by_hand)
 
     def head(self, x):
         return F.linear(x, self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
@@ -485,54 +549,62 @@ class VLM(nn.Module):
     def loss(self, batch):
         """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
 
-        A token is predicted from the position before it, and the head is applied at just those positions: at a
-        vocabulary of 150,000 the logits of all positions would outweigh the rest of the step's memory.
-        Raises ValueError if the batch supervises nothing.
+        A token is predicted from the position before it. The last layer and the head are applied at just those
+        positions (`batch.reads`): at a vocabulary of 150,000 the logits of all positions would outweigh the rest of the
+        step's memory. Raises ValueError if the batch supervises nothing.
         """
-        labels = batch.labels[:, 1:]
-        supervised = labels != -100
-        if not supervised.any():
+        if not batch.supervised:
             raise ValueError("the batch has no supervised token: its examples have no answers")
-        x, _ = self.hidden(batch)
-        logits = self.head(x[:, :-1][supervised])
-        return F.cross_entropy(logits.float(), labels[supervised])
+        x, _ = self.hidden(batch, batch.reads)
+        return F.cross_entropy(self.head(x).flatten(0, 1).float(), batch.targets.flatten())  # -100 is left out
 
     @torch.no_grad()
     def generate(self, batch, max_new_tokens=64):
         """Greedy decoding with a KV cache, the whole batch at once.
 
-        batch: left-padded, of examples without answers. Returns one list of token ids per example, in input order,
-        without the end token. The new tokens are text: Image-LoRA, which acts on visual tokens only, has nothing to
-        compute after the prefill. Raises ValueError if the batch holds answers or would outgrow the positions.
+        batch: of examples without answers, one a row or sharing rows. Returns one list of token ids per example, in
+        input order, without the end token. A shared row is computed once, then every question goes on with its own copy
+        of that row's keys and values; questions that have ended leave the batch. The new tokens are text: Image-LoRA,
+        which acts on visual tokens only, has nothing to compute after the prefill. Raises ValueError if the batch holds
+        answers or would outgrow the positions.
         """
-        if (batch.labels != -100).any():
+        if batch.supervised:
             raise ValueError("generate needs examples without answers (answer=None)")
-        if (batch.segments > 0).any():
-            raise ValueError("generate needs one example a row (share_images=False)")
-        B, T = batch.input_ids.shape
-        if T + max_new_tokens > self.config.max_positions:
-            raise ValueError(f"{T} + {max_new_tokens} tokens do not fit in {self.config.max_positions} positions")
-        device, texts, running = batch.input_ids.device, [[] for _ in range(B)], set(range(B))
-        real = batch.segments >= 0  # [B, T]
-        real = torch.cat([real, real.new_ones(B, max_new_tokens)], dim=1)
+        c, device = self.config, batch.input_ids.device
+        row, segment = torch.tensor(batch.examples, device=device).T  # [Q] each
+        own = batch.segments[row]  # [Q, T]
+        seen = (own == 0) | (own == segment[:, None])  # what a question may look at: segment 0 and its own
+        longest = int(seen.sum(dim=1).max())
+        if longest + max_new_tokens > c.max_positions:
+            raise ValueError(f"{longest} + {max_new_tokens} tokens do not fit in {c.max_positions} positions")
 
-        x, mask = self.embed(batch), attention_mask(batch.segments)
-        cache = KVCache(self.config, B, T + max_new_tokens, x.dtype, device)
-        x, _ = self.model(x, batch.position_ids, mask, batch.visual_index, cache)
-        position = batch.position_ids.amax(dim=(0, 2))  # [B]: text goes on behind the largest of all positions
-        for _ in range(max_new_tokens):
-            token = self.head(x[:, -1]).argmax(dim=-1)  # [B]
-            for row, t in enumerate(token.tolist()):
-                if t in self.config.end_tokens:
-                    running.discard(row)
-                elif row in running:
-                    texts[row].append(t)
-            if not running:
+        T = batch.input_ids.shape[1]
+        x, mask = self.embed(batch), None if batch.causal else attention_mask(batch.segments)
+        cache = KVCache(c, len(x), T + max_new_tokens, x.dtype, device)
+        x, _ = self.model(x, batch.position_ids, mask, batch.visual_index, cache, batch.reads)  # [B, S, D]
+
+        # from here on one question a row; its text goes on behind its last token
+        question = (segment - 1).clamp(min=0)  # of its row, where `reads` has one column for each
+        x, position = x[row, question], batch.position_ids[0, row, batch.reads[row, question]]  # [Q, D], [Q]
+        cache.select(row)
+        seen = torch.cat([seen, seen.new_ones(len(seen), max_new_tokens)], dim=1)
+        texts = [[] for _ in batch.examples]
+        running = torch.arange(len(texts), device=device)
+        end = torch.tensor(c.end_tokens, device=device)
+        for step in range(max_new_tokens):
+            token = self.head(x).argmax(dim=-1)  # [Q]
+            goes_on = ~torch.isin(token, end)
+            if not goes_on.all():
+                token, position, seen, running = (y[goes_on] for y in (token, position, seen, running))
+                cache.select(goes_on)
+            for i, t in zip(running.tolist(), token.tolist()):
+                texts[i].append(t)
+            if len(running) == 0 or step + 1 == max_new_tokens:
                 break
             position = position + 1
-            mask = real[:, None, None, : cache.length + 1]
-            x = self.model.embed_tokens(token[:, None])
-            x, _ = self.model(x, position[None, :, None].expand(3, B, 1), mask, None, cache)
+            x, mask = self.model.embed_tokens(token[:, None]), seen[:, None, None, : cache.length + 1]
+            x, _ = self.model(x, position.expand(3, 1, -1).mT, mask, None, cache)
+            x = x[:, 0]
         return texts
 
     # -- checkpoints

@@ -5,12 +5,14 @@
     python train.py --data jsonl --data-root FOLDER --method lora
     python train.py --eval-only --adapter runs/.../adapter.safetensors --data refcoco --data-root FOLDER
     python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
+    torchrun --nproc-per-node=4 train.py --data refcoco ...      on four GPUs: the same steps, each sharing its rows
 
 Everything a run decides is printed when it starts; everything it measures is in its folder: report.json, log.jsonl
 (one line a step), predictions.jsonl (one line an answer), adapter.safetensors, heads.json and three pictures.
 """
 
 import argparse
+import io
 import itertools
 import json
 import math
@@ -30,6 +32,8 @@ from statistics import mean, median
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import figures
@@ -59,6 +63,8 @@ from probe import (
 )
 
 HERE = Path(__file__).parent
+STARTED = time.perf_counter()
+RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))  # torchrun
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
 DRAWN_LEARNING_RATES = {
@@ -73,7 +79,9 @@ DRAWN_DEFAULTS = {
     "steps": 300,
     "eval_limit": 300,
     "eval_batch": 100,
-}  # short rows, small model
+    "workers": 0,
+    "cache_vision": 1.0,
+}  # short rows, small model, pictures that are in memory anyway
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -135,6 +143,7 @@ def parse_args(argv=None):
     g.add_argument("--batch", type=int, default=8, help="rows of one forward and backward pass")
     g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
     g.add_argument("--share-images", action=flag, default=True, help="questions about one picture share one row")
+    g.add_argument("--checkpointing", action=flag, default=False, help="less memory, a third more time: see model.run")
     g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
     g.add_argument(
         "--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine"
@@ -150,6 +159,14 @@ def parse_args(argv=None):
         choices=("auto", "float32", "bfloat16"),
         default="auto",
         help="of the frozen model; with --method full, of the arithmetic",
+    )
+    g.add_argument("--workers", type=int, default=2, help="processes that read and cut pictures ahead of the steps")
+    g.add_argument(
+        "--cache-vision",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="encode each picture once a run and keep its embeddings in memory, up to so many GiB",
     )
     g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
     g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
@@ -179,13 +196,15 @@ def parse_args(argv=None):
         parser.error("--adapter and --prompt need --eval-only")
     if args.image and not args.prompt:
         parser.error("--image needs --prompt")
+    if args.method == "full":
+        args.cache_vision = 0.0  # the encoder itself is trained
     return args
 
 
 def choose_device(name, dtype):
     """(device, dtype): by default bfloat16 on a GPU, float32 on the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -194,6 +213,11 @@ def choose_device(name, dtype):
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     return device, getattr(torch, dtype)
+
+
+def progress(*args, leave=False, **kwargs):
+    """A progress bar, shown by the first process."""
+    return tqdm(*args, leave=leave, disable=RANK > 0, **kwargs)
 
 
 # --------------------------------------------------------------------------------------------------- model and data
@@ -212,6 +236,7 @@ def load_model(args):
         vlm = VLM.from_scratch(Config.from_pretrained(model), args.seed, dtype, device)
     else:
         vlm = VLM.from_pretrained(model, dtype, device)
+    vlm.checkpointing(args.checkpointing)
     total = sum(p.numel() for p in vlm.parameters())
     print(f"model    {args.model}, {total:,} parameters in {str(dtype).removeprefix('torch.')} on {device}")
     return vlm, processor
@@ -222,7 +247,7 @@ def load_rows(args, name, split, limit, processor, room=0):
     line that counts and names them."""
     examples = load(name, args.data_root or Path("data") / name, split, limit)
     longest = processor.config.max_positions - room
-    with tqdm(examples, desc=f"reading {name} {split}", leave=False) as bar:
+    with progress(examples, desc=f"reading {name} {split}") as bar:
         lengths = [processor.count(e) for e in bar]
     long = [e.name for e, (tokens, _) in zip(examples, lengths) if tokens > longest]
     if long:
@@ -241,6 +266,26 @@ def load_rows(args, name, split, limit, processor, room=0):
     return examples
 
 
+@torch.no_grad()
+def encode_pictures(args, vlm, processor, examples):
+    """{image_key: visual embeddings} of the examples' pictures, until --cache-vision is full. The encoder is frozen, so
+    what it says of a picture never changes: once a run is enough, for every epoch and evaluation."""
+    pictures = {image_key(image): image for e in examples for image in e.images}
+    known, room = {}, args.cache_vision * 2**30
+    if not args.cache_vision:
+        return known
+    with progress(pictures.items(), desc="encoding pictures") as bar:
+        for key, image in bar:
+            grid = processor.grid(image)
+            room -= math.prod(grid) // vlm.config.vision.merge**2 * vlm.config.hidden * vlm.dtype.itemsize
+            if room < 0:
+                break
+            patches, grid = processor.cut(image)
+            known[key] = vlm.visual(patches.to(vlm.device), torch.tensor([grid])).cpu()
+    print(f"pictures {len(known)} of {len(pictures)} encoded once and kept")
+    return known
+
+
 def show_example(processor, example):
     """Print one row as the model reads it, the supervised part marked; runs of image tokens are counted."""
     ids, supervised = processor.tokens(example)
@@ -254,7 +299,7 @@ def show_example(processor, example):
 # -------------------------------------------------------------------------------------------------------- the method
 
 
-def choose_heads(args, vlm, processor, examples):
+def choose_heads(args, vlm, processor, examples, known):
     """(heads {layer: [heads]}, scores [L][G] or None) by --selection. The probe sees training rows only."""
     c = vlm.config
     everything = c.layers * c.value_heads
@@ -271,15 +316,15 @@ def choose_heads(args, vlm, processor, examples):
     seen = [e for e in examples if e.images]
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(args.probe_seed))
     rows = [seen[i] for i in order[: args.probe_samples].tolist()]
-    device = next(vlm.parameters()).device
-    with tqdm(rows, desc="probe", leave=False) as bar:
-        scores = head_scores(vlm, (processor([row]).to(device) for row in bar), criterion, args.probe_seed)
+    device = vlm.device
+    with progress(rows, desc="probe") as bar:
+        scores = head_scores(vlm, (processor([row], known=known).to(device) for row in bar), criterion, args.probe_seed)
     return select_heads(scores, budget, args.tau), scores.tolist()
 
 
 def show_method(args, parameters, steps, heads):
     trainable = sum(p.numel() for p in parameters)
-    size = args.batch * args.accumulate
+    size = rows_a_step(args)
     print(
         f"method   {args.method}: {trainable:,} trainable parameters, {steps} steps of {size} rows, "
         f"learning rate {peak_rate(args)}"
@@ -304,6 +349,11 @@ def build_method(args, vlm, heads):
 # ---------------------------------------------------------------------------------------------------------- training
 
 
+def rows_a_step(args):
+    """The rows behind one optimiser step, however many processes share them."""
+    return args.batch * args.accumulate
+
+
 def peak_rate(args):
     rates = DRAWN_LEARNING_RATES if args.data in DRAWN else LEARNING_RATES
     return rates[args.method] if args.lr is None else args.lr
@@ -317,80 +367,136 @@ def learning_rate(step, steps, peak, warmup):
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+def by_picture(examples):
+    """Row numbers in groups: all rows about the same pictures together, a row without pictures on its own."""
+    groups = defaultdict(list)
+    for i, e in enumerate(examples):
+        groups[tuple(image_key(image) for image in e.images) or i].append(i)
+    return list(groups.values())
+
+
 def row_order(examples, seed):
-    """Row numbers without end, a pure function of the seed: every epoch shuffled anew, but consecutive rows about the
-    same picture stay together, so that a batch holds few pictures, each of which is encoded once."""
-    keys = [[image_key(image) for image in e.images] for e in examples]
-    groups = [[0]]
-    for i in range(1, len(examples)):
-        if keys[i] and keys[i] == keys[i - 1]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+    """Row numbers without end, a pure function of the seed: every epoch shuffles the pictures anew, and all rows about
+    one picture stay together, so that a batch holds few pictures, each of which is encoded once."""
+    groups = by_picture(examples)
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         for g in torch.randperm(len(groups), generator=generator).tolist():
             yield from groups[g]
 
 
-def train(args, vlm, processor, examples, parameters, steps, state, file):
+class Parts:
+    """The rows of a step -> this process's share of them, as Batches of at most `batch` rows. A worker process does
+    this ahead of time. Rows without images are short and go apart, so that nothing pads them to the others."""
+
+    def __init__(self, args, processor, examples, known):
+        self.args, self.processor, self.examples, self.known = args, processor, examples, known
+
+    def __getitem__(self, rows):
+        mine = rows[RANK * len(rows) // WORLD : (RANK + 1) * len(rows) // WORLD]
+        with_image = [i for i in mine if self.examples[i].images]
+        without = [i for i in mine if not self.examples[i].images]
+        size = self.args.batch
+        try:
+            return [
+                self.processor([self.examples[i] for i in kind[k : k + size]], self.args.share_images, self.known)
+                for kind in (with_image, without)
+                for k in range(0, len(kind), size)
+            ]
+        except InputError as error:  # raised in a worker, it would arrive as a page of traceback
+            return error
+
+
+def sum_over_processes(parameters, sums):
+    """Add up the gradients, and a vector of sums, over the processes that share a step: one message, no rounding but
+    that of the order of adding. The whole of data parallelism, since every process holds the same frozen model."""
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
+    dist.all_reduce(message)
+    *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
+    for p, grad in zip(parameters, grads):
+        p.grad.copy_(grad.view_as(p))
+    return sums
+
+
+def train(args, vlm, processor, examples, known, parameters, steps, state, file):
     """The training loop, from state["step"] on; state["log"] gains a line a step. Every --save-every steps the whole
     state (weights, optimiser, log) goes into `file`: the rest is a function of seed and step."""
-    device = next(vlm.parameters()).device
+    device, size = vlm.device, rows_a_step(args)
     for p, saved in zip(parameters, state["parameters"] or []):
         p.data.copy_(saved)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
-    lr_peak = peak_rate(args)
-    size = args.batch * args.accumulate
     order = itertools.islice(row_order(examples, args.seed), state["step"] * size, None)
-    with tqdm(total=steps, initial=state["step"], desc="train") as bar:
-        for step in range(state["step"], steps):
-            start = time.perf_counter()
-            rows = list(itertools.islice(order, size))
-            parts = [
-                processor([examples[i] for i in kind[k : k + args.batch]], args.share_images)
-                for kind in ([i for i in rows if examples[i].images], [i for i in rows if not examples[i].images])
-                for k in range(0, len(kind), args.batch)  # rows without images are short: no padding to the others
-            ]
-            supervised = [int((part.labels != -100).sum()) for part in parts]
+    rows_of_steps = (list(itertools.islice(order, size)) for _ in range(state["step"], steps))
+    loader = DataLoader(
+        Parts(args, processor, examples, known),
+        sampler=rows_of_steps,
+        batch_size=None,
+        num_workers=args.workers,
+        pin_memory=device.type == "cuda",
+    )
+    with progress(total=steps, initial=state["step"], desc="train", leave=True) as bar:
+        start, late = time.perf_counter(), None
+        for step, parts in enumerate(loader, start=state["step"]):
+            if isinstance(parts, InputError):
+                raise parts
             waited = time.perf_counter() - start
 
-            loss = 0.0
-            for part, count in zip(parts, supervised):
+            loss = torch.zeros((), device=device)
+            for part in parts:
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.mixed):
-                    part_loss = vlm.loss(part.to(device)) * (count / sum(supervised))  # the mean over the step's tokens
+                    part_loss = vlm.loss(part.to(device)) * part.supervised  # a sum over tokens: parts simply add up
                 part_loss.backward()
-                loss += part_loss.item()
-            if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at step {step}; lower --lr (now {lr_peak})")
+                loss += part_loss.detach()
+            counts = [sum(part.supervised for part in parts), *count_tokens(parts)]
+            sums = torch.cat([loss[None], torch.tensor(counts).to(device, non_blocking=True)])
+            if WORLD > 1:
+                sums = sum_over_processes(parameters, sums)
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad /= sums[1]  # the mean over all supervised tokens of the step
             torch.nn.utils.clip_grad_norm_(parameters, args.clip)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, lr_peak, args.warmup)
+                group["lr"] = learning_rate(step, steps, peak_rate(args), args.warmup)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            line = {
-                "step": step,
-                "loss": loss,
-                "lr": optimizer.param_groups[0]["lr"],
-                "ms": 1000 * (time.perf_counter() - start),
-                "wait_ms": 1000 * waited,
-                "peak_mib": peak_memory(device) / 2**20,
-                "tokens": sum(int(part.attention_mask.sum()) for part in parts),
-                "visual_tokens": sum(len(part.visual_index) for part in parts),
-            }
-            state["log"].append(line)
-            bar.update()
-            bar.set_postfix_str(
-                "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line)
-            )
+            now = time.perf_counter()
+            line = {"step": step, "sums": sums, "lr": optimizer.param_groups[0]["lr"], "ms": 1000 * (now - start)}
+            line |= {"wait_ms": 1000 * waited, "elapsed": now - STARTED}
+            if late:  # a step's numbers are read when the next step is on its way: the GPU never waits for them
+                write_down(late, state["log"], bar, device)
+            late, start = line, now
             if (step + 1) % args.save_every == 0 or step + 1 == steps:
+                write_down(late, state["log"], bar, device)
+                late = None
                 weights = [p.detach().cpu() for p in parameters]
                 state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
-                torch.save(state, f"{file}.part")
-                os.replace(f"{file}.part", file)
+                if RANK == 0:
+                    torch.save(state, f"{file}.part")
+                    os.replace(f"{file}.part", file)
+
+
+def count_tokens(parts):
+    """(all tokens, visual tokens) of some batches."""
+    return sum(int(p.attention_mask.sum()) for p in parts), sum(len(p.visual_index) for p in parts)
+
+
+def write_down(line, log, bar, device):
+    """Complete the line of a step (its sums come from the device), append it to the log, show it in the bar."""
+    loss, supervised, tokens, visual_tokens = line.pop("sums").tolist()
+    line |= {"loss": loss / supervised, "tokens": tokens, "visual_tokens": visual_tokens}
+    line["peak_mib"] = peak_memory(device) / 2**20
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {line['step']}; lower --lr (now {line['lr']:.3g})")
+    log.append(line)
+    bar.update()
+    bar.set_postfix_str(
+        "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line)
+    )
 
 
 def peak_memory(device):
@@ -403,29 +509,49 @@ def peak_memory(device):
 # -------------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(args, vlm, processor, examples, name):
-    """Generate an answer to every example and score it: a list of predictions, in the order of the examples."""
-    device = next(vlm.parameters()).device
-    order = sorted(range(len(examples)), key=lambda i: processor.count(examples[i])[0])  # rows of like length together
-    predictions = [None] * len(examples)
-    with tqdm(total=len(examples), desc=f"evaluate {name}", leave=False) as bar:
-        for first in range(0, len(order), args.eval_batch):
-            here = order[first : first + args.eval_batch]
-            batch = processor([replace(examples[i], answer=None) for i in here]).to(device)
-            for i, ids in zip(here, vlm.generate(batch, args.max_new_tokens)):
-                e, text = examples[i], processor.decode(ids)
-                predictions[i] = {
-                    "data": name,
-                    "source": e.source,
-                    "kind": e.kind,
-                    "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in e.images],
-                    "prompt": e.prompt,
-                    "text": text,
-                    "reference": e.answer,
-                    **score(e, text, processor),
-                }
-            bar.update(len(here))
-    return predictions
+def evaluation_batches(args, processor, examples):
+    """Row numbers in batches of at most --eval-batch: questions about one picture together (they share its row, unless
+    --no-share-images), rows of like length together (little padding)."""
+    groups = by_picture(examples) if args.share_images else [[i] for i in range(len(examples))]
+    groups = [g[k : k + args.eval_batch] for g in groups for k in range(0, len(g), args.eval_batch)]
+    counts = [processor.count(e) for e in examples]
+    batches = []
+    for group in sorted(groups, key=lambda g: sum(t for t, _ in (counts[i] for i in g))):
+        if not batches or len(batches[-1]) + len(group) > args.eval_batch:
+            batches.append([])
+        batches[-1] += group
+    return batches
+
+
+def evaluate(args, vlm, processor, examples, name, known):
+    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
+    processes take every so manieth batch and put the answers together."""
+    device = vlm.device
+    texts = {}
+    with progress(total=len(examples), desc=f"evaluate {name}") as bar:
+        for rows in evaluation_batches(args, processor, examples)[RANK::WORLD]:
+            questions = [replace(examples[i], answer=None) for i in rows]
+            batch = processor(questions, args.share_images, known).to(device)
+            for i, ids in zip(rows, vlm.generate(batch, args.max_new_tokens)):
+                texts[i] = processor.decode(ids)
+            bar.update(len(rows) * WORLD)
+    if WORLD > 1:
+        shares = [None] * WORLD
+        dist.all_gather_object(shares, texts)
+        texts = {i: text for share in shares for i, text in share.items()}
+    return [
+        {
+            "data": name,
+            "source": e.source,
+            "kind": e.kind,
+            "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in e.images],
+            "prompt": e.prompt,
+            "text": texts[i],
+            "reference": e.answer,
+            **score(e, texts[i], processor),
+        }
+        for i, e in enumerate(examples)
+    ]
 
 
 def summary(predictions, data):
@@ -447,7 +573,7 @@ def summary(predictions, data):
 @torch.no_grad()
 def text_logits(vlm, processor):
     """The logits of the built-in text prompts, each on its own."""
-    device = next(vlm.parameters()).device
+    device = vlm.device
     return [vlm(processor([Example([], prompt)]).to(device)).cpu() for prompt in TEXT_PROMPTS]
 
 
@@ -455,7 +581,7 @@ def ask(args, vlm, processor, out):
     """One question about any pictures, answered by the frozen model and, if there is one, with the adapter. The boxes
     in the answers are drawn on the picture, if it is one."""
     example = Example(args.image, args.prompt, source="--prompt")
-    batch = processor([example]).to(next(vlm.parameters()).device)
+    batch = processor([example]).to(vlm.device)
     item = {"caption": args.prompt}
     for when in ("before", "after") if args.adapter else ("before",):
         if when == "after":
@@ -580,12 +706,16 @@ def run(args, command):
     if args.prompt:
         return ask(args, vlm, processor, out)
     examples, held_out = load_data(args, processor)
-    make_folder(out)
-    write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
+    steps = (args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step(args))) if examples else 0
+    if RANK == 0:
+        make_folder(out)
+        write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
+    soon = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step(args)))
+    known = encode_pictures(args, vlm, processor, [*itertools.chain(*held_out.values()), *(examples[i] for i in soon)])
 
     # before
     def answers():
-        return [p for name, rows in held_out.items() for p in evaluate(args, vlm, processor, rows, name)]
+        return [p for name, rows in held_out.items() for p in evaluate(args, vlm, processor, rows, name, known)]
 
     if state["base"] is None:
         state["base"] = "[]" if args.from_scratch else json.dumps(answers())
@@ -593,21 +723,13 @@ def run(args, command):
     logits_before, logit_change = text_logits(vlm, processor), None
 
     # probe, attach, train
-    adapter, parameters, steps = None, [], 0
+    adapter, parameters = None, []
     if examples:
         if args.method == "image-lora" and state["heads"] is None:
-            state["heads"], state["scores"] = choose_heads(args, vlm, processor, examples)
-            save_selection(out / "heads.json", state["heads"], state["scores"])
+            state["heads"], state["scores"] = choose_heads(args, vlm, processor, examples, known)
         adapter, parameters = build_method(args, vlm, state["heads"])
-        steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / (args.batch * args.accumulate))
         show_method(args, parameters, steps, state["heads"])
-        train(args, vlm, processor, examples, parameters, steps, state, out / "state.pt")
-        if adapter:
-            adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
-            adapter.save(out / "adapter.safetensors")
-        else:
-            vlm.save(out / "checkpoint")
-            processor.save(out / "checkpoint")
+        train(args, vlm, processor, examples, known, parameters, steps, state, out / "state.pt")
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
@@ -620,6 +742,16 @@ def run(args, command):
         predictions["tuned"] = answers()
         pairs = zip(logits_before, text_logits(vlm, processor))
         logit_change = max((a - b).abs().max().item() for a, b in pairs)
+    if RANK > 0:  # all processes hold the same result, the first one writes it
+        return
+    if state["heads"]:
+        save_selection(out / "heads.json", state["heads"], state["scores"])
+    if examples and adapter:
+        adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+        adapter.save(out / "adapter.safetensors")
+    elif examples:
+        vlm.save(out / "checkpoint")
+        processor.save(out / "checkpoint")
 
     log = state["log"]
     summaries = {when: summary(rows, args.data) for when, rows in predictions.items()}
@@ -634,7 +766,9 @@ def run(args, command):
         if adapter and log
         else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
-        "peak_memory_bytes": peak_memory(next(vlm.parameters()).device),
+        "seconds_to_first_step": log[0]["elapsed"] if log else None,
+        "processes": WORLD,
+        "peak_memory_bytes": peak_memory(vlm.device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         **summaries,
         "text_logit_max_change": logit_change,
@@ -654,11 +788,18 @@ def run(args, command):
 
 
 def main(argv=None):
+    if WORLD > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if RANK > 0:  # the first process speaks for all
+            sys.stdout = io.StringIO()
     try:
         run(parse_args(argv), ["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if WORLD > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

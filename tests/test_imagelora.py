@@ -70,7 +70,7 @@ def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
             path: lambda y, x, i, path=path: watch(adapters[path](y, x, i) if path in adapters else y, path)
             for path in "qkv"
         }
-        _, weights = attention(x, cos, sin, mask, mixed.visual_index, None, True)
+        _, weights = attention(x, cos, sin, mask, mixed.visual_index, by_hand=True)
         return {**{k: v.clone() for k, v in seen.items()}, "weights": weights}
 
     before = run({})
