@@ -164,6 +164,43 @@ def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows
         assert (a - b).norm() <= 1e-5 * a.norm()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda c: ImageLoRA(c, {1: [0], 2: [1]}), lambda c: LoRA(c)], ids=["image-lora", "lora"]
+)
+def test_checkpointing_changes_no_gradient(vlm, mixed, make):
+    adapter = randomised(make(vlm.config)).attach(vlm)
+    gradients = []
+    for on in (False, True):
+        vlm.checkpointing(on)
+        gradients.append(torch.autograd.grad(vlm.loss(mixed), list(adapter.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(vlm, mixed):
+    LoRA(vlm.config).attach(vlm)
+    kept = []
+    for on in (False, True):
+        vlm.checkpointing(on)
+        kept.append(0)
+
+        def count(tensor, kept=kept):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            vlm.loss(mixed)
+    assert kept[1] < kept[0] / 3
+
+
+def test_no_graph_is_built_below_the_lowest_adapted_layer(vlm, mixed):
+    randomised(ImageLoRA(vlm.config, {1: [0], 2: [1]})).attach(vlm)
+    outputs = []
+    for module in (vlm.visual, *vlm.model.layers):
+        module.register_forward_hook(lambda module, args, out: outputs.append(out[0].requires_grad))
+    vlm.loss(mixed)
+    assert outputs == [False, False, True, True]
+
+
 def test_batched_generation_equals_single_generation_with_an_adapter(vlm, processor):
     examples = [Example([picture(90, 60)], "Where?"), Example([], "Hi"), Example([picture(60, 90, 2)] * 2, "Which?")]
     randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)

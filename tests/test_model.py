@@ -15,7 +15,7 @@ import torch
 from cases import CASES
 from conftest import ROOT, picture, small_config, write_checkpoint
 
-from data import Example
+from data import Example, image_key
 from model import (
     VLM,
     Config,
@@ -133,6 +133,77 @@ def test_the_loss_is_the_mean_over_supervised_tokens(vlm, processor):
     logp = vlm(batch).log_softmax(-1)
     each = [-logp[b, t - 1, batch.labels[b, t]] for b, t in (batch.labels != -100).nonzero().tolist()]
     assert torch.allclose(vlm.loss(batch), torch.stack(each).mean(), atol=1e-5)
+
+
+def questions(n=3):
+    """Questions about a few pictures, several about one picture, and one about none."""
+    first, second = picture(90, 60, 4), picture(60, 120, 5)
+    asked = [Example([first], q) for q in ("What is this?", "Where?", "Which colour has the largest of them?")[:n]]
+    return [
+        *asked,
+        Example([], "Ada has 12 apples."),
+        Example([second], "What?"),
+        Example([second, first], "Which one?"),
+    ]
+
+
+def test_questions_that_share_a_prefill_get_the_answers_that_they_get_one_by_one(vlm, processor):
+    examples = questions()
+    shared = processor(examples, share_images=True)
+    assert len(shared.input_ids) == 4 and len(shared.examples) == 6
+    assert vlm.generate(shared, 10) == [vlm.generate(processor([e]), 10)[0] for e in examples]
+
+
+def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_before(vlm, processor, monkeypatch):
+    examples = questions()
+    free = vlm.generate(processor(examples, share_images=True), 12)
+    vlm.config = replace(vlm.config, end_tokens=(free[1][2], free[3][4]))
+    rows, decoder = [], vlm.model.forward
+    monkeypatch.setattr(vlm.model, "forward", lambda x, *args: rows.append(len(x)) or decoder(x, *args))
+    stopped = vlm.generate(processor(examples, share_images=True), 12)
+    ends = [next((i for i, t in enumerate(ids) if t in vlm.config.end_tokens), 12) for ids in free]
+    assert stopped == [ids[:end] for ids, end in zip(free, ends)]
+    assert rows[1:] == [sum(end > step for end in ends) for step in range(max(ends)) if step < 11]
+
+
+def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_logits(vlm, processor):
+    batch = processor([Example([picture(90, 60)], "What is this?"), Example([picture(90, 60, 1)], "What is this?")])
+    assert batch.causal
+    masked = replace(batch)
+    masked.causal = False
+    assert (vlm(batch) - vlm(masked)).abs().max() <= 1e-5
+    assert not processor(questions()).causal
+    assert not processor(questions(2)[:2], share_images=True).causal
+
+
+def test_the_last_layer_and_the_head_compute_only_what_the_loss_reads(vlm, processor):
+    batch = processor([Example(e.images, e.prompt, "it is a ring") for e in questions()], share_images=True)
+    every, _ = vlm.hidden(batch)
+    few, _ = vlm.hidden(batch, batch.reads)
+    wanted = (batch.follows != -100).nonzero()
+    assert few.shape[1] < every.shape[1] / 2 and batch.supervised == len(wanted)
+    for row, column in wanted.tolist():
+        slot = batch.reads[row].tolist().index(column)
+        assert (few[row, slot] - every[row, column]).abs().max() <= 1e-5
+    logits = vlm.head(every)[:, :-1][batch.labels[:, 1:] != -100]
+    whole = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:][batch.labels[:, 1:] != -100])
+    assert abs(vlm.loss(batch) - whole) <= 1e-6
+
+
+def test_known_pictures_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, processor, monkeypatch):
+    examples = [Example(e.images, e.prompt, "a ring") for e in questions()]
+    first, second = examples[0].images[0], examples[4].images[0]
+    patches, grid = processor.cut(second)
+    known = {image_key(second): vlm.visual(patches, torch.tensor([grid]))}
+    loss = vlm.loss(processor(examples, share_images=True))
+    batch = processor(examples, share_images=True, known=known)
+    assert len(batch.grids) == 1 and torch.equal(batch.patches, processor.cut(first)[0])
+    assert abs(vlm.loss(batch) - loss) <= 1e-6
+    patches, grid = processor.cut(first)
+    known[image_key(first)] = vlm.visual(patches, torch.tensor([grid]))
+    monkeypatch.setattr(processor, "cut", None)
+    monkeypatch.setattr(vlm.visual, "forward", None)
+    assert abs(vlm.loss(processor(examples, known=known)) - loss) <= 1e-6
 
 
 def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):

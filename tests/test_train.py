@@ -176,6 +176,82 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
     )
 
 
+def test_every_row_about_a_picture_stays_together_in_an_order_of_seed_and_epoch():
+    examples = [Example([f"{n}.png"] if n else [], "?") for n in (1, 2, 1, 0, 3, 0, 2, 1)]
+    first = list(islice(train.row_order(examples, seed=5), 16))
+    assert (
+        first == list(islice(train.row_order(examples, seed=5), 16)) != list(islice(train.row_order(examples, 6), 16))
+    )
+    assert sorted(first[:8]) == sorted(first[8:]) == list(range(8)) and first[:8] != first[8:]
+    for epoch in (first[:8], first[8:]):
+        assert {"0,2,7", "1,6"} <= {",".join(map(str, epoch[i : i + k])) for i in range(8) for k in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    "flags", [["--cache-vision=0"], ["--cache-vision=0", "--workers=2"], ["--checkpointing"]], ids=str
+)
+def test_what_only_saves_time_or_memory_changes_no_result(finished, checkpoint, tmp_path, flags):
+    out, report = finished  # pictures encoded once and kept, no workers, no checkpointing
+    other = run(checkpoint, tmp_path, *flags)
+    for name, tensor in adapter_of(out).items():
+        assert torch.allclose(tensor, adapter_of(tmp_path)[name], rtol=1e-4, atol=1e-6), name
+    assert other["base"] == report["base"]
+
+
+def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):
+    vlm = VLM.from_pretrained(checkpoint)
+    picture_bytes = 16 * vlm.config.hidden * 4
+    run(checkpoint, tmp_path, f"--cache-vision={2.5 * picture_bytes / 2**30}")
+    assert "pictures 2 of " in capsys.readouterr().out
+
+
+def test_a_bad_picture_met_by_a_worker_is_one_line(checkpoint, tmp_path, capsys):
+    rows = [{"image": f"{i}.jpg", "prompt": "What?", "answer": "a ring"} for i in range(4)]
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(4):
+        picture(120, 120, i).save(tmp_path / f"{i}.jpg")
+    file = tmp_path / "3.jpg"
+    file.write_bytes(file.read_bytes()[:-400])  # its header is whole
+    args = [
+        "--model",
+        str(checkpoint),
+        "--data=jsonl",
+        "--data-root",
+        str(tmp_path),
+        "--selection=all",
+        "--method=lora",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*args, "--eval-limit=1", "--batch=1", "--workers=1", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "error: " in said and "3.jpg: not a whole image" in said and "Traceback" not in said
+
+
+def test_two_processes_that_share_a_step_end_where_one_does(finished, checkpoint, tmp_path):
+    out, report = finished
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "train.py"),
+    ]
+    args = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, "--out", str(tmp_path)]
+    subprocess.run([*command, *args], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    two = json.loads((tmp_path / "report.json").read_text())
+    for name, tensor in adapter_of(out).items():
+        assert torch.allclose(tensor, adapter_of(tmp_path)[name], rtol=1e-5, atol=1e-6), name
+    same = ("base", "steps", "heads", "trainable_parameters", "text_logit_max_change")
+    assert two["processes"] == 2 and all(two[key] == report[key] for key in same)
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (out, tmp_path)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
     """Parts are weighted by their supervised tokens: two of 2 rows equal one of 4."""
     run(checkpoint, tmp_path / "whole", "--steps", "2")
