@@ -677,10 +677,15 @@ class VLM(nn.Module):
         config = {k: v for k, v in asdict(self.config).items() if k not in ("raw", "generation", "end_tokens")}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for _, p in sorted(self.named_parameters()):
-            places = torch.linspace(0, p.numel() - 1, 16).long().to(p.device)
-            values = p.detach().reshape(-1)[places].to(torch.bfloat16).view(torch.int16)
-            digest.update(str(values.tolist()).encode())
+            digest.update(str(sample(p.detach()).to(torch.bfloat16).view(torch.int16).tolist()).encode())
         return digest.hexdigest()[:32]
+
+
+def sample(tensor, count=16):
+    """`count` values of a tensor, evenly spaced from its first to its last. The places are integers throughout: a
+    float32 cannot tell the last of the 311 million places of an embedding table from the one behind it."""
+    places = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
+    return tensor.reshape(-1)[places]
 
 
 # ------------------------------------------------------------------------------------------------------------ files

@@ -24,6 +24,7 @@ from model import (
     attention_mask,
     group_patches,
     read_safetensors,
+    sample,
     write_safetensors,
 )
 
@@ -213,6 +214,11 @@ def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):
         vlm.generate(processor([Example([], "hello", "you")]))
     with pytest.raises(ValueError, match="do not fit"):
         vlm.generate(processor([Example([], "hello")]), 5000)
+
+
+def test_values_are_sampled_from_the_largest_tensors_too():
+    assert sample(torch.ones(1).expand(311_164_928)).tolist() == [1] * 16  # the 3B's embedding table
+    assert sample(torch.arange(3)).tolist() == [0] * 8 + [1] * 7 + [2]
 
 
 def test_the_model_is_loaded_frozen_in_eval_mode(vlm):

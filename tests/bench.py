@@ -1,0 +1,453 @@
+"""Time and memory of training steps and of evaluation, ours against transformers + peft on the same weights and rows.
+Run by hand, alone on the machine: `python tests/bench.py SUITE ...`
+
+    steps       a training step: one expression a row, the same with known pictures, seven expressions about a picture
+    evaluation  24 new tokens for seven expressions about a picture
+    depth       the ratios at fewer layers, carried on to the depth of the real model
+    growth      our step as pictures and the number of expressions grow
+    start       from an empty process to the end of the first step
+
+Times are medians over rounds; in each round all sides run in turn, and a ratio is the median over the rounds of the
+round's ratio, so that a machine whose speed drifts does not favour one side. A step is forward and backward; memory is
+the highest level during a step above the level before it (weights, which both sides share, are there before).
+The checkpoint is random, of the 3B's (or 7B's) width and vocabulary; on a CPU its depth is reduced to 12 decoder layers
+and 10 vision blocks. Each suite writes results/bench-SUITE.json.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+
+import torch
+from conftest import ROOT, picture
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from data import REFCOCO_PROMPT, Example, Processor, image_key
+from imagelora import ImageLoRA, LoRA
+from model import VLM, Config
+
+SHAPES = {  # of the published models; the tokens are those of the tiny model, in the full vocabulary
+    "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},
+}
+DEPTH = {"3b": (36, 32), "7b": (28, 32)}  # decoder layers, vision blocks
+VISION = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+EXPRESSIONS = (
+    "the large ring", "the red star", "the square left of the circle", "the small blue cross", "the triangle",
+    "the ring above the yellow star", "the black thing",
+)  # fmt: skip
+NEW_TOKENS = 24
+
+
+# --------------------------------------------------------------------------------------------------------- the sides
+
+
+def build_checkpoint(folder, args):
+    """Random weights of the asked shape, written once, and a processor for them."""
+    raw = json.loads((ROOT / "tiny/config.json").read_text()) | SHAPES[args.size] | {"vocab_size": 151936}
+    raw |= {
+        "num_hidden_layers": args.layers,
+        "tie_word_embeddings": args.size == "3b",
+        "max_position_embeddings": 128000,
+    }
+    raw["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    full = [b for b in (7, 15, 23, 31) if b < args.blocks] or [args.blocks - 1]
+    raw["vision_config"] |= VISION | {"depth": args.blocks, "fullatt_block_indexes": full}
+    raw["vision_config"]["out_hidden_size"] = raw["hidden_size"]
+    if not (folder / "model.safetensors").exists():
+        VLM.from_scratch(Config.from_dict(raw), dtype=args.dtype).save(folder)
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        (folder / name).write_bytes((ROOT / "tiny" / name).read_bytes())
+    return folder
+
+
+def rows(side, count):
+    """`count` examples about one picture of side x side pixels."""
+    shown = picture(side, side)
+    box = (side // 8, side // 4, side // 2, side - 9)
+    return [
+        Example([shown], REFCOCO_PROMPT.format(EXPRESSIONS[i % len(EXPRESSIONS)]), box, source=str(i))
+        for i in range(count)
+    ]
+
+
+def image_lora(vlm):
+    """A quarter of the heads, one in every second layer from the first: the backward pass runs through all layers."""
+    return ImageLoRA(vlm.config, {layer: [layer // 2 % 2] for layer in range(0, vlm.config.layers, 2)})
+
+
+class Floor(nn.Module):
+    """A zero that requires grad, added to V of the lowest adapted layer: the frozen model's share of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+        self.updates = {(0, "v"): self}
+
+    def forward(self, v, x, visual_index):
+        return v + self.zero.to(v.dtype)
+
+
+def our_step(vlm, adapter, batch):
+    """One forward and backward pass with the updates of `adapter` in their places for its duration."""
+    for (layer, path), update in adapter.updates.items():
+        vlm.model.layers[layer].self_attn.adapters[path] = update
+    vlm.loss(batch).backward()
+    for layer in vlm.model.layers:
+        layer.self_attn.adapters.clear()
+    for p in adapter.parameters():
+        p.grad = None
+
+
+def transformers_side(folder, vlm, args):
+    """transformers' model on our tensors (its own copies are dropped), with peft's LoRA on q, k, v, o."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=args.dtype)
+    ours = dict(vlm.named_parameters())
+    for name, p in model.named_parameters():
+        name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        p.data = ours[name].data
+    model.to(args.device)
+    targets = r"model\.language_model\..*\.(q|k|v|o)_proj"
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
+
+
+def transformers_inputs(batch, image_token):
+    """The same rows as transformers takes them: every row brings its own copy of the picture."""
+    each = len(batch.input_ids) // len(batch.grids)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "pixel_values": batch.patches.repeat(each, 1),
+        "image_grid_thw": batch.grids.repeat(each, 1).to(batch.input_ids.device),
+        "mm_token_type_ids": (batch.input_ids == image_token).int(),
+    }
+    return inputs | ({"labels": batch.labels} if batch.supervised else {})
+
+
+def their_step(model, inputs):
+    model(**inputs, use_cache=False).loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_above(run, device):
+    """Bytes by which memory rises during run()."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back to the system
+    Path("/proc/self/clear_refs").write_text("5")  # the highest level starts again from here
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def measure(sides, device, rounds, memory=True):
+    """{name: run} -> {name: {"seconds": [a round each], "bytes": ...}}; each side runs twice uncounted, the second time for its memory."""
+    for run in sides.values():
+        run()  # the weights of the mapped file come into memory, buffers are made
+    results = {name: {"seconds": [], "bytes": peak_above(run, device)} for name, run in sides.items()}
+    for _ in tqdm(range(rounds), desc=next(iter(sides)), leave=False):
+        for name, run in sides.items():
+            wait(device)
+            start = time.perf_counter()
+            run()
+            wait(device)
+            results[name]["seconds"].append(time.perf_counter() - start)
+    if not memory:
+        for result in results.values():
+            del result["bytes"]
+    return results
+
+
+def against(results, ours, theirs):
+    """Median over the rounds of ours / theirs, and the ratio of memory."""
+    time_ratio = median(a / b for a, b in zip(results[ours]["seconds"], results[theirs]["seconds"]))
+    if "bytes" not in results[ours]:
+        return {"time": time_ratio}
+    return {"time": time_ratio, "memory": results[ours]["bytes"] / results[theirs]["bytes"]}
+
+
+def matmul_rate(args):
+    """FLOP/s of a large matrix product in the dtype and on the device of the run."""
+    n = 8192 if args.device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=args.device, dtype=args.dtype) for _ in range(2))
+    times = measure({"matrix product": lambda: a @ b}, args.device, 10, memory=False)["matrix product"]["seconds"]
+    return 2 * n**3 / median(times)
+
+
+def flops_of(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+# --------------------------------------------------------------------------------------------------------- the suites
+
+
+def known_picture(vlm, batch, example):
+    with torch.no_grad():
+        return {image_key(example.images[0]): vlm.visual(batch.patches, batch.grids).cpu()}
+
+
+def steps(args, vlm, processor, theirs):
+    examples = rows(448, 7)
+    one = processor(examples[:1]).to(args.device)
+    known = processor(examples[:1], known=known_picture(vlm, one, examples[0])).to(args.device)
+    seven, shared = processor(examples).to(args.device), processor(examples, share_images=True).to(args.device)
+    adapter, lora, floor = (module.to(args.device) for module in (image_lora(vlm), LoRA(vlm.config), Floor()))
+    token = vlm.config.image_token
+    single, whole = (transformers_inputs(b, token) for b in (one, seven))
+
+    first = measure(
+        {
+            "image-lora": lambda: our_step(vlm, adapter, one),
+            "image-lora, picture known": lambda: our_step(vlm, adapter, known),
+            "lora": lambda: our_step(vlm, lora, one),
+            "floor": lambda: our_step(vlm, floor, one),
+            "transformers + peft lora": lambda: their_step(theirs, single),
+        },
+        args.device,
+        args.rounds,
+    )
+    second = measure(
+        {
+            "image-lora": lambda: our_step(vlm, adapter, shared),
+            "transformers + peft lora": lambda: their_step(theirs, whole),
+        },
+        args.device,
+        args.rounds,
+    )
+    rate, flops = matmul_rate(args), flops_of(lambda: our_step(vlm, adapter, one))
+    return {
+        "tokens": {"one": list(one.input_ids.shape), "seven": list(seven.input_ids.shape), "shared": list(shared.input_ids.shape)},
+        "one expression a row": first,
+        "seven expressions a picture": second,
+        "ratios": {
+            "one expression a row": against(first, "image-lora", "transformers + peft lora"),
+            "one expression a row, picture known": against(first, "image-lora, picture known", "transformers + peft lora"),
+            "seven expressions a picture": against(second, "image-lora", "transformers + peft lora"),
+            "our LoRA, one expression a row": against(first, "lora", "transformers + peft lora"),
+            "Image-LoRA against the frozen floor": against(first, "image-lora", "floor"),
+            "Image-LoRA against our LoRA": against(first, "image-lora", "lora"),
+        },
+        "matrix product FLOP/s": rate,
+        "step FLOPs": flops,
+        "share of the matrix-product rate": flops / median(first["image-lora"]["seconds"]) / rate,
+    }  # fmt: skip
+
+
+def evaluation(args, vlm, processor, theirs):
+    """Greedy text of a fixed length: no token ends it."""
+    questions = [replace(e, answer=None) for e in rows(448, 7)]
+    shared, alone = processor(questions, share_images=True).to(args.device), processor(questions).to(args.device)
+    inputs, ends = transformers_inputs(alone, vlm.config.image_token), vlm.config
+    vlm.config = replace(vlm.config, end_tokens=())
+    how = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    theirs.eval()
+    with torch.no_grad():
+        results = measure(
+            {
+                "image-lora": lambda: vlm.generate(shared, NEW_TOKENS),
+                "transformers": lambda: theirs.base_model.model.generate(**inputs, **how),
+            },
+            args.device,
+            args.rounds,
+        )
+    theirs.train()
+    vlm.config = ends
+    name = "evaluation, seven expressions a picture"
+    return {name: results, "ratios": {name: against(results, "image-lora", "transformers")}}
+
+
+def depth(args, vlm, processor, theirs):
+    """The parts of a step grow with the depth of decoder and encoder by a straight line each; three depths give it."""
+    model = theirs.base_model.model.model
+    layers, blocks = vlm.model.layers, vlm.visual.blocks
+    their_layers, their_blocks = model.language_model.layers, model.visual.blocks
+    examples = rows(448, 7)
+    one, seven = processor(examples[:1]).to(args.device), processor(examples).to(args.device)
+    shared = processor(examples, share_images=True).to(args.device)
+    single, whole = (transformers_inputs(b, vlm.config.image_token) for b in (one, seven))
+    seconds = {}
+    for count, name in (
+        ((args.layers, args.blocks), "whole"),
+        ((args.layers // 2, args.blocks), "half the layers"),
+        ((args.layers, args.blocks // 2), "half the blocks"),
+    ):
+        vlm.model.layers, vlm.visual.blocks = layers[: count[0]], blocks[: count[1]]
+        model.language_model.layers, model.visual.blocks = their_layers[: count[0]], their_blocks[: count[1]]
+        vlm.config = replace(vlm.config, layers=count[0])
+        adapter = image_lora(vlm).to(args.device)
+        results = measure(
+            {
+                "one": lambda a=adapter: our_step(vlm, a, one),
+                "one, theirs": lambda: their_step(theirs, single),
+                "seven": lambda a=adapter: our_step(vlm, a, shared),
+                "seven, theirs": lambda: their_step(theirs, whole),
+            },
+            args.device,
+            1,
+            memory=False,
+        )
+        seconds[name] = {side: result["seconds"][0] for side, result in results.items()}
+    vlm.model.layers, vlm.visual.blocks, vlm.config = layers, blocks, replace(vlm.config, layers=args.layers)
+    model.language_model.layers, model.visual.blocks = their_layers, their_blocks
+
+    def at_full_depth(side):
+        t = seconds["whole"][side]
+        a_layer = (t - seconds["half the layers"][side]) / (args.layers - args.layers // 2)
+        a_block = (t - seconds["half the blocks"][side]) / (args.blocks - args.blocks // 2)
+        full = DEPTH[args.size]
+        return t + (full[0] - args.layers) * a_layer + (full[1] - args.blocks) * a_block
+
+    estimate = {side: at_full_depth(side) for side in seconds["whole"]}
+    ratios = {
+        "one expression a row": {"time": estimate["one"] / estimate["one, theirs"]},
+        "seven expressions a picture": {"time": estimate["seven"] / estimate["seven, theirs"]},
+    }
+    return {"seconds": seconds, "estimated seconds at full depth": estimate, "ratios": ratios}
+
+
+def growth(args, vlm, processor, theirs):
+    """Our step as the picture's side grows (one expression) and as expressions are added (448 pixels)."""
+    adapter = image_lora(vlm).to(args.device)
+    table = []
+    for side, count in [(s, 1) for s in (224, 448, 896, 1792)] + [(448, n) for n in (2, 4, 8, 16)]:
+        batch = processor(rows(side, count), share_images=True).to(args.device)
+        result = measure({f"{side} x {count}": lambda b=batch: our_step(vlm, adapter, b)}, args.device, 1)
+        result = result[f"{side} x {count}"]
+        visual = len(batch.visual_index)
+        table.append({"side": side, "expressions": count, "tokens": batch.input_ids.shape[1], "visual_tokens": visual})
+        flops = adapter.flops(batch.input_ids.numel(), visual)
+        table[-1] |= {"seconds": result["seconds"][0], "bytes": result["bytes"], "adapter_flops": flops}
+    return {"rows": table}
+
+
+OURS = """
+import time; start = time.perf_counter()
+import sys; sys.path[:0] = ["tests", "."]
+import torch; torch.set_num_threads(int(sys.argv[2]))
+import bench
+from model import VLM; from data import Processor
+vlm = VLM.from_pretrained(sys.argv[1]); loaded = time.perf_counter()
+batch = Processor.from_pretrained(sys.argv[1])(bench.rows(448, 1))
+bench.our_step(vlm, bench.image_lora(vlm), batch)
+print(loaded - start, time.perf_counter() - start)
+"""
+THEIRS = """
+import time; start = time.perf_counter()
+import sys; sys.path[:0] = ["tests", "."]
+import torch; torch.set_num_threads(int(sys.argv[2]))
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2_5_VLForConditionalGeneration
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained(sys.argv[1]); loaded = time.perf_counter()
+targets = r"model\\.language_model\\..*\\.(q|k|v|o)_proj"
+model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
+import bench
+from data import Processor
+batch = Processor.from_pretrained(sys.argv[1])(bench.rows(448, 1))
+bench.their_step(model, bench.transformers_inputs(batch, model.config.image_token_id))
+print(loaded - start, time.perf_counter() - start)
+"""
+
+
+def start(args, folder):
+    """Two empty processes in turn, float32 on the CPU; the file is in the system's cache for both."""
+    seconds = {"image-lora": [], "transformers + peft lora": []}
+    for counted in range(args.rounds + 1):
+        for name, code in zip(seconds, (OURS, THEIRS)):
+            command = [sys.executable, "-W", "ignore", "-c", code, str(folder), str(args.threads)]
+            said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            if counted:
+                seconds[name].append([float(s) for s in said.split()])
+    ratios = {
+        name: {"time": median(a[i] / b[i] for a, b in zip(*seconds.values()))}
+        for i, name in enumerate(("until the model is loaded", "until the first step is done"))
+    }
+    return {"checkpoint_bytes": (folder / "model.safetensors").stat().st_size, "seconds": seconds, "ratios": ratios}
+
+
+SUITES = {"steps": steps, "evaluation": evaluation, "depth": depth, "growth": growth, "start": start}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="+", choices=SUITES)
+    parser.add_argument("--size", choices=SHAPES, default="3b")
+    parser.add_argument("--layers", type=int, help="decoder layers (12 on a CPU, else all)")
+    parser.add_argument("--blocks", type=int, help="vision blocks (10 on a CPU, else all)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the random checkpoint is kept (default: a temporary folder)")
+    args = parser.parse_args()
+    on_gpu = args.device.type == "cuda"
+    args.layers = args.layers or (DEPTH[args.size][0] if on_gpu else 12)
+    args.blocks = args.blocks or (DEPTH[args.size][1] if on_gpu else 10)
+    args.dtype = torch.bfloat16 if on_gpu else torch.float32
+    torch.set_num_threads(args.threads)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = build_checkpoint(args.folder or Path(temporary), args)
+        vlm = processor = theirs = None
+        for suite in args.suites:
+            if suite == "start":
+                report = start(args, folder)
+            else:
+                if vlm is None:
+                    vlm, processor = (
+                        VLM.from_pretrained(folder, args.dtype, args.device),
+                        Processor.from_pretrained(folder),
+                    )
+                    processor.max_pixels = 1792**2
+                if theirs is None and suite != "growth":
+                    theirs = transformers_side(folder, vlm, args)
+                report = SUITES[suite](args, vlm, processor, theirs)
+            about = {"size": args.size, "layers": args.layers, "blocks": args.blocks, "device": args.device.type}
+            about |= {"dtype": str(args.dtype), "threads": args.threads, "rounds": args.rounds}
+            about |= {"torch": torch.__version__, "python": platform.python_version()}
+            about |= {"command": f"python tests/bench.py {suite}"}
+            place = f"-{args.size}" if on_gpu else ""
+            file = ROOT / f"results/bench-{suite}{place}.json"
+            file.write_text(json.dumps(about | report, indent=1) + "\n")
+            for name, ratio in report.get("ratios", {}).items():
+                print(f"{suite:12}{name:48}" + "".join(f"{what} {value:.3f}   " for what, value in ratio.items()))
+            for row in report.get("rows", []):
+                print(row)
+
+
+if __name__ == "__main__":
+    main()
