@@ -134,14 +134,58 @@ class HeadUpdate(nn.Module):
         return V.flatten(2)
 
 
+class Ablation(HeadUpdate):
+    """HeadUpdate with one of its decisions taken otherwise, for the ablations; the method itself does not need it.
+
+    path    "v", or "k", "q", "o" instead. A query head belongs to the KV head that serves it. On the output path the
+            formula is mirrored: each head brings its own A from its part of the input, B is shared.
+    tokens  "visual", or "text", "all" instead.
+    norm    whether 1 / sqrt(n) is there.
+    shared  whether the heads of a layer share A.
+    gate    None: gamma is 1 and not learned.
+    """
+
+    def __init__(self, config, heads, rank, alpha, gate, path, tokens, norm, shared):
+        super().__init__(config, heads, rank, alpha, 1.0 if gate is None else gate)
+        D, n = config.hidden, len(heads)
+        W = config.head_size * (config.heads // config.value_heads if path in "qo" else 1)  # outputs (o: inputs) a head
+        A, B = ([n, W, rank], [rank, D]) if path == "o" else ([D, rank] if shared else [n, D, rank], [n, rank, W])
+        self.A, self.B = nn.Parameter(torch.randn(A) / rank), nn.Parameter(torch.zeros(B))
+        self.gate.requires_grad_(gate is not None)
+        self.norm = self.norm if norm else 1.0
+        self.path, self.tokens, self.width, self.groups = path, tokens, W, config.value_heads
+
+    def update(self, x):
+        """[N, D] -> [N, n, W]; on the output path [N, H*K] -> [N, D]."""
+        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        if self.path == "o":
+            x = x.view(len(x), self.groups, self.width)[:, self.heads]
+            return self.s * torch.einsum("nhw,hwr,rd->nd", x, A, B)
+        return self.s * torch.einsum("nd,dr,hrw->nhw" if A.dim() == 2 else "nd,hdr,hrw->nhw", x, A, B)
+
+    def forward(self, y, x, visual_index):
+        rows = torch.arange(x.shape[0] * x.shape[1], device=x.device)
+        visual = torch.zeros_like(rows, dtype=torch.bool)
+        if visual_index is not None:
+            visual[visual_index] = True
+        if self.tokens != "all":
+            rows = rows[visual if self.tokens == "visual" else ~visual]
+        update = self.update(x.flatten(0, 1)[rows]).to(y.dtype)
+        if self.path == "o":
+            return y.flatten(0, 1).index_add(0, rows, update).view_as(y)
+        rows = rows[:, None] * self.groups + self.heads  # as in HeadUpdate.forward
+        return y.reshape(-1, self.width).index_add(0, rows.flatten(), update.flatten(0, 1)).view_as(y)
+
+
 class ImageLoRA(Adapter):
     """Image-LoRA on selected value heads.
 
     config: VLM.config; heads: {layer: [value heads]}; rank R; alpha; gate: gamma at the start (0.01 in the authors'
-    code). Raises ValueError for a layer or head that the model does not have, or no head at all.
+    code). path, tokens, norm, shared and gate=None: see Ablation. Raises ValueError for a layer or head that the model
+    does not have, or no head at all.
     """
 
-    def __init__(self, config, heads, rank=8, alpha=16, gate=0.01):
+    def __init__(self, config, heads, rank=8, alpha=16, gate=0.01, path="v", tokens="visual", norm=True, shared=True):
         heads = {int(layer): sorted(hs) for layer, hs in sorted(heads.items(), key=lambda item: int(item[0])) if hs}
         if not heads:
             raise ValueError("Image-LoRA needs at least one head")
@@ -155,18 +199,23 @@ class ImageLoRA(Adapter):
                     f"layer {layer}, heads {hs}: the model has {config.layers} layers of {config.value_heads} value "
                     "heads, each of which can be selected once"
                 )
-        layers = {layer: HeadUpdate(config, hs, rank, alpha, gate) for layer, hs in heads.items()}
-        settings = {"heads": heads, "rank": rank, "alpha": alpha, "gate": gate}
-        super().__init__({(layer, "v"): update for layer, update in layers.items()}, settings)
+        settings, switches = {"rank": rank, "alpha": alpha, "gate": gate}, (path, tokens, norm, shared)
+        if switches == ("v", "visual", True, True) and gate is not None:
+            layers = {layer: HeadUpdate(config, hs, **settings) for layer, hs in heads.items()}
+        else:
+            settings |= {"path": path, "tokens": tokens, "norm": norm, "shared": shared}
+            layers = {layer: Ablation(config, hs, **settings) for layer, hs in heads.items()}
+        super().__init__({(layer, path): update for layer, update in layers.items()}, {"heads": heads} | settings)
+        self.tokens = tokens
         self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
         self.heads = heads
 
     def flops(self, tokens, visual_tokens):
         """Adapter-only training FLOPs of one step over `visual_tokens` visual tokens (N in all): two matrix products,
         [N, D] x [D, R] and [N, R] x [R, n*K], forward and twice that backward (for the factor and for the input), a
-        multiply-add counted as two. The other `tokens` cost nothing."""
-        D, R = next(iter(self.layers.values())).A.shape
-        return sum(6 * visual_tokens * (D * R + R * layer.B[:, 0].numel()) for layer in self.layers.values())
+        multiply-add counted as two: 6 * N * (D*R + R*n*K) a layer. The other `tokens` cost nothing."""
+        N = {"visual": visual_tokens, "text": tokens - visual_tokens, "all": tokens}[self.tokens]
+        return sum(6 * N * (layer.A.numel() + layer.B.numel()) for layer in self.layers.values())
 
 
 class LowRank(nn.Module):

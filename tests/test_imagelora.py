@@ -339,3 +339,66 @@ def replace_mask(batch):
     from model import attention_mask
 
     return attention_mask(replace(batch).segments)
+
+
+# -- the switches of the ablations
+
+SWITCHES = [
+    {"path": "k"}, {"path": "q"}, {"path": "o"}, {"tokens": "text"}, {"tokens": "all"}, {"norm": False},
+    {"shared": False}, {"gate": None},
+]  # fmt: skip
+
+
+def dense(update, path, x, y, visual_mask, config):
+    """An ablated update, head by head, with the token mask as a factor."""
+    M = {"visual": visual_mask, "text": ~visual_mask, "all": torch.ones_like(visual_mask)}[update.tokens][..., None]
+    W = update.width
+    out = y.clone()
+    for i, h in enumerate(update.heads.tolist()):
+        here = slice(h * W, (h + 1) * W)
+        A = update.A[i] if update.A.dim() == 3 else update.A
+        if path == "o":
+            out += update.s * (M * x[..., here]) @ A @ update.B
+        else:
+            out[..., here] += update.s * (M * x) @ A @ update.B[i]
+    return out
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_ablation_is_its_formula_and_leaves_the_frozen_model_at_step_0(vlm, mixed, switch, tmp_path):
+    frozen, path = vlm(mixed), switch.get("path", "v")
+    adapter = ImageLoRA(vlm.config, HEADS, rank=3, **switch).attach(vlm)
+    assert (vlm(mixed) - frozen).abs().max() <= 1e-6
+    update = randomised(adapter).layers["2"]
+    B, T = mixed.input_ids.shape
+    x, y = torch.randn(B, T, 64), torch.randn(B, T, {"q": 64, "o": 64}.get(path, 32))
+    expected = dense(update, path, x, y, mixed.visual_mask, vlm.config)
+    assert (update(y.clone(), x, mixed.visual_index) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    tuned = vlm(mixed)
+    assert (tuned - frozen).abs().max() > 1e-3
+    untouched = torch.equal(tuned[1], frozen[1])  # the row without an image
+    assert untouched == (switch.get("tokens", "visual") == "visual")
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    load_adapter(tmp_path / "a.safetensors", vlm)
+    assert torch.equal(vlm(mixed), tuned)
+
+
+def test_the_switches_of_an_ablation_are_what_they_say(vlm):
+    def update(**switch):
+        return ImageLoRA(vlm.config, HEADS, **switch).layers["2"]
+
+    assert update(norm=False).s == update().s * 2**0.5
+    assert update(shared=False).A.shape == (2, 64, 8) and update().A.shape == (64, 8)
+    assert update(gate=None).gate == 1 and not update(gate=None).gate.requires_grad
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_the_flops_of_ablations_equal_torchs_counter(vlm, switch):
+    adapter = randomised(ImageLoRA(vlm.config, HEADS, rank=4, **switch))
+    path = switch.get("path", "v")
+    with FlopCounterMode(display=False) as counter:
+        for update in adapter.layers.values():
+            x = torch.randn(1, 20, 64, requires_grad=True)
+            update(torch.randn(1, 20, {"q": 64, "o": 64}.get(path, 32)), x, torch.arange(7)).sum().backward()
+    assert adapter.flops(20, 7) == counter.get_total_flops()

@@ -24,6 +24,7 @@ A look changes the light on the picture, never the boxes or the words; `words` c
     day      as drawn; what the tiny model was pretrained on
     dusk     warm evening light: pixels x (1, .85, .7)
     fog      pixels x .7 + 70
+    blur     out of focus: a Gaussian of radius 6.3 pixels, which also takes details away for good
     noise    normal noise of standard deviation 60 on every value
     negative pixels 255 - p, which the frozen encoder has never seen
     words    day pictures, but attributes are answered in words of another language ("rouge"), which a change of the
@@ -34,7 +35,7 @@ Splits: "train", "val" and "test" are drawn from different seeds; example i of a
 
 import random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 112
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
@@ -59,8 +60,8 @@ RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of th
     "below": (1, 1),
 }
 LISTING = "List everything from left to right."
-LOOKS = ("day", "dusk", "fog", "noise", "negative", "words")
-DEMO_LOOK = "fog"
+LOOKS = ("day", "dusk", "fog", "blur", "noise", "negative", "words")
+DEMO_LOOK = "blur"
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
@@ -136,6 +137,8 @@ def seen(picture, look, rng):
         return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
     if look == "fog":
         return picture.point(lambda p: p * 0.7 + 70)
+    if look == "blur":
+        return picture.filter(ImageFilter.GaussianBlur(6.3))
     if look == "noise":
         grain = (Image.frombytes("L", picture.size, rng.randbytes(SIDE * SIDE)) for _ in range(12))
         planes = []
