@@ -19,7 +19,7 @@ import random
 import torch
 from torch import nn
 
-from imagelora import Adapter, ImageLoRA
+from imagelora import ImageLoRA
 from model import InputError, read_json, write_text
 
 
@@ -36,47 +36,116 @@ class HeadGates(nn.Module):
         return V.index_add(0, visual_index, gated.to(v.dtype)).view_as(v)
 
 
-def rank1_probe(vlm):
-    """The paper's: rank-1 Image-LoRA on every head; the parameters to differentiate are the B, one [1, K] a head.
-    s is the same for all heads (alpha, R and gamma 1), so that it does not touch the ranking."""
-    c = vlm.config
-    probe = ImageLoRA(c, {layer: list(range(c.value_heads)) for layer in range(c.layers)}, rank=1, alpha=1, gate=1.0)
-    return probe, [probe.layers[str(layer)].B for layer in range(c.layers)]
+class Stacked(nn.Module):
+    """An instrument on top of an adapter that sits there already: to probe a model in the middle of its training."""
+
+    def __init__(self, below, above):
+        super().__init__()
+        self.below, self.above = below, above
+
+    def forward(self, v, x, visual_index):
+        return self.above(self.below(v, x, visual_index), x, visual_index)
 
 
-def gate_probe(vlm):
-    """The authors' published script: one scalar a head instead of a direction."""
-    gates = nn.ModuleList(HeadGates(vlm.config) for _ in range(vlm.config.layers))
-    return Adapter({(layer, "v"): gate for layer, gate in enumerate(gates)}, {}), [g.gate for g in gates]
-
-
-CRITERIA = {"rank1": rank1_probe, "gate": gate_probe}
-
-
-def head_scores(vlm, batches, criterion="rank1", seed=0):
-    """The influence of every value head: float32 [L, G] on the CPU, the sum over the batches of squared gradient norms.
-
-    batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
-    criterion: "rank1" or "gate"; seed: draws the probe's A. The model is left as it was. Raises ValueError for an
-    unknown criterion and for a batch without visual tokens, which could only score zero.
-    """
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        probe, parameters = CRITERIA[criterion](vlm)
-    scores = torch.zeros(vlm.config.layers, vlm.config.value_heads)
-    probe.attach(vlm)
+def gradients(vlm, batches, instruments, parameters):
+    """Attach instruments {layer: module on the value path} and yield dLoss/dparameters, [L, G, size] on the CPU, of one
+    batch after another. The model is left as it was. Raises ValueError for a batch without visual tokens, which could
+    only give zero."""
+    paths = [vlm.model.layers[layer].self_attn.adapters for layer in range(vlm.config.layers)]
+    before = [adapters.get("v") for adapters in paths]
+    for adapters, there, instrument in zip(paths, before, instruments):
+        adapters["v"] = instrument.to(vlm.device) if there is None else Stacked(there, instrument.to(vlm.device))
     try:
         for i, batch in enumerate(batches):
             if len(batch.visual_index) == 0:
                 raise ValueError(f"probe batch {i} has no visual token: nothing to measure")
             with torch.enable_grad():
-                gradients = torch.autograd.grad(vlm.loss(batch), parameters)
-            scores += torch.stack([g.view(g.shape[0], -1).square().sum(dim=1) for g in gradients]).cpu()
+                found = torch.autograd.grad(vlm.loss(batch), parameters)
+            yield torch.stack([g.view(vlm.config.value_heads, -1) for g in found]).cpu()
     finally:
-        probe.detach()
-    return scores
+        for adapters, there in zip(paths, before):
+            del adapters["v"]
+            if there is not None:
+                adapters["v"] = there
+
+
+def rank1_gradients(vlm, batches):
+    """dLoss/dB^(h) of a rank-1 Image-LoRA on every head, B = 0. s is the same for all heads (alpha, R and gamma 1), so
+    that it does not touch the ranking."""
+    c = vlm.config
+    everything = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
+    layers = ImageLoRA(c, everything, rank=1, alpha=1, gate=1.0).layers.values()
+    return gradients(vlm, batches, layers, [layer.B for layer in layers])
+
+
+def rank1(vlm, batches):
+    """The paper's: sum over the batches of || dLoss/dB^(h) ||^2."""
+    return sum(g.square().sum(dim=-1) for g in rank1_gradients(vlm, batches))
+
+
+def gate(vlm, batches):
+    """The authors' published script: a scalar on each head's visual values instead of a direction, (dLoss/dgate)^2."""
+    gates = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, gates, [g.gate for g in gates]))
+
+
+def second_order(vlm, batches):
+    """How much a Newton step along the mean gradient g of B^(h) would lower the loss: |g|^4 / (g^T F g), with the
+    empirical Fisher matrix F (mean over the batches of g_b g_b^T) in place of the Hessian; the factor 1/2 left out."""
+    each = torch.stack(list(rank1_gradients(vlm, batches)))  # [batches, L, G, K]
+    mean = each.mean(dim=0)
+    curvature = (each * mean).sum(dim=-1).square().mean(dim=0)
+    return mean.square().sum(dim=-1).square() / curvature.clamp(min=1e-30)
+
+
+def learned_mask(vlm, batches):
+    """One pass of Adam (learning rate 0.01) on a factor for each head's visual values: how far learning moves it from
+    1, squared."""
+    gates = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
+    parameters = [g.gate for g in gates]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    for found in gradients(vlm, batches, gates, parameters):
+        for p, g in zip(parameters, found):
+            p.grad = g[:, 0].to(p.device)
+        optimizer.step()
+    return torch.stack([p.detach().cpu() - 1 for p in parameters]).square()
+
+
+def weight_norm(vlm, batches):
+    """|| W_V^(h) ||^2: looks at no data at all."""
+    G = vlm.config.value_heads
+    weights = [layer.self_attn.v_proj.weight.detach().float().cpu() for layer in vlm.model.layers]
+    return torch.stack([w.view(G, -1).square().sum(dim=1) for w in weights])
+
+
+def chance(vlm, batches):
+    """Uniform random numbers, one a head."""
+    return torch.rand(vlm.config.layers, vlm.config.value_heads)
+
+
+CRITERIA = {  # (vlm, batches) -> scores [L, G]; a new criterion is one function and one line here
+    "rank1": rank1,
+    "gate": gate,
+    "second-order": second_order,
+    "learned-mask": learned_mask,
+    "weight-norm": weight_norm,
+    "chance": chance,
+}
+
+
+def head_scores(vlm, batches, criterion="rank1", seed=0):
+    """The influence of every value head: float32 [L, G] on the CPU; for the paper's criterion, "rank1", the sum over
+    the batches of squared gradient norms.
+
+    batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
+    criterion: a name in CRITERIA; seed: draws the probe's A. The model is left as it was, and an adapter on it stays: an
+    adapted model can be probed too. Raises ValueError for an unknown criterion, no batch, or one without visual tokens.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CRITERIA[criterion](vlm, batches)
 
 
 def select_heads(scores, budget, tau=0.5):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, randomised
 
 from data import Example
 from imagelora import ImageLoRA
@@ -153,3 +153,42 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
         (tmp_path / "heads.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             load_selection(tmp_path / "heads.json", vlm.config)
+
+
+# -- the other criteria
+
+
+def test_the_second_order_score_is_its_formula(vlm, batches):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        probe = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gate=1.0).attach(vlm)
+    B = [layer.B for layer in probe.layers.values()]
+    each = [torch.stack(torch.autograd.grad(vlm.loss(b), B))[1, 0, 0] for b in batches]  # layer 1, head 0
+    probe.detach()
+    g = sum(each) / 3
+    fisher = sum(torch.outer(e, e) for e in each) / 3
+    expected = (g @ g) ** 2 / (g @ fisher @ g)
+    assert head_scores(vlm, batches, "second-order", seed=3)[1, 0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_weight_norms_and_chance_look_at_no_batch(vlm):
+    W = vlm.model.layers[2].self_attn.v_proj.weight[16:32]  # value head 1
+    assert head_scores(vlm, None, "weight-norm")[2, 1] == pytest.approx(W.square().sum().item(), rel=1e-5)
+    assert torch.equal(head_scores(vlm, None, "chance", 1), head_scores(vlm, None, "chance", 1))
+
+
+def test_the_learned_mask_moves_the_heads_that_reach_the_loss(vlm, batches):
+    vlm.model.layers[1].self_attn.o_proj.weight.data[:, 2 * vlm.config.head_size : 4 * vlm.config.head_size] = 0
+    scores = head_scores(vlm, batches, "learned-mask")
+    assert scores[1, 1] == 0 and (scores.flatten() > 0).sum() == 5
+
+
+def test_a_model_in_training_can_be_probed_and_keeps_its_adapter(vlm, batches):
+    adapter = ImageLoRA(vlm.config, {0: [0], 2: [1]}).attach(vlm)
+    at_start = head_scores(vlm, batches)
+    randomised(adapter)
+    tuned = vlm(batches[0])
+    later = head_scores(vlm, batches)
+    assert torch.equal(vlm(batches[0]), tuned) and not torch.allclose(at_start, later)
+    adapter.detach()
+    assert torch.equal(at_start, head_scores(vlm, batches))  # B = 0: the frozen model

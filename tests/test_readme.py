@@ -7,7 +7,9 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-REPORTS = sorted((ROOT / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
+REPORTS = [file for file in RESULTS if file not in BENCHES]
 
 
 def percent(value):
@@ -36,10 +38,30 @@ def test_the_table_of_runs_is_made_of_the_reports(file):
 
 
 def test_every_number_in_the_table_has_its_report():
-    assert set(re.findall(r"\(results/([\w.-]+)\)", README)) == {file.name for file in REPORTS}
+    assert set(re.findall(r"\(results/([\w.-]+)\)", README)) == {file.name for file in RESULTS}
 
 
-@pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
+def bench_rows(file):
+    """The lines of the README's tables that belong to a benchmark: one for each ratio, or for each row of growth."""
+    r = json.loads(file.read_text())
+    rows = []
+    for name, ratio in r.get("ratios", {}).items():
+        memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
+        rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
+    for row in r.get("rows", []):
+        cells = [row["side"], row["expressions"], row["tokens"], row["visual_tokens"], f"{row['seconds']:.1f} s"]
+        cells += [f"{row['bytes'] / 2**20:,.0f} MiB", f"{row['adapter_flops']:.3g}"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
+
+
+@pytest.mark.parametrize("file", BENCHES, ids=lambda file: file.stem)
+def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
+    rows = bench_rows(file)
+    assert rows and [row for row in rows if row not in README] == []
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_reports_hold_no_paths_of_the_machine_they_were_made_on(file):
     assert not re.search(r'"/|[ =]/', file.read_text())
 
