@@ -593,6 +593,7 @@ def jsonl(name, root, split):
 DRAWN = {  # the tiny world of tiny/scenes.py: name -> look, kinds of question
     "scenes": (scenes.DEMO_LOOK, ("grounding",)),
     **{f"scenes-{look}": (look, ("grounding", "attribute")) for look in scenes.LOOKS},
+    "scenes-prior": ("prior", ("attribute",)),
     "sums": ("day", ("text",)),
     "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),
 }

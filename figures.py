@@ -206,3 +206,58 @@ def examples(path, items, columns=4, side=300):
         for j, (line, colour) in enumerate(lines[:4]):
             pen.text((x, y + image.height + 6 + 21 * j), line, colour, font(16))
     sheet.save(path)
+
+
+def dots(path, values, title, axis):
+    """Rows of dots, one a seed, with their mean as a bar: values {row: [number from 0 to 1, ...]}."""
+    left, top, line, width = 30 + max(text_width(name, 17) for name in values), 100, 34, 560
+    image = Image.new("RGB", (left + width + 110, top + line * len(values) + 70), WHITE)
+    pen = ImageDraw.Draw(image)
+    for i, part in enumerate(wrap(title, 20, left + width + 80, 2)):
+        pen.text((20, 14 + 26 * i), part, BLACK, font(20))
+    found = [v for vs in values.values() for v in vs]
+    low, high = min(found, default=0), max(found, default=1)
+    low, high = max(0, low - 0.05 * (high - low) - 0.02), min(1, high + 0.05 * (high - low) + 0.02)
+    bottom = top + line * len(values)
+
+    def at(value):
+        return left + (value - low) / (high - low) * width
+
+    for tick in nice_ticks(low, high, 8):
+        pen.line((at(tick), top, at(tick), bottom), (225, 225, 225))
+        pen.text((at(tick), bottom + 8), f"{100 * tick:.0f} %", BLACK, font(15), anchor="mt")
+    pen.text((left + width / 2, bottom + 34), axis, BLACK, font(16), anchor="mt")
+    for i, (name, numbers) in enumerate(values.items()):
+        y = top + line * (i + 0.5)
+        pen.text((left - 14, y), name, BLACK, font(17), anchor="rm")
+        for number in numbers:
+            pen.ellipse((at(number) - 5, y - 5, at(number) + 5, y + 5), outline=BLUE, width=2)
+        if numbers:
+            m = sum(numbers) / len(numbers)
+            pen.line((at(m), y - 12, at(m), y + 12), ORANGE, width=4)
+            pen.text((left + width + 14, y), f"{100 * m:.1f} %", BLACK, font(16), anchor="lm")
+    image.save(path)
+
+
+def attention(path, picture, caption, maps, side=180):
+    """Attention over a picture, a row for each model: maps {row: [(title, weights of its visual tokens), ...]}, the
+    tokens row by row on a square grid. Bright is attended to; each map is scaled to its own largest weight."""
+    columns, left, top = max(len(row) for row in maps.values()), 30 + max(text_width(name, 17) for name in maps), 80
+    image = Image.new("RGB", (left + columns * (side + 12) + 20, top + len(maps) * (side + 40)), WHITE)
+    pen = ImageDraw.Draw(image)
+    pen.text((20, 16), "Where the answer looks", BLACK, font(24))
+    pen.text((20, 48), caption, BLACK, font(17))
+    picture = picture.convert("L").convert("RGB").resize((side, side))
+    for i, (name, row) in enumerate(maps.items()):
+        y = top + i * (side + 40)
+        pen.text((left - 14, y + side / 2), name, BLACK, font(17), anchor="rm")
+        for j, (title, weights) in enumerate(row):
+            x, grid = left + j * (side + 12), math.isqrt(len(weights))
+            light = Image.new("L", (grid, grid))
+            light.putdata([round(255 * w / (max(weights) or 1)) for w in weights])
+            light = light.resize((side, side), Image.Resampling.NEAREST)
+            image.paste(
+                Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size), 0.75), light), (x, y)
+            )
+            pen.text((x, y + side + 6), title, BLACK, font(15))
+    image.save(path)

@@ -7,14 +7,22 @@ The paper's probe (section 3): attach a rank-1 Image-LoRA to every value head of
 With B = 0 the model is the frozen one, so this is a first-order estimate of how far adapting head h alone can lower
 the loss: a gradient step of size eta on B^(h) lowers it by eta * score(h). One example a batch: square, then sum.
 
+    python probe.py                                       the ranking and the influence map of the tiny model
+
     scores = head_scores(vlm, batches)                    [L, G]
     heads = select_heads(scores, budget)                  {layer: [heads]}
 
 L layers, G value heads of a layer, K head size, N visual tokens in the batch.
 """
 
+import argparse
 import json
 import random
+import sys
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
 from torch import nn
@@ -202,3 +210,47 @@ def load_selection(path, config):
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a head selection for this model ({error})") from None
     return heads, scores
+
+
+def main(argv=None):
+    """`python probe.py`: print the ranking of the heads and write the influence map."""
+    import figures
+    from data import Processor, load
+    from model import VLM
+
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="checkpoint folder or hub id")
+    parser.add_argument("--data", default="scenes", help="data set whose training rows are probed with")
+    parser.add_argument("--data-root", help="its folder (default: data/NAME)")
+    parser.add_argument("--samples", type=int, default=64, help="rows to probe with, drawn from the first 4,800")
+    parser.add_argument("--criterion", choices=CRITERIA, default="rank1", help="what a head is scored by")
+    parser.add_argument("--seed", type=int, default=0, help="draws the probe's A and its rows")
+    parser.add_argument("--heads", type=int, help="budget (default: a quarter of all value heads)")
+    parser.add_argument("--tau", type=float, default=0.5, help="a layer's share goes with its score to this power")
+    parser.add_argument("--max-pixels", type=int, default=401408, help="largest area of a resized image")
+    parser.add_argument("--out", default="heads.png", help="the influence map")
+    args = parser.parse_args(argv)
+    try:
+        model = here / "tiny" if args.model == "tiny" else args.model
+        vlm, processor = VLM.from_pretrained(model), Processor.from_pretrained(model, max_pixels=args.max_pixels)
+        rows = [e for e in load(args.data, args.data_root or Path("data") / args.data, "train", 4800) if e.images]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))[: args.samples].tolist()
+        scores = head_scores(vlm, (processor([rows[i]]) for i in order), args.criterion, args.seed)
+        total = vlm.config.layers * vlm.config.value_heads
+        heads = select_heads(scores, args.heads or max(1, total // 4), args.tau)
+        figures.head_map(args.out, scores.tolist(), heads)
+    except ValueError as error:  # InputError, and a budget or criterion that does not fit
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{'layer':>5} {'head':>4} {'score':>10}")
+    for i in scores.flatten().argsort(descending=True).tolist():
+        layer, head = divmod(i, vlm.config.value_heads)
+        print(
+            f"{layer:5} {head:4} {scores[layer, head]:10.4g}" + ("  selected" if head in heads.get(layer, []) else "")
+        )
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -52,7 +53,15 @@ from data import (
     score,
 )
 from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM, Config, InputError, read_json, read_metadata, write_text
+from model import (
+    VLM,
+    Config,
+    InputError,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    write_text,
+)
 from probe import (
     CRITERIA,
     head_scores,
@@ -71,6 +80,7 @@ DRAWN_LEARNING_RATES = {"image-lora": 2e-2, "lora": 4e-3, "full": 5e-4, "none": 
 DRAWN_DEFAULTS = {"limit": 9600, "batch": 32, "steps": 700, "gate": 1.0, "eval_limit": 300, "eval_batch": 100}
 DRAWN_DEFAULTS |= {"workers": 0, "cache_vision": 1.0}  # its pictures are small, and in memory anyway
 TINY_HEADS = 15  # of its 20: a quarter of so few heads is not enough for the demo's look
+FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."  # --preamble
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -98,6 +108,7 @@ def parse_args(argv=None):
 
     g = parser.add_argument_group("model")
     g.add_argument("--model", default="tiny", help="checkpoint folder or hub id; tiny: the model that comes with this")
+    g.add_argument("--min-pixels", type=int, help="smallest area of a resized image (default: the checkpoint's)")
     g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
     g.add_argument("--max-pixels", type=int, help=f"largest area of a resized image; 784 are one token ({MAX_PIXELS})")
 
@@ -108,6 +119,7 @@ def parse_args(argv=None):
     g.add_argument("--eval-split", default="val", help="split to evaluate on")
     g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
     g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
+    g.add_argument("--preamble", type=int, default=0, help="words of unrelated text before each question")
     g.add_argument(
         "--also", nargs="*", metavar="NAME", help="further data sets to evaluate on (scenes: scenes-day sums)"
     )
@@ -124,8 +136,17 @@ def parse_args(argv=None):
         "--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power"
     )
     g.add_argument("--selection", default="probe", help="probe, gate, random, all, or a heads.json of another run")
+    g.add_argument("--continue-from", metavar="ADAPTER", help="start from an Image-LoRA, in the heads it also has")
     g.add_argument("--probe-samples", type=int, default=64, help="training rows to probe with")
     g.add_argument("--probe-seed", type=int, default=0, help="draws the probe's A and its rows")
+
+    g = parser.add_argument_group("ablations", "one decision of the method taken otherwise; see imagelora.Ablation")
+    g.add_argument("--path", choices=("v", "k", "q", "o"), default="v", help="projection that Image-LoRA adapts")
+    g.add_argument("--tokens", choices=("visual", "text", "all"), default="visual", help="tokens that it adapts")
+    g.add_argument("--norm", action=flag, default=True, help="1 / sqrt(n), the selection-size normalization")
+    g.add_argument("--shared", action=flag, default=True, help="one A a layer, not one a head")
+    g.add_argument("--learn-gate", action=flag, default=True, help="learn gamma; else it is 1")
+    g.add_argument("--targets", default="qkvo", help="projections that --method lora adapts")
 
     g = parser.add_argument_group("optimisation")
     g.add_argument("--steps", type=int, help="optimiser steps (default: one pass over the training rows)")
@@ -162,11 +183,13 @@ def parse_args(argv=None):
     g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
     g.add_argument("--image", nargs="*", default=[], help="with --eval-only and --prompt: ask about these pictures")
     g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
+    g.add_argument("--base", action=flag, default=True, help="also evaluate the model before it is trained")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
     g.add_argument("--max-new-tokens", type=int, default=48, help="longest answer")
     g.add_argument(
         "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
     )
+    g.add_argument("--keep-states", action=flag, default=False, help="keep each saved state, as state-STEP.pt")
     g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
     args = parser.parse_args(argv)
     if args.steps is not None and args.epochs is not None:
@@ -176,6 +199,8 @@ def parse_args(argv=None):
         parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
         args = parser.parse_args(argv)
 
+    if not args.targets or set(args.targets) - set("qkvo"):
+        parser.error(f"--targets {args.targets}: choose from q, k, v, o")
     for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -220,7 +245,11 @@ def load_model(args):
     dtype = torch.float32 if args.mixed else dtype
     model = HERE / "tiny" if args.model == "tiny" else args.model
     noted = json.loads(read_metadata(args.adapter).get("notes", "{}")) if args.adapter else {}
-    processor = Processor.from_pretrained(model, max_pixels=args.max_pixels or noted.get("max_pixels", MAX_PIXELS))
+    limits = {
+        "min_pixels": args.min_pixels or noted.get("min_pixels"),
+        "max_pixels": args.max_pixels or noted.get("max_pixels", MAX_PIXELS),
+    }
+    processor = Processor.from_pretrained(model, **limits)
     if args.from_scratch:
         vlm = VLM.from_scratch(Config.from_pretrained(model), args.seed, dtype, device)
     else:
@@ -235,6 +264,9 @@ def load_rows(args, name, split, limit, processor, room=0):
     """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
     line that counts and names them."""
     examples = load(name, args.data_root or Path("data") / name, split, limit)
+    if args.preamble:
+        filler = " ".join(itertools.islice(itertools.cycle(FILLER.split()), args.preamble))
+        examples = [replace(e, prompt=f"{filler} {e.prompt}") for e in examples]
     longest = processor.config.max_positions - room
     with progress(examples, desc=f"reading {name} {split}") as bar:
         lengths = [processor.count(e) for e in bar]
@@ -330,13 +362,30 @@ def build_method(args, vlm, heads):
     """Attach what is to be trained: (adapter or None, its parameters)."""
     torch.manual_seed(args.seed)
     if args.method == "image-lora":
-        adapter = ImageLoRA(vlm.config, heads, args.rank, args.alpha, args.gate).attach(vlm)
+        gate = args.gate if args.learn_gate else None
+        switches = {name: getattr(args, name) for name in ("path", "tokens", "norm", "shared")}
+        adapter = ImageLoRA(vlm.config, heads, args.rank, args.alpha, gate, **switches).attach(vlm)
+        if args.continue_from:
+            inherit(adapter, args.continue_from)
     elif args.method == "lora":
-        adapter = LoRA(vlm.config, rank=args.rank, alpha=args.alpha).attach(vlm)
+        adapter = LoRA(vlm.config, tuple(args.targets), args.rank, args.alpha).attach(vlm)
     else:
         vlm.requires_grad_(args.method == "full")
         return None, [p for p in vlm.parameters() if p.requires_grad]
-    return adapter, list(adapter.parameters())
+    return adapter, [p for p in adapter.parameters() if p.requires_grad]
+
+
+def inherit(adapter, path):
+    """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have."""
+    tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path)["settings"])
+    for layer, heads in settings["heads"].items():
+        if layer in adapter.layers:
+            update = adapter.layers[layer]
+            update.A.data.copy_(tensors[f"layers.{layer}.A"])
+            update.gate.data.copy_(tensors[f"layers.{layer}.gate"])
+            for i, h in enumerate(update.heads.tolist()):
+                if h in heads:
+                    update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -471,6 +520,8 @@ def train(args, vlm, processor, examples, known, parameters, steps, state, file)
                 if RANK == 0:
                     torch.save(state, f"{file}.part")
                     os.replace(f"{file}.part", file)
+                    if args.keep_states:
+                        shutil.copyfile(file, file.with_stem(f"state-{step + 1}"))
 
 
 def count_tokens(parts):
@@ -712,7 +763,7 @@ def run(args, command):
         return [p for name, rows in held_out.items() for p in evaluate(args, vlm, processor, rows, name, known)]
 
     if state["base"] is None:
-        state["base"] = "[]" if args.from_scratch else json.dumps(answers())
+        state["base"] = json.dumps(answers() if args.base and not args.from_scratch else [])
     predictions = {"base": json.loads(state["base"]), "tuned": []}
     logits_before, logit_change = text_logits(vlm, processor), None
 
@@ -760,6 +811,8 @@ def run(args, command):
         if adapter and log
         else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
+        "step_ms": median(line["ms"] for line in log) if log else None,
+        "wall_seconds": time.perf_counter() - STARTED,
         "seconds_to_first_step": log[0]["elapsed"] if log else None,
         "processes": WORLD,
         "peak_memory_bytes": peak_memory(vlm.device),

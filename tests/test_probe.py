@@ -12,6 +12,7 @@ from model import InputError
 from probe import (
     head_scores,
     load_selection,
+    main,
     random_heads,
     save_selection,
     select_heads,
@@ -192,3 +193,15 @@ def test_a_model_in_training_can_be_probed_and_keeps_its_adapter(vlm, batches):
     assert torch.equal(vlm(batches[0]), tuned) and not torch.allclose(at_start, later)
     adapter.detach()
     assert torch.equal(at_start, head_scores(vlm, batches))  # B = 0: the frozen model
+
+
+def test_the_probe_is_a_program_that_prints_the_ranking_and_draws_the_map(tmp_path, checkpoint, capsys):
+    command = ["--model", str(checkpoint), "--samples=2", "--heads=3", "--out", str(tmp_path / "map.png")]
+    main([*command, "--data=scenes-day"])
+    lines = capsys.readouterr().out.splitlines()
+    scores = [float(line.split()[2]) for line in lines[1:7]]
+    assert scores == sorted(scores, reverse=True) and sum("selected" in line for line in lines) == 3
+    assert (tmp_path / "map.png").stat().st_size > 0
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--data=nowhere"])
+    assert stop.value.code == 2 and "unknown data set" in capsys.readouterr().err

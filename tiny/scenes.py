@@ -29,6 +29,8 @@ A look changes the light on the picture, never the boxes or the words; `words` c
     negative pixels 255 - p, which the frozen encoder has never seen
     words    day pictures, but attributes are answered in words of another language ("rouge"), which a change of the
              visual values can hardly teach: here Image-LoRA should lose
+    prior    blurred pictures in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
+             the others), and only colours are asked for: who answers by habit is wrong (in the manner of ViLP)
 
 Splits: "train", "val" and "test" are drawn from different seeds; example i of a split is the same for every length.
 """
@@ -53,6 +55,7 @@ FOREIGN = {  # the words of the look `words`
     "circle": "cercle", "square": "carre", "triangle": "trigone", "ring": "anneau", "cross": "croix", "star": "etoile",
     "small": "petit", "large": "grand", "three": "trois", "four": "quatre",
 }  # fmt: skip
+USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
 RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of the other's
     "left of": (0, -1),
     "right of": (0, 1),
@@ -60,7 +63,7 @@ RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of th
     "below": (1, 1),
 }
 LISTING = "List everything from left to right."
-LOOKS = ("day", "dusk", "fog", "blur", "noise", "negative", "words")
+LOOKS = ("day", "dusk", "fog", "blur", "noise", "negative", "words", "prior")
 DEMO_LOOK = "blur"
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 
@@ -137,7 +140,7 @@ def seen(picture, look, rng):
         return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
     if look == "fog":
         return picture.point(lambda p: p * 0.7 + 70)
-    if look == "blur":
+    if look in ("blur", "prior"):
         return picture.filter(ImageFilter.GaussianBlur(6.3))
     if look == "noise":
         grain = (Image.frombytes("L", picture.size, rng.randbytes(SIDE * SIDE)) for _ in range(12))
@@ -182,6 +185,15 @@ def expressions(scene, target):
                 if target in fitting and same == [target]:
                     related += [f"the {head} {relation} the {anchor}" for anchor in anchors]
     return plain, related
+
+
+def by_habit(scene, rng, share):
+    """The scene with its colours drawn anew: each shape has its usual colour with probability `share`, else another."""
+    others = {shape: [c for c in COLOURS if c != usual] for shape, usual in USUAL.items()}
+    return [
+        (shape, USUAL[shape] if rng.random() < share else rng.choice(others[shape]), size, box)
+        for shape, _, size, box in scene
+    ]
 
 
 def around(thing):
@@ -230,6 +242,8 @@ def rows(look, split):
     while True:
         rng = random.Random(f"{SPLIT_SEEDS[split]}-{number}")
         scene = things(rng)
+        if look == "prior":
+            scene = by_habit(scene, rng, 0.9 if split == "train" else 0.0)
         picture = seen(draw(scene), look, rng)
         targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
         named = [(t, plain, related) for t, plain, related in targets if plain or related]
@@ -237,6 +251,8 @@ def rows(look, split):
             use = related if related and (not plain or rng.random() < 0.25) else plain
             yield {"kind": "grounding", "images": [picture], "sent": rng.choice(use), "bbox": around(scene[target])}
         questions = attributes(scene)
+        if look == "prior":
+            questions = [q for q in questions if q[0].startswith("What colour")]
         for question, answer in rng.sample(questions, min(2, len(questions))):
             answer = FOREIGN[answer] if look == "words" else answer
             yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
