@@ -19,19 +19,23 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
+
+import torch
 from tqdm import tqdm
 
 import figures
 import train
-from data import Processor
+from data import Processor, load
 from imagelora import load_adapter
 from model import VLM, InputError, read_json, write_text
-from probe import CRITERIA, head_scores, select_heads
+from probe import CRITERIA, head_scores, save_selection, select_heads
 
 HERE = Path(__file__).parent
 RATES = HERE / "results/learning-rates.json"
@@ -195,7 +199,7 @@ def run_rows(suite, rows, args):
             folder = args.runs / suite / f"{slug(name)}-{seed}"
             lr = "" if "--method none" in flags else f" --lr {rate(flags)}"
             base = " --base" if "--method none" in flags else ""
-            jobs[folder] = f"{COMMON} {flags}{lr}{base} --seed {seed} {args.more}"
+            jobs[folder] = f"{COMMON} {flags}{lr}{base} --seed {seed} --probe-seed {seed} {args.more}"
             owner.setdefault(name, []).append(folder)
     reports = run_all(jobs, args)
     return {name: [reports[folder] for folder in folders] for name, folders in owner.items()}
@@ -357,7 +361,7 @@ def tiny_model(args):
 def switched_off(reports, args):
     """Every head of a trained adapter switched off (its B set to 0) in turn: accuracy and loss on the held-out rows."""
     vlm, processor = tiny_model(args)
-    rows = train.load("scenes", None, "test", 200)
+    rows = load("scenes", None, "test", 200)
     settings = train.parse_args(COMMON.split())
     known = train.encode_pictures(settings, vlm, processor, rows)
     batches = [processor(rows[i : i + 50], share_images=True, known=known) for i in range(0, len(rows), 50)]
@@ -368,7 +372,7 @@ def switched_off(reports, args):
 
         def measured():
             predictions = train.evaluate(settings, vlm, processor, rows, "scenes", known)
-            with train.torch.no_grad():
+            with torch.no_grad():
                 loss = mean(vlm.loss(batch).item() for batch in batches)
             return mean(p["score"] for p in predictions), loss
 
@@ -395,8 +399,8 @@ def stable(reports, args):
     settings = train.parse_args(COMMON.split())
 
     def probe(look="blur", count=256, seed=0):
-        rows = train.load(f"scenes-{look}", None, "train", 400)
-        order = train.torch.randperm(len(rows), generator=train.torch.Generator().manual_seed(seed))[:count].tolist()
+        rows = load(f"scenes-{look}", None, "train", 400)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
         known = train.encode_pictures(settings, vlm, processor, [rows[i] for i in order])
         return head_scores(vlm, (processor([rows[i]], known=known) for i in order), seed=seed)
 
@@ -416,8 +420,8 @@ def stable(reports, args):
 
 def probe_attached(vlm, processor, args, seed):
     """Scores of the model as it is, adapter included, by 64 training rows of the demo's look."""
-    rows = train.load("scenes", None, "train", 400)
-    order = train.torch.randperm(len(rows), generator=train.torch.Generator().manual_seed(seed))[:64].tolist()
+    rows = load("scenes", None, "train", 400)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:64].tolist()
     return head_scores(vlm, (processor([rows[i]]) for i in order), seed=seed)
 
 
@@ -431,7 +435,7 @@ def moving(reports, args):
         folder = args.runs / "drift" / f"{slug('Image-LoRA, 20 heads')}-{seed}"
         adapter = load_adapter(folder / "adapter.safetensors", vlm)
         for state in sorted(folder.glob("state-*.pt"), key=lambda file: int(file.stem.split("-")[1])):
-            for p, saved in zip(adapter.parameters(), train.torch.load(state, weights_only=True)["parameters"]):
+            for p, saved in zip(adapter.parameters(), torch.load(state, weights_only=True)["parameters"]):
                 p.data.copy_(saved)
             scores = probe_attached(vlm, processor, args, seed)
             correlation = spearman(first.flatten().tolist(), scores.flatten().tolist())
@@ -443,7 +447,7 @@ def moving(reports, args):
         flags = f"{COMMON} --heads 5 --lr {rate('')} --steps 150 --seed {seed} {args.more}"
         run_all({half: flags}, args)
         load_adapter(half / "adapter.safetensors", vlm)
-        train.save_selection(half / "later.json", select_heads(probe_attached(vlm, processor, args, seed), 5))
+        save_selection(half / "later.json", select_heads(probe_attached(vlm, processor, args, seed), 5))
         for name, heads in (("static", "heads.json"), ("re-selected", "later.json")):
             more = f"--selection {half / heads} --continue-from {half / 'adapter.safetensors'}"
             jobs[args.runs / "drift" / f"{name}-{seed}"] = f"{flags} {more}"
@@ -459,20 +463,20 @@ def attending(reports, args):
     """The share of the attention of the answer's tokens that goes to visual tokens, by layer; and a map of the first
     picture for every layer's head that changes most."""
     vlm, processor = tiny_model(args)
-    rows = [e for e in train.load("scenes", None, "test", 60)]
+    rows = load("scenes", None, "test", 60)
     batches = [processor(rows[i : i + 20]) for i in range(0, len(rows), 20)]
 
     def shares():
         """[L, H]: mean over the supervised positions; and the maps of the first row, [L, H, its visual tokens]."""
         total, maps = 0, None
-        with train.torch.no_grad():
+        with torch.no_grad():
             for batch in batches:
-                weights = train.torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
+                weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
                 to_image = (weights * batch.visual_mask[:, None, None]).sum(-1)  # [L, B, H, T]
                 asks = batch.follows != -100
                 total = total + (to_image * asks[:, None]).sum((1, 3)) / asks.sum() / len(batches)
                 if maps is None:
-                    maps = weights[:, 0, :, asks[0]].mean(2)[..., batch.visual_mask[0]]
+                    maps = weights[:, 0][:, :, asks[0]].mean(2)[..., batch.visual_mask[0]]
         return total, maps
 
     seen = {"base": shares()}

@@ -174,10 +174,10 @@ def resident(what):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
 
-def measure(sides, device, rounds, memory=True):
-    """{name: run} -> {name: {"seconds": [a round each], "bytes": ...}}; each side first runs uncounted, then, if asked,
-    once for its memory."""
-    for run in sides.values():
+def measure(sides, device, rounds, memory=True, warm=True):
+    """{name: run} -> {name: {"seconds": [a round each], "bytes": ...}}; each side first runs uncounted, if not warm
+    already, then, if asked, once for its memory."""
+    for run in sides.values() if warm else ():
         run()  # the weights of the mapped file come into memory, buffers are made
     results = {
         name: {"seconds": []} | ({"bytes": peak_above(run, device)} if memory else {}) for name, run in sides.items()
@@ -302,6 +302,8 @@ def depth(args, vlm, processor, theirs):
     shared = processor(examples, share_images=True).to(args.device)
     single, whole = (transformers_inputs(b, vlm.config.image_token) for b in (one, seven))
     seconds = {}
+    our_step(vlm, image_lora(vlm).to(args.device), one)  # the weights come into memory
+    their_step(theirs, single)
     for count, name in (
         ((args.layers, args.blocks), "whole"),
         ((args.layers // 2, args.blocks), "half the layers"),
@@ -321,6 +323,7 @@ def depth(args, vlm, processor, theirs):
             args.device,
             1,
             memory=False,
+            warm=False,
         )
         seconds[name] = {side: result["seconds"][0] for side, result in results.items()}
     vlm.model.layers, vlm.visual.blocks, vlm.config = layers, blocks, replace(vlm.config, layers=args.layers)
