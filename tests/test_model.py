@@ -23,6 +23,7 @@ from model import (
     attend,
     attention_mask,
     group_patches,
+    linear,
     read_safetensors,
     sample,
     write_safetensors,
@@ -205,6 +206,15 @@ def test_known_pictures_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm
     monkeypatch.setattr(processor, "cut", None)
     monkeypatch.setattr(vlm.visual, "forward", None)
     assert abs(vlm.loss(processor(examples, known=known)) - loss) <= 1e-6
+
+
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 32), (7, 48), (64, 32), (65, 32), (7, 33)])
+def test_few_rows_multiplied_in_parts_give_the_same_product(rows, outputs):
+    x, weight, bias = torch.randn(rows, 1, 24), torch.randn(outputs, 24), torch.randn(outputs)
+    for b in (bias, None):
+        expected = torch.nn.functional.linear(x, weight, b)
+        assert linear(x, weight, b).shape == expected.shape
+        assert torch.allclose(linear(x, weight, b), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):

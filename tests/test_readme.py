@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import mean, stdev
 
 import pytest
 from conftest import ROOT
@@ -59,6 +60,32 @@ def bench_rows(file):
 def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
     rows = bench_rows(file)
     assert rows and [row for row in rows if row not in README] == []
+
+
+def demo_table():
+    """The README's table of the demo on held-out scenes: mean and standard deviation over three seeds."""
+    runs = {
+        method: [json.loads((ROOT / f"results/test-{method}-{seed}.json").read_text()) for seed in (0, 1, 2)]
+        for method in ("image-lora", "lora")
+    }
+    kinds = ("scenes grounding", "scenes-day grounding", "scenes-day attribute", "sums text")
+    base = runs["lora"][0]["base"]["by_kind"]
+    lines = [
+        "| | grounding, blurred | by day | attributes by day | text | largest change of a text logit | parameters | adapter FLOPs a step |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += [f"| before | {' | '.join(f'{base[kind]:.1%}' for kind in kinds)} | | | |"]
+    for method, reports in runs.items():
+        values = [[100 * r["tuned"]["by_kind"][kind] for r in reports] for kind in kinds]
+        cells = [f"{mean(v):.1f} ± {stdev(v):.1f} %" for v in values]
+        cells += [f"{max(r['text_logit_max_change'] for r in reports):.3g}", f"{reports[0]['trainable_parameters']:,}"]
+        cells += [f"{mean(r['adapter_flops_per_step'] for r in reports):.2e}"]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_the_table_of_the_demo_is_made_of_its_reports():
+    assert "\n".join(demo_table()) in README
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -226,6 +227,37 @@ def test_a_bad_picture_met_by_a_worker_is_one_line(checkpoint, tmp_path, capsys)
         train.main([*args, "--eval-limit=1", "--batch=1", "--workers=1", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "error: " in said and "3.jpg: not a whole image" in said and "Traceback" not in said
+
+
+def test_training_goes_on_from_an_adapter_in_the_heads_that_both_have(finished, checkpoint, tmp_path):
+    out, report = finished
+    more = ["--continue-from", str(out / "adapter.safetensors"), "--steps=1", "--lr=1e-12"]
+    run(checkpoint, tmp_path / "same", "--selection", str(out / "heads.json"), *more)
+    old, same = adapter_of(out), adapter_of(tmp_path / "same")
+    assert old.keys() == same.keys() and all(torch.allclose(old[name], same[name], atol=1e-8) for name in old)
+    run(checkpoint, tmp_path / "all", "--selection=all", *more)
+    everything = adapter_of(tmp_path / "all")
+    for layer, heads in report["heads"].items():
+        assert torch.allclose(everything[f"layers.{layer}.B"][heads], old[f"layers.{layer}.B"], atol=1e-8)
+        new = [h for h in (0, 1) if h not in heads]
+        assert (everything[f"layers.{layer}.B"][new].abs() < 1e-8).all()  # they start at zero
+
+
+def test_states_are_kept_where_asked(checkpoint, tmp_path):
+    run(checkpoint, tmp_path, "--save-every=2", "--keep-states")
+    steps = [torch.load(tmp_path / f"state-{n}.pt", weights_only=True)["step"] for n in (2, 4)]
+    assert steps == [2, 4]
+
+
+def test_a_preamble_and_larger_pictures_change_the_share_of_text(checkpoint, tmp_path, capsys):
+    lines = []
+    for flags in ([], ["--preamble=40"], ["--min-pixels=50176"]):
+        run(checkpoint, tmp_path / str(len(lines)), "--method=none", *flags)
+        said = capsys.readouterr().out
+        line = next(line for line in said.splitlines() if line.startswith("data     scenes-day val"))
+        lines.append([int(n) for n in re.findall(r"/ (\d+) /", line)])  # medians: visual, text
+    (visual, text), (same, longer), (more, equal) = lines
+    assert same == visual == 16 and longer > text + 40 and more == 64 and equal == text
 
 
 def test_two_processes_that_share_a_step_end_where_one_does(finished, checkpoint, tmp_path):
