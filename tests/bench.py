@@ -182,7 +182,7 @@ def measure(sides, device, rounds, memory=True, warm=True):
     results = {
         name: {"seconds": []} | ({"bytes": peak_above(run, device)} if memory else {}) for name, run in sides.items()
     }
-    for _ in tqdm(range(rounds), desc=next(iter(sides)), leave=False):
+    for _ in tqdm(range(rounds), desc=str(next(iter(sides))), leave=False):
         for name, run in sides.items():
             wait(device)
             start = time.perf_counter()
@@ -293,55 +293,52 @@ def evaluation(args, vlm, processor, theirs):
 
 
 def depth(args, vlm, processor, theirs):
-    """The parts of a step grow with the depth of decoder and encoder by a straight line each; three depths give it."""
+    """The parts of a step grow with the depth of decoder and encoder by a straight line each; three depths give it. All
+    depths take turns in every round. Seven expressions are measured once only: they take minutes."""
     model = theirs.base_model.model.model
-    layers, blocks = vlm.model.layers, vlm.visual.blocks
-    their_layers, their_blocks = model.language_model.layers, model.visual.blocks
+    stacks = [(vlm.model, "layers"), (vlm.visual, "blocks"), (model.language_model, "layers"), (model.visual, "blocks")]
+    whole = [getattr(module, name) for module, name in stacks]
+    config, depths = vlm.config, {"whole": (1, 1), "half the layers": (2, 1), "half the blocks": (1, 2)}
     examples = rows(448, 7)
     one, seven = processor(examples[:1]).to(args.device), processor(examples).to(args.device)
     shared = processor(examples, share_images=True).to(args.device)
-    single, whole = (transformers_inputs(b, vlm.config.image_token) for b in (one, seven))
-    seconds = {}
-    our_step(vlm, image_lora(vlm).to(args.device), one)  # the weights come into memory
-    their_step(theirs, single)
-    for count, name in (
-        ((args.layers, args.blocks), "whole"),
-        ((args.layers // 2, args.blocks), "half the layers"),
-        ((args.layers, args.blocks // 2), "half the blocks"),
-    ):
-        vlm.model.layers, vlm.visual.blocks = layers[: count[0]], blocks[: count[1]]
-        model.language_model.layers, model.visual.blocks = their_layers[: count[0]], their_blocks[: count[1]]
-        vlm.config = replace(vlm.config, layers=count[0])
-        adapter = image_lora(vlm).to(args.device)
-        results = measure(
-            {
-                "one": lambda a=adapter: our_step(vlm, a, one),
-                "one, theirs": lambda: their_step(theirs, single),
-                "seven": lambda a=adapter: our_step(vlm, a, shared),
-                "seven, theirs": lambda: their_step(theirs, whole),
-            },
-            args.device,
-            1,
-            memory=False,
-            warm=False,
-        )
-        seconds[name] = {side: result["seconds"][0] for side, result in results.items()}
-    vlm.model.layers, vlm.visual.blocks, vlm.config = layers, blocks, replace(vlm.config, layers=args.layers)
-    model.language_model.layers, model.visual.blocks = their_layers, their_blocks
+    single, copies = (transformers_inputs(b, config.image_token) for b in (one, seven))
 
-    def at_full_depth(side):
-        t = seconds["whole"][side]
-        a_layer = (t - seconds["half the layers"][side]) / (args.layers - args.layers // 2)
-        a_block = (t - seconds["half the blocks"][side]) / (args.blocks - args.blocks // 2)
-        full = DEPTH[args.size]
-        return t + (full[0] - args.layers) * a_layer + (full[1] - args.blocks) * a_block
+    def at(depth, step):
+        """step(), with the models cut to a depth."""
+        for (module, name), layers, share in zip(stacks, whole, depths[depth] * 2):
+            setattr(module, name, layers[: len(layers) // share])
+        vlm.config = replace(config, layers=len(vlm.model.layers))
+        step()
+        for (module, name), layers in zip(stacks, whole):
+            setattr(module, name, layers)
+        vlm.config = config
 
-    estimate = {side: at_full_depth(side) for side in seconds["whole"]}
-    ratios = {
-        "one expression a row": {"time": estimate["one"] / estimate["one, theirs"]},
-        "seven expressions a picture": {"time": estimate["seven"] / estimate["seven, theirs"]},
+    def ours(batch):
+        our_step(vlm, image_lora(vlm).to(args.device), batch)
+
+    steps = {
+        "one expression a row": (lambda: ours(one), lambda: their_step(theirs, single), args.rounds),
+        "seven expressions a picture": (lambda: ours(shared), lambda: their_step(theirs, copies), 1),
     }
-    return {"seconds": seconds, "estimated seconds at full depth": estimate, "ratios": ratios}
+    report = {"seconds": {}, "estimated seconds at full depth": {}, "ratios": {}}
+    for name, (mine, other, rounds) in steps.items():
+        sides = {
+            (d, side): (lambda d=d, f=f: at(d, f)) for d in depths for side, f in (("ours", mine), ("theirs", other))
+        }
+        results = measure(sides, args.device, rounds, memory=False, warm=rounds > 1)
+        seconds = {key: median(result["seconds"]) for key, result in results.items()}
+        report["seconds"][name] = {f"{d}, {side}": s for (d, side), s in seconds.items()}
+        full = {}
+        for side in ("ours", "theirs"):
+            t = seconds["whole", side]
+            a_layer = (t - seconds["half the layers", side]) / (args.layers - args.layers // 2)
+            a_block = (t - seconds["half the blocks", side]) / (args.blocks - args.blocks // 2)
+            layers, blocks = DEPTH[args.size]
+            full[side] = t + (layers - args.layers) * a_layer + (blocks - args.blocks) * a_block
+        report["estimated seconds at full depth"][name] = full
+        report["ratios"][name] = {"time": full["ours"] / full["theirs"]}
+    return report
 
 
 def growth(args, vlm, processor, theirs):
