@@ -257,7 +257,8 @@ def test_a_preamble_and_larger_pictures_change_the_share_of_text(checkpoint, tmp
         line = next(line for line in said.splitlines() if line.startswith("data     scenes-day val"))
         lines.append([int(n) for n in re.findall(r"/ (\d+) /", line)])  # medians: visual, text
     (visual, text), (same, longer), (more, equal) = lines
-    assert same == visual == 16 and longer > text + 40 and more == 64 and equal == text
+    assert same == visual == 16 and longer > text + 40
+    assert more == 64 and text <= equal < text + 8  # larger coordinates have more digits
 
 
 def test_two_processes_that_share_a_step_end_where_one_does(finished, checkpoint, tmp_path):
