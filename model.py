@@ -782,8 +782,22 @@ def write_safetensors(file, tensors, metadata):
     }
     part = Path(f"{file}.part")
     serialize_file(specs, str(part), metadata)
+    sort_metadata(part)
     part.chmod(0o644)  # it is written readable to its owner only
     os.replace(part, file)
+
+
+def sort_metadata(file):
+    """The library writes the metadata in an order that changes from process to process. Sorted, and as long as before,
+    they make equal contents equal files, byte for byte."""
+    with open(file, "r+b") as f:
+        size = int.from_bytes(f.read(8), "little")  # the layout: size of the header, header in JSON, tensors
+        header = json.loads(f.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, f"{file}: a header of {len(text)} bytes does not fit in {size}"
+        f.seek(8)
+        f.write(text.ljust(size))
 
 
 def write_text(file, text):

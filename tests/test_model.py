@@ -24,6 +24,7 @@ from model import (
     attention_mask,
     group_patches,
     linear,
+    read_metadata,
     read_safetensors,
     sample,
     write_safetensors,
@@ -460,3 +461,13 @@ def test_a_local_folder_never_touches_the_network(hub, tmp_path, checkpoint, vlm
     address, seen = hub
     assert load_elsewhere(address, tmp_path, str(checkpoint)).stdout.strip() == vlm.fingerprint()
     assert seen == []
+
+
+def test_equal_contents_make_equal_files_whatever_the_order_of_the_metadata(tmp_path):
+    tensors = {"b": torch.randn(3, 5), "a": torch.arange(4)}
+    metadata = {f"key {i}": f'"value" {i} – ä\n' for i in range(12)}
+    write_safetensors(tmp_path / "one", tensors, metadata)
+    write_safetensors(tmp_path / "two", tensors, dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert read_metadata(tmp_path / "one") == metadata
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_safetensors(tmp_path / "one"))
