@@ -78,9 +78,7 @@ class Batch:
     patches: torch.Tensor  # [P, 1176] float32, every image of the batch once
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     examples: list = field(default_factory=list)  # (row, segment) of each Example
-    known: torch.Tensor | None = (
-        None  # [M, D] embeddings of further images; visual_source counts on behind the encoder's
-    )
+    known: torch.Tensor | None = None  # [M, D] embeddings of further images, behind the encoder's in visual_source
 
     # What follows from the tensors above. It is worked out on the CPU (`to` sees to that), because every question that
     # the CPU asks of a tensor on a GPU ("is anything supervised?") stops the GPU's queue until it is answered.
@@ -118,14 +116,19 @@ class Batch:
         return bool((self.segments == 0).all())
 
     def to(self, device):
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self):
+        """The same in pinned memory, from which a GPU copies while it computes; DataLoader calls this."""
+        return self.each(torch.Tensor.pin_memory)
+
+    def each(self, f):
+        """The same with f applied to every tensor that moves."""
         moved = copy(self)
-        for name in ("supervised", "reads", "targets", "causal"):
-            getattr(self, name)
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor) and name not in ("grids", "follows"):
-                setattr(moved, name, value.to(device, non_blocking=True))
-            else:
-                setattr(moved, name, value)
+        derived = {name: getattr(self, name) for name in ("supervised", "reads", "targets", "causal")}
+        for name, value in (vars(self) | derived).items():
+            moves = isinstance(value, torch.Tensor) and name not in ("grids", "follows")
+            setattr(moved, name, f(value) if moves else value)
         return moved
 
 

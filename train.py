@@ -570,16 +570,16 @@ def evaluation_batches(args, processor, examples):
 def evaluate(args, vlm, processor, examples, name, known):
     """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
     processes take turns at the batches and put the answers together."""
-    device = vlm.device
-    written = torch.full((len(examples), args.max_new_tokens), -1, device=device)  # token ids; -1: nothing
+    written = torch.full((len(examples), args.max_new_tokens), -1)  # token ids; -1: nothing
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
         for rows in evaluation_batches(args, processor, examples)[RANK::WORLD]:
             questions = [replace(examples[i], answer=None) for i in rows]
-            batch = processor(questions, args.share_images, known).to(device)
+            batch = processor(questions, args.share_images, known).to(vlm.device)
             for i, ids in zip(rows, vlm.generate(batch, args.max_new_tokens)):
-                written[i, : len(ids)] = torch.tensor(ids, device=device)
+                written[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(rows) * WORLD)
     if WORLD > 1:
+        written = written.to(vlm.device)
         dist.all_reduce(written, dist.ReduceOp.MAX)  # a process has -1 where another one wrote
     texts = [processor.decode([t for t in row if t >= 0]) for row in written.tolist()]
     return [
