@@ -3,15 +3,17 @@
     python experiments.py rates                     the learning rates that the suites use, searched once
     python experiments.py main --seeds 0 1 2 3 4    a suite
     python experiments.py all                       every suite
+    python experiments.py main --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
 
 A suite is a question and rows; a row is a name and flags for train.py, and runs once for every seed. All rows of a seed
-see the same data in the same order. Each run has its folder under --runs; one that has a report is done, one that was
-interrupted goes on from its last saved state, so a killed suite is resumed by the same command. A suite writes
-results/SUITE.json, results/SUITE.md (its table) and results/SUITE.png. Learning rates are searched on the split "val",
-results come from the split "test".
+see the same data in the same order. A run has a folder under --runs, named by its flags, so that suites share runs; one
+that has a report is done, one that was interrupted goes on from its last saved state: the same command resumes a killed
+suite. A suite writes SUITE.json, SUITE.md (its tables) and SUITE.png (the first column of each table) into --out.
+Learning rates are searched on the split "val", results come from the split "test".
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -32,18 +34,17 @@ from tqdm import tqdm
 
 import figures
 import train
-from data import Processor, load
 from imagelora import load_adapter
-from model import VLM, InputError, read_json, write_text
+from model import InputError, read_json, write_text
 from probe import CRITERIA, head_scores, save_selection, select_heads
 
 HERE = Path(__file__).parent
-RATES = HERE / "results/learning-rates.json"
-COMMON = "--data scenes --steps 300 --limit 4800 --eval-limit 300 --eval-split test --no-base"
-MARGIN = 0.05  # of accuracy: a method is "not worse" than LoRA if the whole confidence interval lies above -MARGIN
+COMMON = "--data scenes --steps 200 --limit 4800 --eval-limit 600 --eval-split test --no-base"
+MARGIN = 0.05  # of accuracy: a method is "not worse" if the whole confidence interval lies above -MARGIN
+FEW = 5  # heads: a quarter of the tiny model's, the authors' default budget
 
 # ---------------------------------------------------------------------------------------------------------- the suites
-# {suite: (question, {row: flags})}. Adding a row is one line here.
+# {suite: (question, {row: flags})}. Adding a row is one line here; what a suite says beyond its rows is in ANALYSES.
 
 SUITES = {
     "main": (
@@ -53,9 +54,11 @@ SUITES = {
             "full fine-tuning": "--method full",
             "LoRA q,k,v,o": "--method lora",
             "LoRA v": "--method lora --targets v",
+            "Image-LoRA, all heads": "--heads 20",
+            "Image-LoRA, 15 probed heads": "",
+            "Image-LoRA, 15 random heads": "--selection random",
             "Image-LoRA, 5 probed heads": "--heads 5",
             "Image-LoRA, 5 random heads": "--heads 5 --selection random",
-            "Image-LoRA, all heads": "--selection all",
         },
     ),
     "ablation": (
@@ -72,19 +75,28 @@ SUITES = {
             "gamma 1, not learned": "--no-learn-gate",
             **{f"rank {rank}": f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16, 32)},
             **{f"{heads} heads": f"--heads {heads}" for heads in (1, 5, 10, 20)},
-            **{f"tau {tau}": f"--heads 5 --tau {tau}" for tau in (0, 1, 2)},
+            **{f"5 heads, tau {tau}": f"--heads 5 --tau {tau}" for tau in (0, 1, 2)},
+        },
+    ),
+    "ratio": (
+        "Do the savings grow with the visual share of the tokens?",
+        {
+            f"{share}, {name}": f"{flags} {method}".strip()
+            for share, flags in (
+                ("100 words before each question", "--preamble 100"),
+                ("30 words", "--preamble 30"),
+                ("as it is", ""),
+                ("pictures of 224 pixels", "--min-pixels 50176"),
+            )
+            for name, method in (("LoRA", "--method lora"), ("Image-LoRA", ""))
         },
     ),
     "criteria": (
         "Does it matter by what the heads are chosen?",
-        {criterion: f"--heads 5 --selection {criterion}" for criterion in CRITERIA},
-    ),
-    "looks": (
-        "Where does it win, and where should it lose?",
         {
-            f"{look}, {name}": f"--data scenes-{look} {flags}"
-            for look in ("dusk", "fog", "blur", "noise", "negative", "words")
-            for name, flags in (("base", "--method none"), ("LoRA", "--method lora"), ("Image-LoRA", ""))
+            "rank1": "--heads 5",
+            "random": "--heads 5 --selection random",
+            **{c: f"--heads 5 --selection {c}" for c in CRITERIA if c not in ("rank1", "chance")},
         },
     ),
     "faithful": (
@@ -92,18 +104,13 @@ SUITES = {
         {"Image-LoRA, all heads": "--heads 20"},
     ),
     "stability": ("Does the selection depend on the probe's rows, seed and look?", {}),
-    "ratio": (
-        "Do the savings grow with the visual share of the tokens?",
-        {
-            f"{share}, {name}": f"{size} {flags}"
-            for share, size in (
-                ("100 words before each question", "--preamble 100"),
-                ("30 words", "--preamble 30"),
-                ("as it is", ""),
-                ("pictures of 224 pixels", "--min-pixels 50176"),
-            )
-            for name, flags in (("LoRA", "--method lora"), ("Image-LoRA", ""))
-        },
+    "drift": (
+        "Do the important heads move while they are trained?",
+        {"Image-LoRA, all heads": "--heads 20 --save-every 50 --keep-states"},
+    ),
+    "attention": (
+        "How does the attention of the answer to the picture change?",
+        {"LoRA": "--method lora", "Image-LoRA": "--heads 20"},
     ),
     "bottleneck": (
         "On questions whose usual answer the picture contradicts: does less capacity hold the habit off?",
@@ -116,21 +123,29 @@ SUITES = {
             },
         },
     ),
-    "drift": (
-        "Do the important heads move while they are trained?",
-        {"Image-LoRA, 20 heads": "--heads 20 --save-every 75 --keep-states", "Image-LoRA, 5 heads": "--heads 5"},
-    ),
-    "attention": (
-        "How does the attention of the answer to the picture change?",
-        {"LoRA": "--method lora", "Image-LoRA": "--heads 20"},
+    "looks": (
+        "Where does it win, and where should it lose?",
+        {
+            f"{look}, {name}": f"--data {data} {method}".strip()
+            for look, data in (
+                *((look, f"scenes-{look}") for look in ("dusk", "fog", "noise", "negative", "words")),
+                ("blur", "scenes"),
+            )
+            for name, method in (("base", "--method none"), ("LoRA", "--method lora"), ("Image-LoRA", ""))
+        },
     ),
 }
 SEARCHED = {  # rows whose learning rate is searched; a row takes the rate of the last entry whose flags it contains
-    "": (5e-3, 1e-2, 2e-2, 4e-2),
-    **{f"--rank {rank}": (5e-3, 1e-2, 2e-2, 4e-2) for rank in (1, 2, 4, 16, 32)},
+    **{
+        flags: (5e-3, 1e-2, 2e-2, 4e-2)
+        for flags in (
+            *("", "--rank 1", "--rank 2", "--rank 4", "--rank 16", "--rank 32"),
+            *("--path k", "--path q", "--path o", "--tokens text", "--tokens all"),
+        )
+    },
     "--method lora": (1e-3, 2e-3, 4e-3, 8e-3),
-    "--method lora --targets v": (2e-3, 4e-3, 8e-3, 1.6e-2),
-    "--method full": (1e-4, 2e-4, 4e-4, 8e-4),
+    "--method lora --targets v": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
+    "--method full": (2e-4, 4e-4, 8e-4, 1.6e-3),
 }
 
 # -------------------------------------------------------------------------------------------------------------- runs
@@ -141,68 +156,61 @@ def words(flags):
     return {tuple(part.split()) for part in re.findall(r"--[^-]\S*(?: (?!--)\S+)*", flags)}
 
 
-def rate(flags):
-    """The learning rate found for a row's flags."""
+def rate(flags, args):
+    """The learning rate found for a row's flags; 0 where nothing is trained."""
     if "--method none" in flags:
         return 0.0
-    rates = read_json(RATES)["rates"]
+    rates = read_json(args.out / "learning-rates.json")["rates"]
     fitting = [key for key in SEARCHED if words(key) <= words(flags)]
     return rates[max(fitting, key=lambda key: len(words(key)))]
 
 
-def run_all(jobs, args):
-    """jobs: {folder: flags}. Run train.py for each that has no report yet, --jobs at a time, each with its share of the
-    cores. Raises InputError with the last line that a failed run said."""
-    threads = str(max(1, args.cores // args.jobs))
+def run_all(rows, args, common=COMMON):
+    """[flags] -> [report]: train.py for each that has no report yet, --jobs at a time, each with its share of the cores.
+    Raises InputError with the last line that a failed run said."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, args.cores // args.jobs))}
 
-    def one(folder, flags):
-        if (folder / "report.json").exists():
-            return
-        resume = (folder / "state.pt").exists()
-        command = ["--resume", str(folder)] if resume else [*flags.split(), "--out", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": threads}
-        command = [sys.executable, str(HERE / "train.py"), *command]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise InputError(f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    def one(flags):
+        command = f"{common} {flags} {args.more}".split()
+        name = f"{re.sub(r'[^A-Za-z0-9.]+', '-', flags).strip('-')[:60]}-{hashlib.sha1(repr(command).encode()).hexdigest()[:6]}"
+        folder = args.runs / name
+        if not (folder / "report.json").exists():
+            command = ["--resume", str(folder)] if (folder / "state.pt").exists() else [*command, "--out", str(folder)]
+            command = [sys.executable, str(HERE / "train.py"), *command]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            if done.returncode:
+                raise InputError(f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        bar.update()
+        return read_json(folder / "report.json")
 
-    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(jobs), desc=args.suite, unit="run") as bar:
-        for future in [pool.submit(one, folder, flags) for folder, flags in jobs.items()]:
-            future.result()
-            bar.update()
-    return {folder: read_json(folder / "report.json") for folder in jobs}
-
-
-def slug(name):
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(rows), desc=args.suite, unit="run") as bar:
+        return list(pool.map(one, rows))
 
 
 def search_rates(args):
     """The same small search for every method and rank: a few rates, one seed, the best accuracy on the split "val"."""
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --also"
-    jobs = {
-        args.runs / "rates" / f"{slug(key) or 'image-lora'}-{lr}": f"{common} {key} --lr {lr}"
-        for key, rates in SEARCHED.items()
-        for lr in rates
-    }
-    reports = iter(run_all(jobs, args).values())
-    found = {key: {lr: next(reports)["tuned"]["accuracy"] for lr in rates} for key, rates in SEARCHED.items()}
+    pairs = [(key, lr) for key, rates in SEARCHED.items() for lr in rates]
+    reports = run_all([f"{key} --lr {lr}".strip() for key, lr in pairs], args, common)
+    found = {key: {} for key in SEARCHED}
+    for (key, lr), report in zip(pairs, reports):
+        found[key][lr] = report["tuned"]["accuracy"]
     best = {key: max(accuracies, key=accuracies.get) for key, accuracies in found.items()}
-    write_text(RATES, json.dumps({"flags": common, "accuracy": found, "rates": best}, indent=1) + "\n")
+    result = {"flags": f"{common} {args.more}".strip(), "rates": best, "accuracy": found}
+    write_text(args.out / "learning-rates.json", json.dumps(result, indent=1) + "\n")
 
 
-def run_rows(suite, rows, args):
-    """{row: [report of each seed]} of a suite; the base model needs no second seed."""
-    jobs, owner = {}, {}
+def run_rows(rows, args):
+    """{row: flags} -> {row: [report of each seed]}; the base model needs no second seed."""
+    jobs = []
     for name, flags in rows.items():
         for seed in args.seeds[:1] if "--method none" in flags else args.seeds:
-            folder = args.runs / suite / f"{slug(name)}-{seed}"
-            lr = "" if "--method none" in flags else f" --lr {rate(flags)}"
-            base = " --base" if "--method none" in flags else ""
-            jobs[folder] = f"{COMMON} {flags}{lr}{base} --seed {seed} --probe-seed {seed} {args.more}"
-            owner.setdefault(name, []).append(folder)
-    reports = run_all(jobs, args)
-    return {name: [reports[folder] for folder in folders] for name, folders in owner.items()}
+            lr = "--base" if "--method none" in flags else f"--lr {rate(flags, args)}"
+            jobs.append((name, f"{flags} {lr} --seed {seed} --probe-seed {seed}".strip()))
+    reports = {name: [] for name in rows}
+    for (name, _), report in zip(jobs, run_all([flags for _, flags in jobs], args)):
+        reports[name].append(report)
+    return reports
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
@@ -260,14 +268,19 @@ def jaccard(a, b):
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
+# A table is (title, {row: {column: [a value a seed]}}).
 
 
 def kinds(report):
     return report["tuned"]["by_kind"] or report["base"]["by_kind"]
 
 
-MEASURES = {  # column: (value from a report or None, how it is written)
-    "new look": (lambda r: r["tuned"]["accuracy"] if r["tuned"]["accuracy"] is not None else r["base"]["accuracy"], "%"),
+def accuracy(report):
+    return report["base" if report["method"] == "none" else "tuned"]["accuracy"]
+
+
+MEASURES = {  # column: (value of a report or None, how it is written)
+    "new look": (accuracy, "%"),
     "day grounding": (lambda r: kinds(r).get("scenes-day grounding"), "%"),
     "attributes": (lambda r: kinds(r).get("scenes-day attribute"), "%"),
     "text": (lambda r: kinds(r).get("sums text"), "%"),
@@ -279,234 +292,259 @@ MEASURES = {  # column: (value from a report or None, how it is written)
 
 
 def written(values, form):
-    """The mean over the seeds, with the standard deviation if there are several and they differ."""
+    """The mean over the seeds, with the standard deviation if there are several."""
     values = [v for v in values if v is not None]
     if not values:
         return "–"
-    if form == "%":
-        spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{100 * mean(values):.1f}{spread} %"
-    return format(mean(values), form)
+    factor, places, unit = (100, ".1f", " %") if form == "%" else (1, form, "")
+    spread = f" ± {factor * stdev(values):{places}}" if len(values) > 1 and form in ("%", ".2f") else ""
+    return f"{factor * mean(values):{places}}{spread}{unit}"
 
 
-def signed(percent):
-    return f"{100 * percent:+.1f}"
-
-
-def against(name, comparison):
-    """One sentence of a paired comparison with LoRA."""
-    interval, p = comparison["interval"], comparison["p"]
-    if interval is None:
-        return f"{name}: {signed(comparison['difference'])} points, one seed."
-    verdict = "not worse" if interval[0] > -MARGIN else "worse" if interval[1] < 0 else "undecided"
+def compared(name, a, b):
+    """One sentence of a paired comparison: `name` against another, accuracies a and b."""
+    c = paired(a, b)
+    if c["interval"] is None:
+        return f"{name}: {100 * c['difference']:+.1f} points."
+    low, high = c["interval"]
+    verdict = "not worse" if low > -MARGIN else "worse" if high < 0 else "undecided"
     return (
-        f"{name}: {signed(comparison['difference'])} points [{signed(interval[0])}, {signed(interval[1])}], p = {p:.3f}, "
+        f"{name}: {100 * c['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], p = {c['p']:.3f}, "
         f"{verdict} at a margin of {100 * MARGIN:.0f} points."
     )
 
 
 def markdown(result):
-    """The table of a suite's result, and under it what its comparisons and its analysis say."""
+    """A suite's tables, and under them what its comparisons and its analysis say."""
     lines = [f"**{result['question']}**", ""]
-    if result["rows"]:
-        names = [m for m in MEASURES if any(v is not None for r in result["rows"] for v in r["values"][m])]
-        lines += [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-        for row in result["rows"]:
-            cells = [written(row["values"][m], MEASURES[m][1]) for m in names]
-            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    for title, rows in result["tables"]:
+        columns = [c for c in next(iter(rows.values())) if any(v is not None for r in rows.values() for v in r[c])]
+        lines += [f"{title}:", ""] if title else []
+        lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        for name, row in rows.items():
+            cells = [written(row[c], MEASURES[c][1] if c in MEASURES else ".2f") for c in columns]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    for title, header, rows in result["tables"]:
-        lines += [f"{title}:", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows] + [""]
     lines += [f"- {sentence}" for sentence in result["sentences"]]
-    lines.append(f"- `{result['command']}`, {result['seconds'] / 60:.0f} minutes on {result['cores']} cores.")
+    seeds = f"seeds {', '.join(map(str, result['seeds']))}"
+    lines.append(f"- `{result['command']}`: {seeds}; {result['minutes']:.0f} minutes on {result['cores']} cores.")
     return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- analyses
-# What a suite says beyond its rows: (suite's reports, args) -> (tables, sentences). A table is (title, header, rows).
+# What a suite says beyond its rows: ({row: reports}, args) -> (tables, sentences).
 
 
-def differences_to_lora(reports, args):
-    accuracy = {name: [MEASURES["new look"][0](r) for r in rs] for name, rs in reports.items()}
-    lora = accuracy["LoRA q,k,v,o"]
+def folder(report):
+    return Path(report["arguments"]["out"])
+
+
+def scores_of(report):
+    """The probe's scores, [L][G], that a run wrote down."""
+    return read_json(folder(report) / "heads.json")["scores"]
+
+
+def flat(scores):
+    return list(chain(*scores))
+
+
+def model_and_rows(args, data="", split="test", limit=300):
+    """(settings, vlm, processor, rows of the suites' data set, their pictures encoded)."""
+    settings = train.parse_args(f"{COMMON} {data} {args.more}".split())
+    vlm, processor = train.load_model(settings)
+    rows = [e for e in train.load_rows(settings, settings.data, split, limit, processor) if e.images]
+    return settings, vlm, processor, rows, train.encode_pictures(settings, vlm, processor, rows)
+
+
+def compare_with_lora(reports, args):
+    found = {name: [accuracy(r) for r in rs] for name, rs in reports.items()}
+    lora = found["LoRA q,k,v,o"]
     others = [name for name in reports if name not in ("base", "LoRA q,k,v,o")]
-    sentences = [against(f"{name} against LoRA", paired(accuracy[name], lora)) for name in others]
-    probed, drawn = accuracy["Image-LoRA, 5 probed heads"], accuracy["Image-LoRA, 5 random heads"]
-    return [], [*sentences, against("Probed against random heads", paired(probed, drawn))]
-
-
-def selections(args, suite, name):
-    """(heads, scores) that the runs of a row wrote down."""
-    files = [args.runs / suite / f"{slug(name)}-{seed}" / "heads.json" for seed in args.seeds]
-    return [read_json(file) for file in files]
-
-
-def agreement_of_criteria(reports, args):
-    flat = {name: list(chain(*selections(args, "criteria", name)[0]["scores"])) for name in reports}
-    header = ["", *flat]
-    rows = [[a, *(f"{spearman(flat[a], flat[b]):+.2f}" for b in flat)] for a in flat]
-    return [("Rank correlation of the scores", header, rows)], []
+    sentences = [compared(f"{name}, against LoRA", found[name], lora) for name in others]
+    for heads in (15, 5):
+        probed, drawn = (found[f"Image-LoRA, {heads} {how} heads"] for how in ("probed", "random"))
+        sentences.append(compared(f"{heads} probed against {heads} random heads", probed, drawn))
+    return [], sentences
 
 
 def unevenness(reports, args):
-    chosen = [len(hs) for hs in selections(args, "ablation", "as in the paper")[0]["heads"].values()]
-    return [], [f"Heads picked in each adapted layer: {chosen}; 1/sqrt(n) matters where these differ."]
+    chosen = [[len(hs) for hs in r["heads"].values()] for r in reports["as in the paper"]]
+    return [], [f"Heads picked in each adapted layer, by seed: {chosen}; 1/sqrt(n) matters where these differ."]
 
 
-def tiny_model(args):
-    return VLM.from_pretrained(HERE / "tiny"), Processor.from_pretrained(HERE / "tiny", max_pixels=train.MAX_PIXELS)
+def savings(reports, args):
+    """The visual share of the tokens, and the adapter FLOPs of Image-LoRA over those of LoRA: in proportion."""
+    table = {}
+    for name in reports:
+        if name.endswith(", LoRA"):
+            share = name.removesuffix(", LoRA")
+            lines = (folder(reports[name][0]) / "log.jsonl").read_text().splitlines()
+            log = [json.loads(line) for line in lines]
+            visual = sum(x["visual_tokens"] for x in log) / sum(x["tokens"] for x in log)
+            pairs = zip(reports[f"{share}, Image-LoRA"], reports[name])
+            ratios = [a["adapter_flops_per_step"] / b["adapter_flops_per_step"] for a, b in pairs]
+            table[share] = {
+                "visual share": [visual],
+                "FLOPs, Image-LoRA / LoRA": [mean(ratios)],
+                "one over the other": [mean(ratios) / visual],
+            }
+    return [("Visual share of the tokens and adapter FLOPs", table)], []
+
+
+def agreement(reports, args):
+    """Rank correlation of the criteria's scores, seed by seed."""
+    scored = [name for name in reports if name != "random"]
+    pairs = {(a, b): zip(reports[a], reports[b]) for a in scored for b in scored}
+    pairs = {key: [spearman(flat(scores_of(x)), flat(scores_of(y))) for x, y in rs] for key, rs in pairs.items()}
+    return [("Rank correlation of the scores", {a: {b: pairs[a, b] for b in scored} for a in scored})], []
 
 
 def switched_off(reports, args):
-    """Every head of a trained adapter switched off (its B set to 0) in turn: accuracy and loss on the held-out rows."""
-    vlm, processor = tiny_model(args)
-    rows = load("scenes", None, "test", 200)
-    settings = train.parse_args(COMMON.split())
-    known = train.encode_pictures(settings, vlm, processor, rows)
-    batches = [processor(rows[i : i + 50], share_images=True, known=known) for i in range(0, len(rows), 50)]
-    table, sentences = [], []
-    for seed in args.seeds:
-        folder = args.runs / "faithful" / f"{slug('Image-LoRA, all heads')}-{seed}"
-        adapter, scores = load_adapter(folder / "adapter.safetensors", vlm), read_json(folder / "heads.json")["scores"]
+    """Every head of a trained adapter switched off (its B set to 0) in turn: accuracy and loss on held-out rows."""
+    settings, vlm, processor, rows, known = model_and_rows(args)
+    batches = [processor(rows[i : i + 50], True, known).to(vlm.device) for i in range(0, len(rows), 50)]
 
-        def measured():
-            predictions = train.evaluate(settings, vlm, processor, rows, "scenes", known)
-            with torch.no_grad():
-                loss = mean(vlm.loss(batch).item() for batch in batches)
-            return mean(p["score"] for p in predictions), loss
+    def measured():
+        predictions = train.evaluate(settings, vlm, processor, rows, settings.data, known)
+        with torch.no_grad():
+            return mean(p["score"] for p in predictions), mean(vlm.loss(batch).item() for batch in batches)
 
-        whole = measured()
-        drops = []
+    table = {
+        "score and lost accuracy": {"rank correlation": []},
+        "score and rise of the loss": {"rank correlation": []},
+    }
+    for report in next(iter(reports.values())):
+        adapter, scores = load_adapter(folder(report) / "adapter.safetensors", vlm), scores_of(report)
+        whole, found = measured(), []
         for layer, heads in adapter.heads.items():
             B = adapter.layers[str(layer)].B.data
             for i, h in enumerate(heads):
                 kept = B[i].clone()
                 B[i] = 0
-                accuracy, loss = measured()
-                drops.append((scores[layer][h], whole[0] - accuracy, loss - whole[1]))
+                right, loss = measured()
+                found.append((scores[layer][h], whole[0] - right, loss - whole[1]))
                 B[i] = kept
         adapter.detach()
-        score, lost, rise = zip(*drops)
-        table.append([seed, f"{spearman(score, lost):+.2f}", f"{spearman(score, rise):+.2f}"])
-    header = ["seed", "score and lost accuracy", "score and rise of the loss"]
-    return [("Rank correlation over the heads", header, table)], sentences
+        score, *lost = zip(*found)
+        for row, values in zip(table.values(), lost):
+            row["rank correlation"].append(spearman(score, values))
+    return [("Over the heads of a trained adapter", table)], []
+
+
+def probed(args, vlm, processor, rows, known, count, seed):
+    """Scores of the model as it is, an adapter included, by `count` of the rows."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return head_scores(vlm, (processor([rows[i]], known=known).to(vlm.device) for i in order), seed=seed)
+
+
+def agreeing(a, b):
+    """Two tensors of scores, [L, G], as two measures."""
+    overlap = jaccard(select_heads(a, FEW), select_heads(b, FEW))
+    return overlap, spearman(a.flatten().tolist(), b.flatten().tolist())
+
+
+OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")
 
 
 def stable(reports, args):
-    """Selections of 5 heads by probes of other sizes, seeds and looks, against 256 rows of the demo's look, seed 0."""
-    vlm, processor = tiny_model(args)
-    settings = train.parse_args(COMMON.split())
-
-    def probe(look="blur", count=256, seed=0):
-        rows = load(f"scenes-{look}", None, "train", 400)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        known = train.encode_pictures(settings, vlm, processor, [rows[i] for i in order])
-        return head_scores(vlm, (processor([rows[i]], known=known) for i in order), seed=seed)
-
-    reference = probe()
-    table = []
-    variants = [(f"{n} rows, seed {s}", {"count": n, "seed": s}) for n in (1, 4, 16, 64, 256) for s in args.seeds]
-    variants += [(f"look {look}, 256 rows", {"look": look}) for look in ("day", "fog", "noise", "negative")]
-    for name, how in tqdm(variants, desc="stability"):
-        scores = probe(**how)
-        overlap = jaccard(select_heads(scores, 5), select_heads(reference, 5))
-        correlation = spearman(scores.flatten().tolist(), reference.flatten().tolist())
-        table.append([name, f"{overlap:.2f}", f"{correlation:+.2f}"])
-    return [
-        ("Against 256 rows of the look blur, seed 0", ["probe", "overlap (Jaccard)", "rank correlation"], table)
-    ], []
-
-
-def probe_attached(vlm, processor, args, seed):
-    """Scores of the model as it is, adapter included, by 64 training rows of the demo's look."""
-    rows = load("scenes", None, "train", 400)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:64].tolist()
-    return head_scores(vlm, (processor([rows[i]]) for i in order), seed=seed)
+    """Selections by probes of other sizes, seeds and looks, against 256 rows of the suites' look and a seed of its own."""
+    *stage, rows, known = model_and_rows(args, split="train", limit=1200)
+    reference = probed(args, *stage[1:], rows, known, 256, seed=99)
+    table = {}
+    for count in (1, 4, 16, 64, 256):
+        found = [agreeing(probed(args, *stage[1:], rows, known, count, seed), reference) for seed in args.seeds]
+        table[f"{count} rows"] = dict(zip(OVERLAP, zip(*found)))
+    for look in ("day", "dusk", "fog", "noise", "negative"):
+        *stage, rows, known = model_and_rows(args, f"--data scenes-{look}", "train", 1200)
+        found = [agreeing(probed(args, *stage[1:], rows, known, 256, seed), reference) for seed in args.seeds]
+        table[f"look {look}, 256 rows"] = dict(zip(OVERLAP, zip(*found)))
+    return [("Against 256 other rows of the look blur", table)], []
 
 
 def moving(reports, args):
     """Probe the model at its saved states; and train the second half with the heads that a probe half way picks, or with
     the old ones again."""
-    table, jobs = [], {}
-    for seed in args.seeds:
-        vlm, processor = tiny_model(args)
-        first = probe_attached(vlm, processor, args, seed)
-        folder = args.runs / "drift" / f"{slug('Image-LoRA, 20 heads')}-{seed}"
-        adapter = load_adapter(folder / "adapter.safetensors", vlm)
-        for state in sorted(folder.glob("state-*.pt"), key=lambda file: int(file.stem.split("-")[1])):
+    _, vlm, processor, rows, known = model_and_rows(args, split="train", limit=1200)
+    table, halves, second = {}, [], []
+    for seed, report in zip(args.seeds, reports["Image-LoRA, all heads"]):
+        first = probed(args, vlm, processor, rows, known, 64, seed)
+        found = {"before, other rows": probed(args, vlm, processor, rows, known, 64, seed + 1000)}
+        adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
+        for state in sorted(folder(report).glob("state-*.pt"), key=lambda file: int(file.stem.split("-")[1])):
             for p, saved in zip(adapter.parameters(), torch.load(state, weights_only=True)["parameters"]):
                 p.data.copy_(saved)
-            scores = probe_attached(vlm, processor, args, seed)
-            correlation = spearman(first.flatten().tolist(), scores.flatten().tolist())
-            overlap = jaccard(select_heads(first, 5), select_heads(scores, 5))
-            table.append([seed, state.stem.split("-")[1], f"{correlation:+.2f}", f"{overlap:.2f}"])
+            name = f"after {state.stem.split('-')[1]} steps"
+            found[name] = probed(args, vlm, processor, rows, known, 64, seed)
         adapter.detach()
+        for name, scores in found.items():
+            for column, value in zip(OVERLAP, agreeing(scores, first)):
+                table.setdefault(name, {}).setdefault(column, []).append(value)
 
-        half = args.runs / "drift" / f"half-{seed}"
-        flags = f"{COMMON} --heads 5 --lr {rate('')} --steps 150 --seed {seed} {args.more}"
-        run_all({half: flags}, args)
-        load_adapter(half / "adapter.safetensors", vlm)
-        save_selection(half / "later.json", select_heads(probe_attached(vlm, processor, args, seed), 5))
-        for name, heads in (("static", "heads.json"), ("re-selected", "later.json")):
-            more = f"--selection {half / heads} --continue-from {half / 'adapter.safetensors'}"
-            jobs[args.runs / "drift" / f"{name}-{seed}"] = f"{flags} {more}"
-    accuracy = [r["tuned"]["accuracy"] for r in run_all(jobs, args).values()]
-    header = ["seed", "step", "rank correlation with step 0", "overlap of 5 heads with step 0"]
-    compared = against(
-        "Second half with heads selected anew against the old ones", paired(accuracy[1::2], accuracy[::2])
-    )
-    return [("20 heads in training, probed as they are", header, table)], [compared.replace("not worse", "no worse")]
+    half = f"--heads {FEW} --lr {rate('', args)} --steps 100"
+    halves = run_all([f"{half} --seed {seed} --probe-seed {seed}" for seed in args.seeds], args)
+    for seed, report in zip(args.seeds, halves):
+        adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
+        later = select_heads(probed(args, vlm, processor, rows, known, 64, seed), FEW)
+        adapter.detach()
+        save_selection(folder(report) / "later.json", later)
+        for heads in ("heads.json", "later.json"):
+            start = f"--continue-from {folder(report) / 'adapter.safetensors'} --selection {folder(report) / heads}"
+            second.append(f"{half} --seed {seed} {start}")
+    found = [accuracy(r) for r in run_all(second, args)]
+    sentence = compared(f"Second 100 steps with {FEW} heads picked anew, against the old ones", found[1::2], found[::2])
+    return [("Probes of the model in training, against one before it", table)], [sentence]
 
 
 def attending(reports, args):
-    """The share of the attention of the answer's tokens that goes to visual tokens, by layer; and a map of the first
-    picture for every layer's head that changes most."""
-    vlm, processor = tiny_model(args)
-    rows = load("scenes", None, "test", 60)
-    batches = [processor(rows[i : i + 20]) for i in range(0, len(rows), 20)]
+    """The share of the attention of the answer's tokens that goes to visual tokens; and maps over the first picture of the
+    head that changes most in each layer."""
+    *_, vlm, processor, rows, known = model_and_rows(args, limit=60)
+    batches = [processor(rows[i : i + 20], known=known).to(vlm.device) for i in range(0, len(rows), 20)]
 
+    @torch.no_grad()
     def shares():
         """[L, H]: mean over the supervised positions; and the maps of the first row, [L, H, its visual tokens]."""
         total, maps = 0, None
-        with torch.no_grad():
-            for batch in batches:
-                weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
-                to_image = (weights * batch.visual_mask[:, None, None]).sum(-1)  # [L, B, H, T]
-                asks = batch.follows != -100
-                total = total + (to_image * asks[:, None]).sum((1, 3)) / asks.sum() / len(batches)
-                if maps is None:
-                    maps = weights[:, 0][:, :, asks[0]].mean(2)[..., batch.visual_mask[0]]
+        for batch in batches:
+            weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
+            to_image = (weights * batch.visual_mask[:, None, None]).sum(dim=-1)  # [L, B, H, T]
+            asks = batch.follows != -100  # [B, T]: the positions whose next token is supervised
+            total = total + (to_image * asks[:, None]).sum(dim=(1, 3)) / asks.sum() / len(batches)
+            if maps is None:
+                maps = weights[:, 0][:, :, asks[0]].mean(dim=2)[..., batch.visual_mask[0]]
         return total, maps
 
-    seen = {"base": shares()}
-    for name in reports:
-        adapter = load_adapter(args.runs / "attention" / f"{slug(name)}-{args.seeds[0]}" / "adapter.safetensors", vlm)
-        seen[name] = shares()
-        adapter.detach()
-    header = ["layer", *seen]
-    table = [[i, *(f"{share[i].mean():.3f}" for share, _ in seen.values())] for i in range(vlm.config.layers)]
-    moved = [
-        [i, *(f"{(share[i] - seen['base'][0][i]).abs().max():.3f}" for share, _ in seen.values())]
-        for i in range(vlm.config.layers)
-    ]
-    heads = (seen["Image-LoRA"][0] - seen["base"][0]).abs().argmax(dim=1).tolist()
-    maps = {
-        name: [(f"layer {i}, head {h}", found[i, h].tolist()) for i, h in enumerate(heads)]
-        for name, (_, found) in seen.items()
+    seen = {"base": [shares()]}
+    for name, rs in reports.items():
+        seen[name] = []
+        for report in rs:
+            adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
+            seen[name].append(shares())
+            adapter.detach()
+    base, layers = seen["base"][0][0], range(vlm.config.layers)
+    table = {
+        name: {
+            "mean over heads": [share.mean().item() for share, _ in found],
+            "largest change of one": [(share - base).abs().max().item() for share, _ in found],
+            **{f"layer {i}": [share[i].mean().item() for share, _ in found] for i in layers},
+        }
+        for name, found in seen.items()
     }
-    out = HERE / "results" if args.out is None else args.out
-    figures.attention(out / "attention-maps.png", rows[0].images[0], train.expression(rows[0].prompt), maps)
-    return [
-        ("Share of the answer's attention that goes to visual tokens, mean over heads", header, table),
-        ("Largest change of that share in one head", header, moved),
-    ], []
+    heads = (seen["Image-LoRA"][0][0] - base).abs().argmax(dim=1).tolist()
+    maps = {
+        name: [(f"layer {i}, head {h}", found[0][1][i, h].tolist()) for i, h in enumerate(heads)]
+        for name, found in seen.items()
+    }
+    caption = train.expression(rows[0].prompt)
+    figures.attention(args.out / "attention-maps.png", train.open_image(rows[0].images[0]), caption, maps)
+    return [("Share of the answer's attention that goes to visual tokens", table)], []
 
 
 ANALYSES = {
-    "main": differences_to_lora,
+    "main": compare_with_lora,
     "ablation": unevenness,
-    "criteria": agreement_of_criteria,
+    "ratio": savings,
+    "criteria": agreement,
     "faithful": switched_off,
     "stability": stable,
     "drift": moving,
@@ -518,36 +556,33 @@ ANALYSES = {
 
 def run_suite(suite, args):
     question, rows = SUITES[suite]
+    reports = run_rows(rows, args)
     start = time.perf_counter()
-    args.suite = suite
-    reports = run_rows(suite, rows, args) if rows else {}
     tables, sentences = ANALYSES[suite](reports, args) if suite in ANALYSES else ([], [])
     trained = sum(r["wall_seconds"] for rs in reports.values() for r in rs) / args.jobs  # those of earlier calls too
+    measured = {
+        name: {column: [value(r) for r in rs] for column, (value, _) in MEASURES.items()}
+        for name, rs in reports.items()
+    }
     result = {
-        "suite": suite,
         "question": question,
         "seeds": args.seeds,
-        "rows": [
-            {
-                "name": name,
-                "flags": rows[name],
-                "values": {m: [value(r) for r in reports[name]] for m, (value, _) in MEASURES.items()},
-            }
-            for name in reports
-        ],
-        "tables": tables,
+        "flags": rows,
+        "tables": [*([("", measured)] if rows else []), *tables],
         "sentences": sentences,
-        "seconds": max(time.perf_counter() - start, trained),
+        "minutes": (trained + time.perf_counter() - start) / 60,
         "cores": args.cores,
-        "command": f"python experiments.py {suite} --seeds {' '.join(map(str, args.seeds))}",
+        "command": f"python experiments.py {suite}",
     }
-    folder = HERE / "results" if args.out is None else args.out
-    write_text(folder / f"{suite}.json", json.dumps(result, indent=1) + "\n")
-    write_text(folder / f"{suite}.md", markdown(result))
-    if result["rows"]:
-        values = {row["name"]: [v for v in row["values"]["new look"] if v is not None] for row in result["rows"]}
-        figures.dots(folder / f"{suite}.png", values, question, "accuracy in the new look")
-    print(f"\n{markdown(result)}\n  written to {folder}/{suite}.json, .md" + (", .png" if result["rows"] else ""))
+    write_text(args.out / f"{suite}.json", json.dumps(result, indent=1) + "\n")
+    result = read_json(args.out / f"{suite}.json")
+    write_text(args.out / f"{suite}.md", markdown(result))
+    panels = []
+    for title, found in result["tables"]:
+        column = next(iter(next(iter(found.values()))))
+        panels.append((title or "accuracy in the new look", {name: row[column] for name, row in found.items()}))
+    figures.dots(args.out / f"{suite}.png", question, panels)
+    print(f"\n{markdown(result)}\n  written to {args.out}/{suite}.json, .md, .png")
 
 
 def main(argv=None):
@@ -556,15 +591,16 @@ def main(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where the runs' folders are")
-    parser.add_argument("--out", type=Path, help="where the tables go (default: results)")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the tables go (default: results)")
     parser.add_argument("--more", default="", help='further flags for every run, such as "--steps 50"')
     args = parser.parse_args(argv)
     args.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     args.jobs, args.suite = args.jobs or args.cores, "rates"
     try:
-        if "rates" in args.suites or not RATES.exists():
+        if "rates" in args.suites or not (args.out / "learning-rates.json").exists():
             search_rates(args)
         for suite in SUITES if "all" in args.suites else [s for s in args.suites if s != "rates"]:
+            args.suite = suite
             run_suite(suite, args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 style, outline or words.
 """
 
+import itertools
 import math
 
 from PIL import Image, ImageDraw, ImageFont
@@ -208,35 +209,43 @@ def examples(path, items, columns=4, side=300):
     sheet.save(path)
 
 
-def dots(path, values, title, axis):
-    """Rows of dots, one a seed, with their mean as a bar: values {row: [number from 0 to 1, ...]}."""
-    left, top, line, width = 30 + max(text_width(name, 17) for name in values), 100, 34, 560
-    image = Image.new("RGB", (left + width + 110, top + line * len(values) + 70), WHITE)
+def dots(path, title, panels):
+    """Panels below each other, each a title and rows of dots (one a seed) with their mean as a bar:
+    panels [(title, {row: [number or None, ...]})]."""
+    left = 30 + max(text_width(name, 17) for _, values in panels for name in values)
+    line, width, top, bottom = 34, 560, 60, 60
+    heights = [top + line * len(values) + bottom for _, values in panels]
+    image = Image.new("RGB", (left + width + 110, 60 + sum(heights)), WHITE)
     pen = ImageDraw.Draw(image)
     for i, part in enumerate(wrap(title, 20, left + width + 80, 2)):
         pen.text((20, 14 + 26 * i), part, BLACK, font(20))
-    found = [v for vs in values.values() for v in vs]
+    for (name, values), y in zip(panels, itertools.accumulate(heights, initial=60)):
+        pen.text((left, y + 22), name, BLACK, font(16))
+        dot_rows(pen, values, left, y + top, width, line)
+    image.save(path)
+
+
+def dot_rows(pen, values, left, top, width, line):
+    found = [v for vs in values.values() for v in vs if v is not None]
     low, high = min(found, default=0), max(found, default=1)
-    low, high = max(0, low - 0.05 * (high - low) - 0.02), min(1, high + 0.05 * (high - low) + 0.02)
-    bottom = top + line * len(values)
+    edge = 0.05 * (high - low) + 0.02
+    low, high, bottom = low - edge, high + edge, top + line * len(values)
 
     def at(value):
         return left + (value - low) / (high - low) * width
 
     for tick in nice_ticks(low, high, 8):
         pen.line((at(tick), top, at(tick), bottom), (225, 225, 225))
-        pen.text((at(tick), bottom + 8), f"{100 * tick:.0f} %", BLACK, font(15), anchor="mt")
-    pen.text((left + width / 2, bottom + 34), axis, BLACK, font(16), anchor="mt")
+        pen.text((at(tick), bottom + 8), f"{tick:.2f}", BLACK, font(15), anchor="mt")
     for i, (name, numbers) in enumerate(values.items()):
-        y = top + line * (i + 0.5)
+        y, numbers = top + line * (i + 0.5), [v for v in numbers if v is not None]
         pen.text((left - 14, y), name, BLACK, font(17), anchor="rm")
         for number in numbers:
             pen.ellipse((at(number) - 5, y - 5, at(number) + 5, y + 5), outline=BLUE, width=2)
         if numbers:
             m = sum(numbers) / len(numbers)
             pen.line((at(m), y - 12, at(m), y + 12), ORANGE, width=4)
-            pen.text((left + width + 14, y), f"{100 * m:.1f} %", BLACK, font(16), anchor="lm")
-    image.save(path)
+            pen.text((left + width + 14, y), f"{m:.2f}", BLACK, font(16), anchor="lm")
 
 
 def attention(path, picture, caption, maps, side=180):

@@ -1,6 +1,10 @@
 """Suites: runs, resuming, statistics, tables."""
 
 import json
+import math
+import subprocess
+from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -51,56 +55,107 @@ def test_rank_correlation_with_ties_and_overlap_of_selections():
     assert jaccard({0: [1, 2], 3: [0]}, {0: [2], 1: [0]}) == 1 / 4
 
 
-def test_a_row_takes_the_rate_of_the_nearest_searched_flags(tmp_path, monkeypatch):
-    rates = {key: i for i, key in enumerate(experiments.SEARCHED)}
-    monkeypatch.setattr(experiments, "RATES", tmp_path / "rates.json")
-    (tmp_path / "rates.json").write_text(json.dumps({"rates": rates}))
-    assert rate("") == rate("--heads 5 --no-norm") == rates[""]
-    assert rate("--method lora") == rates["--method lora"]
-    assert rate("--method lora --targets v") == rates["--method lora --targets v"]
-    assert rate("--rank 16 --alpha 32") == rates["--rank 16"]
-    assert rate("--method none") == 0
+@pytest.fixture
+def rates(tmp_path):
+    """A learning rate of 0.01 for every row, where the suites look for it."""
+    (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": dict.fromkeys(experiments.SEARCHED, 1e-2)}))
+    return tmp_path
+
+
+def test_a_row_takes_the_rate_of_the_nearest_searched_flags(tmp_path):
+    found = {key: i for i, key in enumerate(experiments.SEARCHED)}
+    (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": found}))
+    args = Namespace(out=tmp_path)
+    assert rate("", args) == rate("--heads 5 --no-norm", args) == found[""]
+    assert rate("--method lora", args) == found["--method lora"]
+    assert rate("--method lora --targets v", args) == found["--method lora --targets v"]
+    assert rate("--rank 16 --alpha 32", args) == found["--rank 16"]
+    assert rate("--method none", args) == 0
     assert words("--rank 8 --no-norm") == {("--rank", "8"), ("--no-norm",)}
 
 
-def test_a_suite_runs_writes_its_table_and_is_resumed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "RATES", tmp_path / "rates.json")
-    (tmp_path / "rates.json").write_text(json.dumps({"rates": dict.fromkeys(experiments.SEARCHED, 1e-2)}))
+def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(rates, monkeypatch, capsys):
     rows = {"base": "--method none", "LoRA q,k,v,o": "--method lora", "Image-LoRA": "--heads 5"}
-    monkeypatch.setitem(experiments.SUITES, "main", ("Does it run?", rows))
-    monkeypatch.setitem(experiments.ANALYSES, "main", lambda reports, args: ([("T", ["a"], [[len(reports)]])], ["so"]))
+    monkeypatch.setattr(experiments, "SUITES", {"one": ("Does it run?", rows), "two": ("Again?", {"it": "--heads 5"})})
+    monkeypatch.setattr(experiments, "ANALYSES", {"one": lambda reports, args: ([("T", {"a": {"b": [2, 4]}})], ["so"])})
     more = "--steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
-    command = ["main", "--seeds", "0", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", more]
-    experiments.main(command)
-    reports = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("report.json")}
+    flags = ["--seeds", "0", "1", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
+    experiments.main(["one", *flags])
+    reports = {file: file.stat().st_mtime_ns for file in (rates / "runs").rglob("report.json")}
     assert len(reports) == 5  # the base model needs one seed
-    result = json.loads((tmp_path / "main.json").read_text())
-    assert [len(row["values"]["new look"]) for row in result["rows"]] == [1, 2, 2]
-    table = (tmp_path / "main.md").read_text()
-    assert table == markdown(result) and "| Image-LoRA |" in table and "- so" in table
-    assert (tmp_path / "main.png").stat().st_size > 0
+    result = json.loads((rates / "one.json").read_text())
+    (_, measured), (title, analysed) = result["tables"]
+    assert [len(row["new look"]) for row in measured.values()] == [1, 2, 2]
+    assert (title, analysed) == ("T", {"a": {"b": [2, 4]}})
+    table = (rates / "one.md").read_text()
+    assert (
+        table == markdown(result) and "| Image-LoRA |" in table and "| a | 3.00 ± 1.41 |" in table and "- so" in table
+    )
+    assert (rates / "one.png").stat().st_size > 0
 
-    killed = next(file for file in reports if "Image-LoRA-1" in str(file))
+    killed = next(file for file in reports if "heads-5" in str(file))
     killed.unlink()  # as if it had been killed before its report: its state is there
-    experiments.main(command)
-    assert killed.exists()
+    experiments.main(["one", "two", *flags])
+    assert set((rates / "runs").rglob("report.json")) == set(reports)  # the second suite needed no run of its own
     assert all(file.stat().st_mtime_ns == time for file, time in reports.items() if file != killed)
-    again = json.loads((tmp_path / "main.json").read_text())
-    assert [row["values"]["new look"] for row in again["rows"]] == [row["values"]["new look"] for row in result["rows"]]
+    again = json.loads((rates / "one.json").read_text())["tables"][0][1]
+    assert [row["new look"] for row in again.values()] == [row["new look"] for row in measured.values()]
+    experiments.main(["two", *flags[:-1], f"{more} --alpha 8"])  # other flags, other runs
+    assert len(set((rates / "runs").rglob("report.json"))) == len(reports) + 2
     capsys.readouterr()
 
 
-def test_a_run_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "RATES", tmp_path / "rates.json")
-    (tmp_path / "rates.json").write_text(json.dumps({"rates": dict.fromkeys(experiments.SEARCHED, 1e-2)}))
+def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "SEARCHED", {"": (0.01, 0.02), "--method lora": (0.001,)})
+    accuracies = iter([0.5, 0.75, 0.25])
+    monkeypatch.setattr(
+        experiments,
+        "run_all",
+        lambda rows, args, common: [{"tuned": {"accuracy": next(accuracies)}} for _ in rows],
+    )
+    experiments.main(["rates", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "learning-rates.json").read_text())
+    assert found["rates"] == {"": 0.02, "--method lora": 0.001}
+    assert "--eval-split val" in found["flags"]
+    capsys.readouterr()
+
+
+def test_every_analysis_runs(rates, monkeypatch, capsys):
+    """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
+    monkeypatch.setattr(experiments, "COMMON", experiments.COMMON.replace("--steps 200 --limit 4800", "--limit 40"))
+    monkeypatch.setattr(experiments, "FEW", 2)
+
+    def here(command, **kwargs):
+        """In this process, which has everything loaded."""
+        experiments.train.main(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiments, "subprocess", SimpleNamespace(run=here))
+    names = ("ratio", "criteria", "faithful", "drift", "attention")
+    suites = {name: experiments.SUITES[name] for name in names}
+    short = {name: flags for name, flags in suites["ratio"][1].items() if "as it is" in name}
+    suites["ratio"] = (suites["ratio"][0], short)
+    monkeypatch.setattr(experiments, "SUITES", suites)
+    more = "--steps 2 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
+    experiments.main(
+        ["all", "--jobs", "1", "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
+    )
+    for name in names:
+        for _, table in json.loads((rates / f"{name}.json").read_text())["tables"][1:]:
+            assert table and len({tuple(row) for row in table.values()}) == 1
+            assert all(math.isfinite(v) for row in table.values() for vs in row.values() for v in vs if v is not None)
+    ratio = json.loads((rates / "ratio.json").read_text())["tables"][1][1]["as it is"]
+    assert 0 < ratio["FLOPs, Image-LoRA / LoRA"][0] < ratio["visual share"][0] < 1
+    capsys.readouterr()
+
+
+def test_a_run_that_fails_is_one_line(rates, monkeypatch, capsys):
     monkeypatch.setitem(experiments.SUITES, "main", ("?", {"row": "--heads 99"}))
     with pytest.raises(SystemExit) as stop:
-        experiments.main(
-            ["main", "--seeds", "0", "--runs", str(tmp_path), "--out", str(tmp_path), "--more", "--limit 40"]
-        )
+        experiments.main(["main", "--seeds", "0", "--runs", str(rates), "--out", str(rates), "--more", "--limit 40"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "--heads 99: the model has 20 value heads" in said and "Traceback" not in said
-    assert not (tmp_path / "main.json").exists()
+    assert not (rates / "main.json").exists()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.md")), ids=lambda file: file.stem)
