@@ -23,7 +23,6 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -36,7 +35,7 @@ import figures
 import train
 from imagelora import load_adapter
 from model import InputError, read_json, write_text
-from probe import CRITERIA, head_scores, save_selection, select_heads
+from probe import CRITERIA, head_scores, jaccard, save_selection, select_heads, spearman
 
 HERE = Path(__file__).parent
 COMMON = "--data scenes --steps 200 --limit 4800 --eval-limit 600 --eval-split test --no-base"
@@ -46,6 +45,13 @@ FEW = 5  # heads: a quarter of the tiny model's, the authors' default budget
 # ---------------------------------------------------------------------------------------------------------- the suites
 # {suite: (question, {row: flags})}. Adding a row is one line here; what a suite says beyond its rows is in ANALYSES.
 
+
+def crossed(a, b):
+    """Every row of a with every row of b."""
+    return {f"{x}, {y}": f"{a[x]} {b[y]}".strip() for x in a for y in b}
+
+
+BASE, LORA, OURS = {"base": "--method none"}, {"LoRA": "--method lora"}, {"Image-LoRA": ""}
 SUITES = {
     "main": (
         "Does Image-LoRA match standard LoRA, do probed heads beat random ones, and what is forgotten?",
@@ -80,24 +86,20 @@ SUITES = {
     ),
     "ratio": (
         "Do the savings grow with the visual share of the tokens?",
-        {
-            f"{share}, {name}": f"{flags} {method}".strip()
-            for share, flags in (
-                ("100 words before each question", "--preamble 100"),
-                ("30 words", "--preamble 30"),
-                ("as it is", ""),
-                ("pictures of 224 pixels", "--min-pixels 50176"),
-            )
-            for name, method in (("LoRA", "--method lora"), ("Image-LoRA", ""))
-        },
+        crossed(
+            {
+                "100 words before each question": "--preamble 100",
+                "30 words": "--preamble 30",
+                "as it is": "",
+                "pictures of 224 pixels": "--min-pixels 50176",
+            },
+            LORA | OURS,
+        ),
     ),
     "criteria": (
         "Does it matter by what the heads are chosen?",
-        {
-            "rank1": "--heads 5",
-            "random": "--heads 5 --selection random",
-            **{c: f"--heads 5 --selection {c}" for c in CRITERIA if c not in ("rank1", "chance")},
-        },
+        {"rank1": "--heads 5", "random": "--heads 5 --selection random"}
+        | {name: f"--heads 5 --selection {name}" for name in CRITERIA if name not in ("rank1", "chance")},
     ),
     "faithful": (
         "Does a head's probe score say how much a trained adapter loses without it?",
@@ -114,35 +116,25 @@ SUITES = {
     ),
     "bottleneck": (
         "On questions whose usual answer the picture contradicts: does less capacity hold the habit off?",
-        {
-            "base": "--data scenes-prior --method none",
-            "LoRA": "--data scenes-prior --method lora",
-            **{
-                f"Image-LoRA, {heads} heads, rank {rank}": f"--data scenes-prior --heads {heads} --rank {rank} --alpha {2 * rank}"
-                for heads, rank in ((20, 8), (5, 8), (5, 1), (1, 1))
-            },
+        {name: f"--data scenes-prior {flags}" for name, flags in (BASE | LORA).items()}
+        | {
+            f"Image-LoRA, {n} heads, rank {rank}": f"--data scenes-prior --heads {n} --rank {rank} --alpha {2 * rank}"
+            for n, rank in ((20, 8), (5, 8), (5, 1), (1, 1))
         },
     ),
     "looks": (
         "Where does it win, and where should it lose?",
-        {
-            f"{look}, {name}": f"--data {data} {method}".strip()
-            for look, data in (
-                *((look, f"scenes-{look}") for look in ("dusk", "fog", "noise", "negative", "words")),
-                ("blur", "scenes"),
-            )
-            for name, method in (("base", "--method none"), ("LoRA", "--method lora"), ("Image-LoRA", ""))
-        },
+        crossed(
+            {look: f"--data scenes-{look}" for look in ("dusk", "fog", "noise", "negative", "words")}
+            | {"blur": "--data scenes"},
+            BASE | LORA | OURS,
+        ),
     ),
 }
-SEARCHED = {  # rows whose learning rate is searched; a row takes the rate of the last entry whose flags it contains
-    **{
-        flags: (5e-3, 1e-2, 2e-2, 4e-2)
-        for flags in (
-            *("", "--rank 1", "--rank 2", "--rank 4", "--rank 16", "--rank 32"),
-            *("--path k", "--path q", "--path o", "--tokens text", "--tokens all"),
-        )
-    },
+OURS_SEARCHED = ["", *(f"--rank {rank}" for rank in (1, 2, 4, 16, 32)), *(f"--path {path}" for path in "kqo")]
+OURS_SEARCHED += ["--tokens text", "--tokens all"]
+SEARCHED = {  # rows whose learning rate is searched; a row takes the rate of the longest entry whose flags it contains
+    **dict.fromkeys(OURS_SEARCHED, (5e-3, 1e-2, 2e-2, 4e-2)),
     "--method lora": (1e-3, 2e-3, 4e-3, 8e-3),
     "--method lora --targets v": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
     "--method full": (2e-4, 4e-4, 8e-4, 1.6e-3),
@@ -247,26 +239,6 @@ def paired(a, b):
     return {"difference": d, "interval": [d - half, d + half], "p": 2 * (1 - t_cdf(abs(d / error), n - 1))}
 
 
-def ranks(values):
-    """Ranks from 1; equal values share the mean of their ranks."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
-
-
-def spearman(a, b):
-    """Rank correlation of two lists; None if one is constant."""
-    a, b = ranks(a), ranks(b)
-    ma, mb = mean(a), mean(b)
-    spread = math.sqrt(sum((x - ma) ** 2 for x in a) * sum((y - mb) ** 2 for y in b))
-    return sum((x - ma) * (y - mb) for x, y in zip(a, b)) / spread if spread else None
-
-
-def jaccard(a, b):
-    """Overlap of two selections {layer: [heads]}: common heads / heads in either."""
-    a, b = ({(layer, h) for layer, hs in x.items() for h in hs} for x in (a, b))
-    return len(a & b) / len(a | b)
-
-
 # ------------------------------------------------------------------------------------------------------------ tables
 # A table is (title, {row: {column: [a value a seed]}}).
 
@@ -340,12 +312,8 @@ def folder(report):
 
 
 def scores_of(report):
-    """The probe's scores, [L][G], that a run wrote down."""
-    return read_json(folder(report) / "heads.json")["scores"]
-
-
-def flat(scores):
-    return list(chain(*scores))
+    """The probe's scores, [L, G], that a run wrote down."""
+    return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
 
 
 def model_and_rows(args, data="", split="test", limit=300):
@@ -394,9 +362,9 @@ def savings(reports, args):
 def agreement(reports, args):
     """Rank correlation of the criteria's scores, seed by seed."""
     scored = [name for name in reports if name != "random"]
-    pairs = {(a, b): zip(reports[a], reports[b]) for a in scored for b in scored}
-    pairs = {key: [spearman(flat(scores_of(x)), flat(scores_of(y))) for x, y in rs] for key, rs in pairs.items()}
-    return [("Rank correlation of the scores", {a: {b: pairs[a, b] for b in scored} for a in scored})], []
+    found = {name: [scores_of(r).flatten().tolist() for r in reports[name]] for name in scored}
+    table = {a: {b: [spearman(*pair) for pair in zip(found[a], found[b])] for b in scored} for a in scored}
+    return [("Rank correlation of the scores", table)], []
 
 
 def switched_off(reports, args):
@@ -422,7 +390,7 @@ def switched_off(reports, args):
                 kept = B[i].clone()
                 B[i] = 0
                 right, loss = measured()
-                found.append((scores[layer][h], whole[0] - right, loss - whole[1]))
+                found.append((scores[layer, h].item(), whole[0] - right, loss - whole[1]))
                 B[i] = kept
         adapter.detach()
         score, *lost = zip(*found)

@@ -17,10 +17,12 @@ L layers, G value heads of a layer, K head size, N visual tokens in the batch.
 
 import argparse
 import json
+import math
 import random
 import sys
 import warnings
 from pathlib import Path
+from statistics import mean
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
@@ -193,6 +195,26 @@ def random_heads(config, budget, seed):
     for layer, head in sorted(random.Random(seed).sample(everything, budget)):
         heads.setdefault(layer, []).append(head)
     return heads
+
+
+def ranks(values):
+    """Ranks from 1; equal values share the mean of their ranks."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
+
+
+def spearman(a, b):
+    """Rank correlation of two lists; None if one is constant."""
+    a, b = ranks(a), ranks(b)
+    ma, mb = mean(a), mean(b)
+    spread = math.sqrt(sum((x - ma) ** 2 for x in a) * sum((y - mb) ** 2 for y in b))
+    return sum((x - ma) * (y - mb) for x, y in zip(a, b)) / spread if spread else None
+
+
+def jaccard(a, b):
+    """Overlap of two selections {layer: [heads]}: common heads / heads in either."""
+    a, b = ({(layer, h) for layer, hs in x.items() for h in hs} for x in (a, b))
+    return len(a & b) / len(a | b)
 
 
 def save_selection(path, heads, scores=None):
