@@ -1,8 +1,9 @@
-"""Data: files on disk -> Example -> Batch, and generated text -> box -> score.
+"""Data: files on disk -> Example -> Batch. What generated text is worth is metrics.py.
 
-    load("refcoco", root, "train")       -> [Example, ...]
-    Processor.from_pretrained(model)     -> processor
-    processor(examples)                  -> Batch, what VLM.loss and VLM.generate take
+    load("refcoco", root, "train")          -> [Example, ...]
+    Processor.from_pretrained(model)        -> processor
+    processor(examples)                     -> Batch, what VLM.loss and VLM.generate take
+    python data.py score predictions.jsonl  computes the scores of a run's answers anew
 
 A row of a batch is Qwen's chat template, rendered by hand:
 
@@ -13,54 +14,95 @@ A row of a batch is Qwen's chat template, rendered by hand:
     <|im_start|>assistant
     the answer<|im_end|>
 
-with one <|image_pad|> for every visual token, and only the last line supervised. Prompt and answer are tokenised
+with one <|image_pad|> (in a video <|video_pad|>) for every visual token, and only the last line supervised. Prompt and answer are tokenised
 apart and concatenated, so the labels are right by construction.
 
 Shapes: B batch, T sequence length, P image patches, N visual tokens in the batch.
 """
 
+import csv
 import json
 import math
+import os
 import pickle
 import re
+import shutil
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
+from metrics import box_to_model, gsm8k_answer, parse_box, score, summary
 from model import Config, InputError, checkpoint_folder, read_json, write_text
 from tiny import scenes
 
 SYSTEM = "You are a helpful assistant."
 REFCOCO_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
+PLACE = "<image>"  # where an image stands in a prompt that says so
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
 
 
 @dataclass
 class Example:
-    """One question about any number of images.
+    """One question about any number of images and videos.
 
-    images: paths or PIL images; prompt: text; answer: text, or a box (x1, y1, x2, y2) in pixels of the only image as
-    it is on disk (the processor writes it in pixels of the resized image), or None = to generate; source: where it
-    comes from ("val.jsonl:17"), for messages; kind: "grounding", "attribute", ...: accuracy is also counted by kind.
+    images: paths or PIL images; videos: lists of frames (paths, PIL images or Frames), fps: their frames a second.
+    prompt: text; images stand before it, then videos, unless it says "<image>" once for each of them. history: earlier
+    turns of the same conversation, (prompt, answer) each. answer: text, or a box (x1, y1, x2, y2) in pixels of the only
+    image as it is on disk (the processor writes it in pixels of the resized image), or None = to generate.
+    metric: a name in metrics.METRICS ("": by the answer, iou or exact); reference: what it compares with (None: the
+    answer); kind, group: accuracy is also counted by these; source: where it is from ("val.jsonl:17"), for messages.
     """
 
-    images: list
-    prompt: str
+    images: list = field(default_factory=list)
+    prompt: str = ""
     answer: str | tuple | None = None
     source: str = ""
     kind: str = ""
+    group: str = ""
+    metric: str = ""
+    reference: str | list | tuple | None = None
+    videos: list = field(default_factory=list)
+    fps: float = 2.0
+    history: tuple = ()
+
+    @property
+    def visuals(self):
+        """What is seen, in order: images, and videos as tuples of frames."""
+        return [*self.images, *(tuple(frames) for frames in self.videos)]
 
     @property
     def name(self):
         return self.source or f"the example {self.prompt[:40]!r}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of an animated image file (GIF, WebP, PNG)."""
+
+    path: str
+    index: int
 
 
 @dataclass
@@ -132,7 +174,7 @@ class Batch:
         return moved
 
 
-# ----------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------------ images and videos
 
 
 def resized_size(width, height, factor, min_pixels, max_pixels):
@@ -161,10 +203,11 @@ def opened(path):
 
 
 def open_image(image):
-    """A path or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
+    """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
-    with opened(image) as file:
+    with opened(image.path if isinstance(image, Frame) else image) as file:
+        file.seek(image.index if isinstance(image, Frame) else 0)
         return to_rgb(ImageOps.exif_transpose(file))
 
 
@@ -186,47 +229,39 @@ def file_size(path):
 
 
 def image_key(image):
-    """Equal for the same path and for the same PIL object: one picture."""
+    """Equal for the same path and for the same PIL object, one picture; for a video of the same frames."""
+    if isinstance(image, tuple):
+        return tuple(image_key(frame) for frame in image)
     return id(image) if isinstance(image, Image.Image) else str(image)
 
 
 def image_size(image):
-    """(width, height) of a path or PIL image."""
-    return ImageOps.exif_transpose(image).size if isinstance(image, Image.Image) else file_size(str(image))
+    """(width, height) of a path, Frame or PIL image."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).size
+    return file_size(str(image.path if isinstance(image, Frame) else image))
 
 
-# ------------------------------------------------------------------------------------------------------------ boxes
+def sample(count, wanted):
+    """`wanted` places spread evenly over range(count), first and last included; all of them if there are fewer."""
+    wanted = min(wanted, count)
+    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
 
 
-def box_to_model(box, size, resized):
-    """A box in pixels of the original image -> whole pixels of the resized one, which is what Qwen2.5-VL writes."""
-    sx, sy = resized[0] / size[0], resized[1] / size[1]
-    return [round(box[0] * sx), round(box[1] * sy), round(box[2] * sx), round(box[3] * sy)]
-
-
-def box_from_model(box, size, resized):
-    """A box in pixels of the resized image -> pixels of the original."""
-    sx, sy = size[0] / resized[0], size[1] / resized[1]
-    return [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy]
-
-
-def parse_box(text):
-    """The first bracket in generated text that holds exactly four numbers, as [x1, y1, x2, y2], or None.
-    Qwen's own {"bbox_2d": [...]} is read too."""
-    for inside in re.findall(r"\[([^\[\]]*)\]", text):
-        numbers = inside.split(",")
-        if len(numbers) == 4 and all(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*", n) for n in numbers):
-            return [float(n) for n in numbers]
-    return None
-
-
-def iou(a, b):
-    """Intersection over union of two boxes (x1, y1, x2, y2). 0 for a box whose corners are swapped."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    overlap = width * height
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
+def video_frames(path, wanted):
+    """(frames, seconds or None) of a video: a folder of images in the order of their names, or an animated image file.
+    At most `wanted` frames, evenly spread. Raises InputError if there is nothing to see."""
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+        if not files:
+            raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")
+        return [files[i] for i in sample(len(files), wanted)], None
+    with opened(path) as file:
+        count, milliseconds = getattr(file, "n_frames", 1), 0
+        for i in range(count):
+            file.seek(i)
+            milliseconds += file.info.get("duration", 0)
+    return [Frame(str(path), i) for i in sample(count, wanted)], milliseconds / 1000 or None
 
 
 # -------------------------------------------------------------------------------------------------------- processor
@@ -252,9 +287,10 @@ class Processor:
         tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user is text, not a special token
         self.special = {
             name: tokenizer.token_to_id(f"<|{name}|>")
-            for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "endoftext")
+            for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad", "endoftext")
         }
-        if None in self.special.values() or self.special["image_pad"] != config.image_token:
+        pads = self.special["image_pad"], self.special["video_pad"]
+        if None in self.special.values() or pads != (config.image_token, config.video_token):
             raise InputError(f"the tokenizer's special tokens {self.special} are not those of config.json")
 
     @classmethod
@@ -287,7 +323,9 @@ class Processor:
     # -- images
 
     def resized(self, image, name=""):
-        """(width, height) at which the model sees an image. Raises InputError if its sides differ over 200 times."""
+        """(width, height) at which the model sees an image, or each frame of a video. Raises InputError if its sides
+        differ over 200 times."""
+        image = image[0] if isinstance(image, tuple) else image
         width, height = image_size(image)
         if max(width, height) > MAX_RATIO * min(width, height):
             raise InputError(
@@ -296,26 +334,38 @@ class Processor:
         return resized_size(width, height, self.factor, self.min_pixels, self.max_pixels)
 
     def grid(self, image):
-        """(slices, rows, columns) in patches at which the model sees an image; reads no pixels."""
+        """(slices, rows, columns) in patches at which the model sees an image or video; reads no pixels. A slice is two
+        frames (temporal_patch_size)."""
+        c, frames = self.config.vision, len(image) if isinstance(image, tuple) else 1
         width, height = self.resized(image)
-        return 1, height // self.config.vision.patch_size, width // self.config.vision.patch_size
+        return math.ceil(frames / c.temporal_patch_size), height // c.patch_size, width // c.patch_size
+
+    def visual_tokens(self, image):
+        """The number of visual tokens of an image or video: merge x merge patches become one."""
+        return math.prod(self.grid(image)) // self.config.vision.merge**2
 
     def cut(self, image):
-        """An image -> patches [h * w, 1176] and grid (1, h, w), as the vision encoder reads them.
+        """An image or video -> patches [t * h * w, 1176] and grid (t, h, w), as the vision encoder reads them.
 
-        Bicubic resize, then (x / 255 - mean) / std. Patches run through merge x merge blocks, the blocks row by row;
-        within a patch: channel, frame (a still picture is two equal frames), row, column.
+        Bicubic resize, then (x / 255 - mean) / std. Patches run slice by slice through merge x merge blocks, the blocks
+        row by row; within a patch: channel, frame, row, column. The last frame is repeated until slices are full: a still
+        picture is two equal frames.
         """
-        c = self.config.vision
-        width, height = self.resized(image)
-        image = open_image(image).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
-        pixels = ((pixels / 255 - self.mean) / self.std).permute(2, 0, 1)  # [3, height, width]
-        grid = _, h, w = self.grid(image)
-        blocks = pixels.reshape(3, h // c.merge, c.merge, c.patch_size, w // c.merge, c.merge, c.patch_size)
-        blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)  # [h/2, w/2, 2, 2, 3, 14, 14]
-        frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, c.temporal_patch_size, -1, -1)
-        return frames.reshape(h * w, c.patch_values), grid
+        c, size = self.config.vision, self.resized(image)
+        pixels = [self.pixels(frame, size) for frame in (image if isinstance(image, tuple) else (image,))]
+        pixels += pixels[-1:] * (-len(pixels) % c.temporal_patch_size)
+        grid = t, h, w = self.grid(image)
+        blocks = torch.stack(pixels).view(
+            t, c.temporal_patch_size, 3, h // c.merge, c.merge, c.patch_size, w // c.merge, c.merge, c.patch_size
+        )
+        blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [t, h/2, w/2, 2, 2, 3, 2, 14, 14]
+        return blocks.reshape(t * h * w, c.patch_values), grid
+
+    def pixels(self, image, size):
+        """An image at (width, height) -> normalised [3, height, width]."""
+        image = open_image(image).resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
+        return ((pixels / 255 - self.mean) / self.std).permute(2, 0, 1)
 
     # -- text
 
@@ -336,18 +386,17 @@ class Processor:
     def tokens(self, example):
         """(ids, first supervised position) of one example; the images' tokens are there, the images not yet opened.
         Raises InputError for an answer without tokens."""
-        s = self.special
-        ids = [s["im_start"], *self.encode(f"system\n{SYSTEM}"), s["im_end"], *self.encode("\n"), s["im_start"]]
-        if example.images:
-            ids += self.encode("user\n")
-            for image in example.images:
-                width, height = self.resized(image, example.name)
-                count = (width // self.factor) * (height // self.factor)
-                ids += [s["vision_start"], *[s["image_pad"]] * count, s["vision_end"]]
-            ids += self.encode(example.prompt)
-        else:  # one piece, as the reference does it: newlines at the prompt's start merge with the one before
-            ids += self.encode(f"user\n{example.prompt}")
-        ids += [s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
+        s, newline = self.special, self.encode("\n")
+        visuals = []
+        for image in example.visuals:
+            self.resized(image, example.name)  # complains by the example's name
+            pad = s["video_pad"] if isinstance(image, tuple) else s["image_pad"]
+            visuals.append([s["vision_start"], *[pad] * self.visual_tokens(image), s["vision_end"]])
+        ids = [s["im_start"], *self.encode(f"system\n{SYSTEM}"), s["im_end"], *newline]
+        for prompt, answer in example.history:
+            ids += [*self.user_turn(prompt, visuals), *self.encode(answer), s["im_end"], *newline]
+            visuals = []  # they stand in the first turn
+        ids += self.user_turn(example.prompt, visuals)
         answer = self.answer_text(example)
         if answer is None:
             return ids, len(ids)
@@ -356,22 +405,39 @@ class Processor:
             raise InputError(f"{example.name}: the answer has no tokens")
         return [*ids, *answer_ids, s["im_end"]], len(ids)
 
+    def user_turn(self, prompt, visuals):
+        """The ids of a user's turn and of the assistant's beginning. Text is encoded in pieces that end only where
+        something is seen, as the reference does it: newlines at a prompt's start merge with the one before."""
+        s, pieces = self.special, prompt.split(PLACE)
+        if len(pieces) != len(visuals) + 1:
+            pieces = [*[""] * len(visuals), prompt]
+        ids = [s["im_start"], *self.encode(f"user\n{pieces[0]}")]
+        for visual, piece in zip(visuals, pieces[1:]):
+            ids += [*visual, *self.encode(piece)]
+        return [*ids, s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
+
+    def is_visual(self, ids):
+        """[...] token ids -> bool: an image's or a video's."""
+        return (ids == self.special["image_pad"]) | (ids == self.special["video_pad"])
+
     def count(self, example):
         """(all tokens, visual tokens) of one example; reads no pixels."""
         ids, _ = self.tokens(example)
-        return len(ids), ids.count(self.special["image_pad"])
+        return len(ids), sum(self.visual_tokens(image) for image in example.visuals)
 
-    def positions(self, ids, grids):
-        """Multimodal positions of one row, [T][3]. Text counts on in all three; the tokens of an image share a time
-        and count their rows and columns from there; text goes on behind the largest of the three."""
-        merge, image = self.config.vision.merge, iter(grids)
+    def positions(self, ids, grids, fps=2.0):
+        """Multimodal positions of one row, [T][3]. Text counts on in all three; visual tokens count time, rows and columns
+        from there, and text goes on behind the largest of the three. Time runs by the clock: tokens_per_second a second,
+        rounded down, so that the slices of a slow video lie further apart; the only slice of an image is at 0."""
+        c, seen = self.config.vision, iter(grids)
         positions, start, i = [], 0, 0
         while i < len(ids):
-            if ids[i] == self.special["image_pad"]:
-                _, h, w = next(image)
-                h, w = h // merge, w // merge
-                positions += [(start, start + y, start + x) for y in range(h) for x in range(w)]
-                start, i = start + max(h, w), i + h * w
+            if ids[i] in (self.special["image_pad"], self.special["video_pad"]):
+                t, h, w = next(seen)
+                h, w = h // c.merge, w // c.merge
+                times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
+                positions += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
+                start, i = start + max(times[-1] + 1, h, w), i + t * h * w
             else:
                 positions.append((start,) * 3)
                 start, i = start + 1, i + 1
@@ -401,19 +467,22 @@ class Processor:
                 )
 
         # each picture of the batch once: first those that the encoder has to see, then the known ones
-        pictures = {image_key(image): image for example in examples for image in example.images}
+        pictures = {image_key(image): image for example in examples for image in example.visuals}
         grids = {key: self.grid(image) for key, image in pictures.items()}
         new, old = [k for k in pictures if k not in known], [k for k in pictures if k in known]
         source, count = {}, 0  # of each picture: its rows in the encoder's output and the known embeddings behind it
         for key in new + old:
-            source[key] = range(count, count := count + math.prod(grids[key]) // self.config.vision.merge**2)
+            source[key] = range(count, count := count + self.visual_tokens(pictures[key]))
 
-        rows, places, shown = [], [], None
+        rows, places, shown = [], [], None  # shown: what stands in the row begun last up to the end of its images
         for example, (ids, supervised) in zip(examples, tokens):
-            keys = [image_key(image) for image in example.images]
-            start = 0
-            if share_images and keys and keys == shown:
-                start = len(ids) - ids[::-1].index(self.special["vision_end"])  # behind the last image
+            keys = [image_key(image) for image in example.visuals]
+            start, seen = 0, None
+            if share_images and keys:
+                behind = len(ids) - ids[::-1].index(self.special["vision_end"])  # the last image
+                seen = keys, example.fps, ids[:behind]
+            if seen and seen == shown:
+                start = behind
                 row, segment = places[-1]
                 if segment == 0:  # an ordinary row until now: its question becomes segment 1
                     places[-1] = row, 1
@@ -427,8 +496,8 @@ class Processor:
             row["ids"] += ids[start:]
             row["labels"] += ([-100] * supervised + ids[supervised:])[start:]
             row["segments"] += [segment] * (len(ids) - start)
-            row["positions"] += self.positions(ids, [grids[key] for key in keys])[start:]
-            shown = keys
+            row["positions"] += self.positions(ids, [grids[key] for key in keys], example.fps)[start:]
+            shown = seen
 
         B, T = len(rows), max(len(row["ids"]) for row in rows)
         input_ids = torch.full((B, T), self.special["endoftext"])
@@ -442,7 +511,7 @@ class Processor:
             segments[b, here] = torch.tensor(row["segments"])
             position_ids[:, b, here] = torch.tensor(row["positions"]).T
         real = segments >= 0
-        visual_mask = (input_ids == self.special["image_pad"]) & real
+        visual_mask = self.is_visual(input_ids) & real
         empty = torch.empty(0, self.config.vision.patch_values)
         return Batch(
             input_ids=input_ids,
@@ -460,17 +529,209 @@ class Processor:
         )
 
 
+# --------------------------------------------------------------------------------------------------------- fetching
+# What is fetched lies in a cache folder. A file has its final name only once it is whole and checked, so whatever
+# stops a run, the next one goes on; and a run that misses nothing asks neither the network nor the lock.
+
+ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
+COCO_IMAGES = "http://images.cocodataset.org/train2014/"
+WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte before a connection counts as lost
+TRIES, PAUSE = 3, 2.0  # of one address, and seconds between them
+
+
+def cache_folder():
+    """Where fetched data lies: $IMAGELORA_CACHE, else image-lora in $XDG_CACHE_HOME or ~/.cache."""
+    own, shared = os.environ.get("IMAGELORA_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own).expanduser() if own else Path(shared or Path.home() / ".cache") / "image-lora"
+
+
+@contextmanager
+def locked(folder):
+    """Make the folder and keep other processes from fetching into it; waits, and says so, while one does."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"waiting  for another run that is fetching into {folder}", flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); IMAGELORA_CACHE names another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def download(url, part, stop):
+    """The bytes at an address -> file `part`; goes on where an earlier try or run left it. Raises InputError if they
+    are not there or do not come in TRIES tries, or before the next try once the Event `stop` is set."""
+    for attempt in range(TRIES):
+        if attempt:
+            stop.wait(PAUSE)
+        if stop.is_set():
+            raise InputError(f"{url}: stopped")
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"User-Agent": "image-lora"} | ({"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+                continued = response.status == 206  # a server that knows no ranges says 200 and sends everything
+                with open(part, "ab" if continued else "wb") as file:
+                    shutil.copyfileobj(response, file)
+                announced = int(response.headers["Content-Length"] or 0) + have * continued
+            if part.stat().st_size >= announced:
+                return
+            reason = f"the connection closed after {part.stat().st_size:,} of {announced:,} bytes"
+        except HTTPError as error:
+            if error.code == 404:
+                raise InputError(f"{url}: not found (404)") from None
+            if error.code == 416:  # what is here is as long as what is there, or longer
+                part.unlink(missing_ok=True)
+            reason = error
+        except (OSError, HTTPException) as error:
+            reason = error
+        except ValueError as error:
+            raise InputError(f"{url}: not an address ({error})") from None
+    raise InputError(f"{url}: not to be had in {TRIES} tries ({reason}); the same command again goes on from here")
+
+
+def fetch_image(url, file, stop):
+    """Fetch one image; what does not decode is fetched once more from its first byte."""
+    part = file.with_name(file.name + ".part")
+    for _ in range(2):
+        download(url, part, stop)
+        try:
+            with opened(part) as image:
+                image.load()
+        except InputError:
+            part.unlink()
+        else:
+            os.replace(part, file)
+            return
+    raise InputError(f"{url}: not a whole image, though fetched twice")
+
+
+def fetch_images(names, folder, base_url=COCO_IMAGES):
+    """Fetch those of the named images that are not in folder/train2014 yet, each from base_url + name. Raises
+    InputError, naming the address, for the first that cannot be had; those fetched until then stay."""
+    images = Path(folder) / "train2014"
+    names = {Path(name).name for name in names}  # from an annotation file: it must not choose the folder
+
+    def missing():
+        return sorted(name for name in names if not (images / name).exists())
+
+    if not missing():
+        return
+    with locked(Path(folder)):
+        if not (names := missing()):  # the run we waited for has fetched them
+            return
+        print(f"fetching {len(names):,} images from {base_url} into {images}", flush=True)
+        images.mkdir(exist_ok=True)
+        stop, pool = Event(), ThreadPoolExecutor(WORKERS)
+        try:
+            jobs = [pool.submit(fetch_image, base_url + quote(name), images / name, stop) for name in names]
+            with tqdm(as_completed(jobs), total=len(jobs), desc="images", leave=False) as done:
+                for job in done:
+                    job.result()
+        finally:  # after an error or Ctrl-C: the queue is dropped; those under way write, so the lock waits for them
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def fetch_annotations(folder, source=ANNOTATIONS):
+    """Fetch a zip archive and unpack its JSON files into the folder, unless they are there from the same source.
+
+    source: a local zip file, an http(s) address, or owner/name/file of a data set on the hub. Raises InputError if it
+    cannot be had, is broken or holds no JSON file; the folder is then as it was.
+    """
+    folder, marker = Path(folder), Path(folder) / "annotations.txt"  # the source and the files unpacked from it
+    remote = source.startswith(("http://", "https://"))
+    source = str(Path(source).resolve()) if not remote and Path(source).is_file() else source
+
+    def recorded():
+        return marker.read_text(encoding="utf-8").splitlines() if marker.exists() else [""]
+
+    def there():
+        known, *names = recorded()
+        return known == source and all((folder / name).exists() for name in names)
+
+    if there():
+        return
+    with locked(folder):
+        if there():
+            return
+        print(f"fetching annotations from {source} into {folder}", flush=True)
+        with TemporaryDirectory(dir=folder) as new:
+            try:
+                names = unpack(archive(source, Path(new)), Path(new))
+            except InputError as error:
+                raise InputError(f"{error}; another archive: --annotations FILE_OR_URL") from None
+            for name in recorded()[1:]:  # so that no split of the former source is left among the new ones
+                (folder / name).unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
+            for name in names:
+                os.replace(Path(new) / name, folder / name)
+        write_text(marker, "\n".join([source, *names]) + "\n")
+
+
+def archive(source, folder):
+    """The path of the zip file that a source of `fetch_annotations` names; from an address it comes into the folder."""
+    if source.startswith(("http://", "https://")):
+        download(source, folder / "archive.zip", Event())
+        return folder / "archive.zip"
+    if Path(source).is_file():
+        return Path(source)
+    on_hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)/(.+)", source)
+    if not on_hub:
+        raise InputError(f"{source}: no such file (nor an http address, nor owner/name/file of a data set on the hub)")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(on_hub[1], on_hub[2], repo_type="dataset"))
+    except Exception as error:  # noqa: BLE001 (the hub's errors and those of its HTTP library share nothing narrower)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{source}: no such file, and not to be had from the hub: {reason}") from None
+
+
+def unpack(file, folder):
+    """Unpack the JSON files of a zip archive, wherever they lie in it, right into the folder -> their names."""
+    names = set()
+    try:
+        with zipfile.ZipFile(file) as members:
+            for member in members.infolist():
+                name = Path(member.filename).name  # never the path: "../x" would leave the folder
+                if name.endswith((".json", ".jsonl")) and not name.startswith(".") and not member.is_dir():
+                    with members.open(member) as packed, open(folder / name, "wb") as unpacked:
+                        shutil.copyfileobj(packed, unpacked)
+                    names.add(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{file}: cannot be unpacked ({error})") from None
+    if not names:
+        raise InputError(f"{file}: no .json or .jsonl file in this archive")
+    return sorted(names)
+
+
 # -------------------------------------------------------------------------------------------------------- data sets
-# A loader yields plain rows {"image" or "images", "prompt" or "sent", "answer" or "bbox", "width", "height"} with
-# their source; `to_example` checks each one and turns it into an Example. Every loader hands on boxes as
-# (x1, y1, x2, y2) in pixels of the original image: COCO's (x, y, w, h) is converted by `corners`, nowhere else.
+# A loader yields plain rows with their source; `to_example` checks each one and turns it into an Example. A row holds
+# "image", "images" or "videos", "prompt" or "sent" (put into the RefCOCO prompt), "answer" or "bbox", and whatever else
+# an Example has. Every loader hands on boxes as (x1, y1, x2, y2) in pixels of the original image: COCO's (x, y, w, h)
+# is converted by `corners`, nowhere else.
 
 REFCOCO_FILES = {  # data set -> its REFER pickle, and what its JSON files are called
     "refcoco": ("refs(unc).p", ("refcoco",)),
     "refcoco+": ("refs(unc).p", ("refcoco+", "refcocop")),
     "refcocog": ("refs(umd).p", ("refcocog",)),
 }
-IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014")
+IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014", "train_images")
+IMAGE_FOLDERS += ("screenspotv2_image",)
+SCREENSPOT_PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
+TEXTVQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
+NEXTQA_PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
+NEXTQA_GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
+VIDEO_FRAMES = 8
+VILP_PROMPT = "Please answer with one word: {}"
+GSM8K_PROMPT = '{}\nThink step by step, and write the final number behind "####" at the end.'
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -583,14 +844,166 @@ def refcoco(name, root, split):
         yield refcoco_row(row, source), source
 
 
+def file_of(root, split, pattern, hint):
+    """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
+    splits are present."""
+    file = root / pattern.replace("*", split)
+    if not file.exists():
+        before, behind = pattern.split("*")
+        present = sorted(f.name.removeprefix(before).removesuffix(behind) for f in root.glob(pattern))
+        reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
+        raise InputError(f"{file}: {reason}")
+    return file
+
+
 def jsonl(name, root, split):
     """Your own rows in root/<split>.jsonl: "image" or "images" (paths relative to root; none: text only), "prompt" or
-    "sent" (put into the RefCOCO prompt), "answer" (text) or "bbox" (x1, y1, x2, y2 in pixels of the image)."""
-    file = root / f"{split}.jsonl"
-    if not file.exists():
-        present = sorted(path.stem for path in root.glob("*.jsonl"))
-        raise InputError(f"{file}: no such split; present: {', '.join(present) or 'no .jsonl file at all'}")
-    return json_rows(file)
+    "sent" (put into the RefCOCO prompt), "answer" (text) or "bbox" (x1, y1, x2, y2 in pixels of the image). Images stand
+    before the prompt, or where it says "<image>". Metric: exact match, IoU for boxes."""
+    for row, source in json_rows(file_of(root, split, "*.jsonl", "no .jsonl file at all")):
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+            row = row | {"prompt": placed(row["prompt"], row, source)}
+        yield row, source
+
+
+def llava(name, root, split):
+    """Conversations as LLaVA has them, root/<split>.json: [{"image" or "images", "conversations": [{"from": "human" or
+    "gpt", "value"}, ...]}]. Every answer is a row of its own, behind the turns before it. Metric: exact match."""
+    for row, source in json_rows(file_of(root, split, "*.json", "no .json file at all")):
+        try:
+            turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{source}: not a conversation of turns with from and value ({error!r})") from None
+        if not turns or [who for who, _ in turns] != ["human", "gpt"] * (len(turns) // 2):
+            raise InputError(f"{source}: turns must alternate human, gpt; they are {[who for who, _ in turns]}")
+        placed("".join(said for who, said in turns if who == "human"), row, source)
+        said = [placed(value, row, source, count=False) for _, value in turns]
+        pairs = list(zip(said[::2], said[1::2]))
+        for i, (prompt, answer) in enumerate(pairs):
+            seen = {key: row[key] for key in ("image", "images") if key in row}
+            yield seen | {"prompt": prompt, "answer": answer, "history": tuple(pairs[:i])}, source
+
+
+def placed(prompt, row, source, count=True):
+    """A prompt with its "<image>" places checked against the row's images; those at its very start go, since there the
+    images stand anyway."""
+    images = len(row["images"]) if isinstance(row.get("images"), list) else int(bool(row.get("image")))
+    if count and prompt.count(PLACE) not in (0, images):
+        raise InputError(f"{source}: {prompt.count(PLACE)} x {PLACE} in the prompt, but {images} images in the row")
+    rest = re.sub(rf"^({PLACE}\s*)+", "", prompt)
+    return prompt if PLACE in rest else rest
+
+
+def ours(key):
+    """Benchmarks without a training split: "train" is four fifths of their pictures and "val" the rest, by a checksum of
+    the name `key`; "test" is all of it, which only a model that was not trained on it may be scored on."""
+    return "val" if zlib.crc32(str(key).encode()) % 5 == 0 else "train"
+
+
+def screenspot(name, root, split):
+    """ScreenSpot-Pro: root/annotations/*.json with "img_filename", "img_size", "bbox" x1 y1 x2 y2, "instruction",
+    "ui_type" (text or icon), "group"; ScreenSpot-v2: root/screenspot_{desktop,mobile,web}_v2.json with "bbox" x y w h,
+    "data_type", "data_source"; images in root/images (or root/screenspotv2_image). SeeClick's prompt. Metric: the point,
+    or the centre of the box, lies in the target. Splits: see `ours`; counted by text and icon, and by group."""
+    pro = name == "screenspot-pro"
+    files = sorted((root / "annotations").glob("*.json") if pro else root.glob("screenspot_*_v2.json"))
+    if not files:
+        raise InputError(f"{root}: no {'annotations/*.json' if pro else 'screenspot_*_v2.json'} here; see the README")
+    if split not in ("train", "val", "test"):
+        raise InputError(f"{name}: no split {split!r}; present: train, val, test")
+    for file in files:
+        for row, source in json_rows(file):
+            try:
+                if split not in ("test", ours(row["img_filename"])):
+                    continue
+                found = {"image": row["img_filename"], "prompt": SCREENSPOT_PROMPT.format(row["instruction"])}
+                found |= {"bbox": row["bbox"] if pro else corners(row["bbox"]), "metric": "point"}
+                found |= {"kind": row["ui_type" if pro else "data_type"]}
+                found |= {"group": row["group"] if pro else file.stem.split("_")[1]}
+                yield found | (dict(zip(("width", "height"), row["img_size"])) if pro else {}), source
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{source}: not a row of {name} as known here ({error!r})") from None
+
+
+def textvqa(name, root, split):
+    """TextVQA: root/TextVQA_0.5.1_<split>.json, {"data": [{"image_id", "question", "answers" (ten)}]}, images in
+    root/train_images. The answer to learn is the most frequent one. Metric: see metrics.vqa; splits train, val (the
+    answers of test are not public)."""
+    file = file_of(root, split, "TextVQA_0.5.1_*.json", "see the README for where to get it")
+    for i, row in enumerate(read_json(file).get("data", []), start=1):
+        source = f"{file}, row {i}"
+        try:
+            answers, prompt = row["answers"], TEXTVQA_PROMPT.format(row["question"])
+            found = {"image": f"{row['image_id']}.jpg", "prompt": prompt, "answer": max(answers, key=answers.count)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}: not a row of TextVQA with answers ({error!r})") from None
+        yield found | {"metric": "vqa", "reference": answers}, source
+
+
+def nextqa(name, root, split):
+    """NExT-QA (VideoQA), multiple choice: root/<split>.csv with video, question, answer (0 to 4), type, a0 ... a4;
+    videos in root/videos, each a folder of frames or an animated image, VIDEO or, if map_vid_vidorID.json is there, as it
+    says. 8 frames, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's).
+    Metric: the letter; counted by type (CW, CH, TN, TC, TP, DC, DL, DO) and by causal, temporal, descriptive."""
+    file = file_of(root, split, "*.csv", "see the README for where to get it")
+    places = root / "map_vid_vidorID.json"
+    places = read_json(places) if places.exists() else {}
+    with open(file, newline="", encoding="utf-8") as lines:
+        for i, row in enumerate(csv.DictReader(lines), start=2):
+            source = f"{file}:{i}"
+            try:
+                options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate("ABCDE"))
+                letter, kind, video = "ABCDE"[int(row["answer"])], row["type"], row["video"]
+                prompt = NEXTQA_PROMPT.format(row["question"].strip().rstrip("?"), options)
+                rate = int(row["frame_count"]) / 30
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise InputError(f"{source}: not a row of NExT-QA as known here ({error!r})") from None
+            frames, seconds = video_frames(find_video(root, source, video, places.get(video, video)), VIDEO_FRAMES)
+            found = {
+                "videos": [frames],
+                "fps": len(frames) / (seconds or rate or 1),
+                "prompt": prompt,
+                "answer": letter,
+            }
+            yield found | {"metric": "choice", "kind": kind, "group": NEXTQA_GROUPS.get(kind[:1], "")}, source
+
+
+def find_video(root, source, *names):
+    for name in names:
+        for path in (root / "videos" / f"{name}{suffix}" for suffix in ("", ".gif", ".webp", ".png")):
+            if path.exists():
+                return path
+    hint = f"ffmpeg -i {names[0]}.mp4 -vf fps=2 {root}/videos/{names[0]}/%05d.jpg"
+    raise InputError(f"{source}: no folder of frames or animated image {root}/videos/{names[0]}; make one: {hint}")
+
+
+def vilp(name, root, split):
+    """ViLP: root/vilp.jsonl, 300 rows with "question", "image1" ... "image3", "answer1" ... "answer3" (the hub has them
+    as ViLP.parquet; the README has the conversion). Image 1 agrees with the language prior: its accuracy is the kind
+    "prior"; images 2 and 3 contradict it: they are the score. Metric: one word, see metrics.word. Splits: see `ours`."""
+    if split not in ("train", "val", "test"):
+        raise InputError(f"{name}: no split {split!r}; present: train, val, test")
+    for row, source in json_rows(file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as the README says")):
+        try:
+            if split in ("test", ours(row["question"])):
+                for i in (1, 2, 3):
+                    found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"])}
+                    found |= {"prompt": VILP_PROMPT.format(row["question"]), "metric": "word"}
+                    yield found | {"kind": "prior" if i == 1 else "score"}, source
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{source}: not a row of ViLP as known here ({error!r})") from None
+
+
+def gsm8k(name, root, split):
+    """GSM8K, text only: root/<split>.jsonl (train, test) with "question" and "answer", a solution that ends in "#### 42".
+    The calculator's marks <<...>> are left out of what is learnt. Metric: exact match of the last number."""
+    for row, source in json_rows(file_of(root, split, "*.jsonl", "see the README for where to get it")):
+        try:
+            solution = re.sub(r"<<.*?>>", "", row["answer"])
+            found = {"prompt": GSM8K_PROMPT.format(row["question"]), "answer": solution}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{source}: not a row of GSM8K as known here ({error!r})") from None
+        yield found | {"metric": "number", "reference": gsm8k_answer(solution)}, source
 
 
 DRAWN = {  # the tiny world of tiny/scenes.py: name -> look, kinds of question
@@ -612,22 +1025,44 @@ def drawn(name, root, split):
             yield row, f"{name} {split} {number}"
 
 
-DATASETS = dict.fromkeys(REFCOCO_FILES, refcoco) | {"jsonl": jsonl} | dict.fromkeys(DRAWN, drawn)
+class DataSet(NamedTuple):
+    rows: Callable  # the loader: (name, root, split) -> rows with their sources
+    eval_split: str = "val"
+    new_tokens: int = 48  # room for an answer
 
 
-def load(name, root, split, limit=None):
+DATASETS = {  # a new data set is a loader and a line here
+    **dict.fromkeys(REFCOCO_FILES, DataSet(refcoco)),
+    **dict.fromkeys(("screenspot-pro", "screenspot-v2"), DataSet(screenspot)),
+    "textvqa": DataSet(textvqa),
+    "nextqa": DataSet(nextqa),
+    "vilp": DataSet(vilp),
+    "gsm8k": DataSet(gsm8k, "test", 400),
+    "jsonl": DataSet(jsonl),
+    "llava": DataSet(llava, new_tokens=200),
+    **dict.fromkeys(DRAWN, DataSet(drawn)),
+}
+
+
+def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_IMAGES):
     """The first `limit` (None or 0: all) examples of a split of a data set, each with its answer.
 
-    root: the folder that holds the data set (drawn ones need none, but a limit). Images are found and their sizes read,
-    but not decoded. Raises InputError for an unknown name or split, a missing file or image, and any row that is not
-    what it should be.
+    root: the folder that holds the data set (drawn ones need none, but a limit). None for the RefCOCO family: fetched
+    into the cache folder, the annotations from `annotations`, the images of these examples from `image_url`. Images are
+    found and their sizes read, but not decoded. Raises InputError for an unknown name or split, a missing file or image,
+    and any row that is not what it should be.
     """
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
     if name in DRAWN and not limit:
         raise InputError(f"{name}: drawn without end; say how many examples (a limit)")
-    root = Path(root or ".")
-    rows = islice(DATASETS[name](name, root, split), limit or None)
+    fetch = root is None and name in REFCOCO_FILES
+    root = cache_folder() / "refcoco" if fetch else Path(root or ".")
+    if fetch:
+        fetch_annotations(root, annotations)
+    rows = list(islice(DATASETS[name].rows(name, root, split), limit or None))
+    if fetch:
+        fetch_images({Path(row["image"]).name for row, _ in rows}, root, image_url)
     examples = [to_example(row, source, root) for row, source in rows]
     if not examples:
         raise InputError(f"{root}: split {split!r} of {name} has no rows")
@@ -654,14 +1089,16 @@ def to_example(row, source, root):
         answer = row["answer"]
     else:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
-    return Example(images, prompt, answer, source, row.get("kind", ""))
+    further = ("kind", "group", "metric", "reference", "videos", "fps", "history")
+    return Example(images, prompt, answer, source, **{key: row[key] for key in further if key in row})
 
 
 def find_image(name, source, root):
     if isinstance(name, str):
         for folder in IMAGE_FOLDERS:
-            if (root / folder / name).is_file():
-                return root / folder / name
+            for path in (root / folder / name, root / folder / Path(name).name):  # some lists name other folders
+                if path.is_file():
+                    return path
     raise InputError(f"{source}: its image {name} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)")
 
 
@@ -677,6 +1114,8 @@ def check_box(row, source, images):
         said = f"{row.get('width')} x {row.get('height')}"
         raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
     x1, y1, x2, y2 = box
+    if max(box) <= 1:
+        raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
     if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
         raise InputError(
             f"{source}: box {list(box)} does not lie in its image {images[0]} of {width} x {height} pixels"
@@ -684,21 +1123,62 @@ def check_box(row, source, images):
     return (x1, y1, x2, y2)
 
 
-# ---------------------------------------------------------------------------------------------------------- metrics
+# ---------------------------------------------------------------------------------------------------------- scoring
 
 
-def score(example, text, processor):
-    """Score one generated text against its example: {"parsed", "score", "failed"}.
+def prediction(example, text, processor, data=""):
+    """A generated text and all that its score follows from: a row of predictions.jsonl."""
+    metric = example.metric or ("exact" if isinstance(example.answer, str) else "iou")
+    boxed = metric in ("iou", "point")
+    row = {
+        "data": data,
+        "source": example.source,
+        "kind": example.kind,
+        "group": example.group,
+        "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in example.images],
+        "videos": len(example.videos),
+        "prompt": example.prompt,
+        "text": text,
+        "metric": metric,
+        "reference": example.answer if example.reference is None else example.reference,
+        "size": image_size(example.images[0]) if boxed else None,
+        "resized": processor.resized(example.images[0]) if boxed else None,
+    }
+    return row | score(metric, text, row["reference"], row["size"], row["resized"])
 
-    A box is right (1.0) if its IoU with the reference is at least 0.5, both in pixels of the original image
-    (accuracy@0.5 of the RefCOCO family); text without four numbers in brackets is wrong and counts as failed. A text
-    answer is right if it equals the reference but for white space at its ends.
-    """
-    if isinstance(example.answer, str):
-        return {"parsed": text.strip(), "score": float(text.strip() == example.answer.strip()), "failed": False}
-    box = parse_box(text)
-    if box is None:
-        return {"parsed": None, "score": 0.0, "failed": True}
-    (image,) = example.images
-    box = box_from_model(box, image_size(image), processor.resized(image))
-    return {"parsed": box, "score": float(iou(box, example.answer) >= 0.5), "failed": False}
+
+def rescore(file):
+    """Compute every score of a predictions.jsonl anew, from its text and reference alone, and print the summaries of the
+    base and the tuned model. Returns the number of rows whose score differs from the one written there."""
+    rows, differ = {}, 0
+    for row, source in json_rows(Path(file)):
+        try:
+            found = score(row["metric"], row["text"], row["reference"], row["size"], row["resized"])
+            differ += found["score"] != row["score"]
+            rows.setdefault(row.get("when", ""), []).append(row | found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}: not a row of predictions.jsonl ({error!r})") from None
+    for when, predictions in rows.items():
+        found = summary(predictions)
+        for kind, value in found["by_kind"].items():
+            print(f"{when:6} {kind:40} {value:7.1%}")
+        print(f"{when:6} {'answers that could not be read':40} {found['parse_failures']:7}")
+    print(f"{sum(map(len, rows.values()))} answers scored anew, {differ} scores differ from those in {file}")
+    return differ
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if len(argv) != 2 or argv[0] != "score":
+            raise InputError("usage: python data.py score RUN/predictions.jsonl")
+        if not Path(argv[1]).exists():
+            raise InputError(f"{argv[1]}: no such file")
+        rescore(argv[1])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

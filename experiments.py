@@ -279,9 +279,10 @@ def compared(name, a, b):
     if c["interval"] is None:
         return f"{name}: {100 * c['difference']:+.1f} points."
     low, high = c["interval"]
+    p = "p < 0.001" if c["p"] < 0.001 else f"p = {c['p']:.3f}"
     verdict = "not worse" if low > -MARGIN else "worse" if high < 0 else "undecided"
     return (
-        f"{name}: {100 * c['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], p = {c['p']:.3f}, "
+        f"{name}: {100 * c['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], {p}, "
         f"{verdict} at a margin of {100 * MARGIN:.0f} points."
     )
 
@@ -320,7 +321,9 @@ def model_and_rows(args, data="", split="test", limit=300):
     """(settings, vlm, processor, rows of the suites' data set, their pictures encoded)."""
     settings = train.parse_args(f"{COMMON} {data} {args.more}".split())
     vlm, processor = train.load_model(settings)
-    rows = [e for e in train.load_rows(settings, settings.data, split, limit, processor) if e.images]
+    rows = [
+        e for e in train.load_rows(settings, settings.data, settings.data_root, split, limit, processor) if e.images
+    ]
     return settings, vlm, processor, rows, train.encode_pictures(settings, vlm, processor, rows)
 
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -39,20 +40,22 @@ from tqdm import tqdm
 
 import figures
 from data import (
+    ANNOTATIONS,
+    COCO_IMAGES,
     DATASETS,
     DRAWN,
+    REFCOCO_FILES,
     REFCOCO_PROMPT,
     Example,
     Processor,
-    box_from_model,
     image_key,
     image_size,
     load,
     open_image,
-    parse_box,
-    score,
+    prediction,
 )
 from imagelora import ImageLoRA, LoRA, load_adapter
+from metrics import box_from_model, parse_box, summary
 from model import (
     VLM,
     Config,
@@ -113,15 +116,24 @@ def parse_args(argv=None):
     g.add_argument("--max-pixels", type=int, help=f"largest area of a resized image; 784 are one token ({MAX_PIXELS})")
 
     g = parser.add_argument_group("data")
-    g.add_argument("--data", default="scenes", help=f"training data: {', '.join(DATASETS)}")
-    g.add_argument("--data-root", help="folder of the data (default: data/NAME)")
+    known = "a data set is NAME or NAME=FOLDER"
+    g.add_argument("--data", default="scenes", help=f"training data: {', '.join(DATASETS)}; {known}")
+    g.add_argument("--data-root", help="folder of --data (default: data/NAME; refcoco: else fetched into a cache)")
+    g.add_argument(
+        "--annotations", default=ANNOTATIONS, help="where to fetch RefCOCO's from: hub file, URL or zip file"
+    )
+    g.add_argument("--image-url", default=COCO_IMAGES, help="where to fetch RefCOCO's images from")
     g.add_argument("--train-split", default="train", help="split to probe and train on")
-    g.add_argument("--eval-split", default="val", help="split to evaluate on")
+    g.add_argument("--eval", nargs="+", metavar="NAME", help="data sets to evaluate on (default: --data)")
+    g.add_argument("--eval-split", help="their split (default: by data set, mostly val)")
     g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
     g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
     g.add_argument("--preamble", type=int, default=0, help="words of unrelated text before each question")
     g.add_argument(
-        "--also", nargs="*", metavar="NAME", help="further data sets to evaluate on (scenes: scenes-day sums)"
+        "--also",
+        nargs="*",
+        metavar="NAME",
+        help="further data sets to evaluate on, such as gsm8k (scenes: scenes-day sums)",
     )
 
     g = parser.add_argument_group("method")
@@ -185,24 +197,29 @@ def parse_args(argv=None):
     g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
     g.add_argument("--base", action=flag, default=True, help="also evaluate the model before it is trained")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
-    g.add_argument("--max-new-tokens", type=int, default=48, help="longest answer")
+    g.add_argument("--max-new-tokens", type=int, help="longest answer (default: by data set, 48; gsm8k 400)")
     g.add_argument(
         "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
     )
     g.add_argument("--keep-states", action=flag, default=False, help="keep each saved state, as state-STEP.pt")
     g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
     args = parser.parse_args(argv)
+    args.data, _, folder = args.data.partition("=")
+    args.data_root = folder or args.data_root
     if args.steps is not None and args.epochs is not None:
         parser.error("--steps and --epochs exclude each other")
     if args.data in DRAWN:  # what the command line does not say, the kind of data decides
         defaults = {name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs}
         parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
         args = parser.parse_args(argv)
+    for name in (args.data, *(args.eval or []), *(args.also or [])):
+        if name.partition("=")[0] not in DATASETS:
+            parser.error(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
 
     if not args.targets or set(args.targets) - set("qkvo"):
         parser.error(f"--targets {args.targets}: choose from q, k, v, o")
     for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
@@ -260,10 +277,13 @@ def load_model(args):
     return vlm, processor
 
 
-def load_rows(args, name, split, limit, processor, room=0):
+def load_rows(args, name, root, split, limit, processor, room=0):
     """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them."""
-    examples = load(name, args.data_root or Path("data") / name, split, limit)
+    line that counts and names them. root: None for data/NAME or, if RefCOCO is not there, its cache folder."""
+    root = root or Path("data") / name
+    if name in REFCOCO_FILES and root == Path("data") / name and not root.exists():
+        root = None
+    examples = load(name, root, split, limit, args.annotations, args.image_url)
     if args.preamble:
         filler = " ".join(itertools.islice(itertools.cycle(FILLER.split()), args.preamble))
         examples = [replace(e, prompt=f"{filler} {e.prompt}") for e in examples]
@@ -292,9 +312,9 @@ def encode_pictures(args, vlm, processor, examples):
     """{image_key: visual embeddings} of the examples' pictures, until --cache-vision is full. The encoder is frozen, so
     what it says of a picture never changes: once a run is enough, for every epoch and evaluation."""
     known, kept, left = {}, [], args.cache_vision * 2**30
-    pictures = {image_key(image): image for e in examples for image in e.images} if left else {}
+    pictures = {image_key(image): image for e in examples for image in e.visuals} if left else {}
     for key, image in pictures.items():
-        left -= math.prod(processor.grid(image)) // vlm.config.vision.merge**2 * vlm.config.hidden * vlm.dtype.itemsize
+        left -= processor.visual_tokens(image) * vlm.config.hidden * vlm.dtype.itemsize
         if left < 0:
             break
         kept.append(key)
@@ -314,9 +334,8 @@ def encode_pictures(args, vlm, processor, examples):
 def show_example(processor, example):
     """Print one row as the model reads it, the supervised part marked; runs of image tokens are counted."""
     ids, supervised = processor.tokens(example)
-    count = ids.count(processor.special["image_pad"])
     text = processor.tokenizer.decode(ids[:supervised], skip_special_tokens=False)
-    text = text.replace("<|image_pad|>" * count, f"<|image_pad|> x {count}") if count else text
+    text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
     answer = processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False)
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
 
@@ -338,7 +357,7 @@ def choose_heads(args, vlm, processor, examples, known):
     criterion = "rank1" if args.selection == "probe" else args.selection
     if criterion not in CRITERIA:
         return load_selection(args.selection, c)
-    seen = [e for e in examples if e.images]
+    seen = [e for e in examples if e.visuals]
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(args.probe_seed))
     rows = [seen[i] for i in order[: args.probe_samples].tolist()]
     device = vlm.device
@@ -413,7 +432,7 @@ def by_picture(examples):
     """Row numbers in groups: all rows about the same pictures together, a row without pictures on its own."""
     groups = defaultdict(list)
     for i, e in enumerate(examples):
-        groups[tuple(image_key(image) for image in e.images) or i].append(i)
+        groups[tuple(image_key(image) for image in e.visuals) or i].append(i)
     return list(groups.values())
 
 
@@ -436,8 +455,8 @@ class Parts:
 
     def __getitem__(self, rows):
         mine = rows[RANK * len(rows) // WORLD : (RANK + 1) * len(rows) // WORLD]
-        with_image = [i for i in mine if self.examples[i].images]
-        without = [i for i in mine if not self.examples[i].images]
+        with_image = [i for i in mine if self.examples[i].visuals]
+        without = [i for i in mine if not self.examples[i].visuals]
         size = self.args.batch
         try:
             return [
@@ -567,50 +586,28 @@ def evaluation_batches(args, processor, examples):
     return batches
 
 
+def new_tokens(args, name):
+    """The room for an answer to a question of a data set."""
+    return args.max_new_tokens or DATASETS[name].new_tokens
+
+
 def evaluate(args, vlm, processor, examples, name, known):
     """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
     processes take turns at the batches and put the answers together."""
-    written = torch.full((len(examples), args.max_new_tokens), -1)  # token ids; -1: nothing
+    room = new_tokens(args, name)
+    written = torch.full((len(examples), room), -1)  # token ids; -1: nothing
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
         for rows in evaluation_batches(args, processor, examples)[RANK::WORLD]:
             questions = [replace(examples[i], answer=None) for i in rows]
             batch = processor(questions, args.share_images, known).to(vlm.device)
-            for i, ids in zip(rows, vlm.generate(batch, args.max_new_tokens)):
+            for i, ids in zip(rows, vlm.generate(batch, room)):
                 written[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(rows) * WORLD)
     if WORLD > 1:
         written = written.to(vlm.device)
         dist.all_reduce(written, dist.ReduceOp.MAX)  # a process has -1 where another one wrote
     texts = [processor.decode([t for t in row if t >= 0]) for row in written.tolist()]
-    return [
-        {
-            "data": name,
-            "source": e.source,
-            "kind": e.kind,
-            "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in e.images],
-            "prompt": e.prompt,
-            "text": texts[i],
-            "reference": e.answer,
-            **score(e, texts[i], processor),
-        }
-        for i, e in enumerate(examples)
-    ]
-
-
-def summary(predictions, data):
-    """accuracy: rows with images of the data set trained on; text_accuracy: rows without images, wherever they are;
-    by_kind: every data set and kind of question; parse_failures: answers without a box where one was asked for."""
-    by_kind = defaultdict(list)
-    for p in predictions:
-        by_kind[f"{p['data']} {p['kind']}".strip()].append(p["score"])
-    seen = [p["score"] for p in predictions if p["images"] and p["data"] == data]
-    text = [p["score"] for p in predictions if not p["images"]]
-    return {
-        "accuracy": mean(seen) if seen else None,
-        "text_accuracy": mean(text) if text else None,
-        "by_kind": {kind: mean(scores) for kind, scores in by_kind.items()},
-        "parse_failures": sum(p["failed"] for p in predictions),
-    }
+    return [prediction(e, text, processor, name) for e, text in zip(examples, texts)]
 
 
 @torch.no_grad()
@@ -629,7 +626,7 @@ def ask(args, vlm, processor, out):
     for when in ("before", "after") if args.adapter else ("before",):
         if when == "after":
             load_adapter(args.adapter, vlm)
-        text = processor.decode(vlm.generate(batch, args.max_new_tokens)[0])
+        text = processor.decode(vlm.generate(batch, args.max_new_tokens or 200)[0])
         print(f"{when:8} {text}")
         box = parse_box(text)
         item[when] = text
@@ -669,11 +666,15 @@ def draw_figures(out, report, scores, log, examples, predictions):
         figures.curve(out / "curve.png", losses, [point for point in accuracy if point[1] is not None])
     items = []
     for i, e in enumerate(examples):
-        if len(e.images) == 1 and len(items) < 12:
-            item = {"image": open_image(e.images[0]), "caption": expression(e.prompt), "reference": e.answer}
+        if len(e.visuals) == 1 and len(items) < 12:
+            (image,) = e.visuals
+            image = image[len(image) // 2] if isinstance(image, tuple) else image  # of a video, the frame in the middle
+            item = {"image": open_image(image), "caption": expression(e.prompt), "reference": e.answer}
             for name, when in (("before", "base"), ("after", "tuned")):
                 if predictions[when]:
-                    item[name] = predictions[when][i]["parsed"]
+                    found = predictions[when][i]["parsed"]
+                    is_point = predictions[when][i]["metric"] == "point" and found
+                    item[name] = [found[0] - 4, found[1] - 4, found[0] + 4, found[1] + 4] if is_point else found
             items.append(item)
     if items:
         figures.examples(out / "examples.png", items)
@@ -728,16 +729,18 @@ def make_folder(out):
 
 
 def load_data(args, processor):
-    """(training examples, {name: held-out examples}); the training data set is the first of those evaluated on."""
+    """(training examples, {name: held-out examples}); the accuracy of the first of these is the run's."""
     also = (["scenes-day", "sums"] if args.data == "scenes" else []) if args.also is None else args.also
-    held_out = {
-        name: load_rows(args, name, args.eval_split, args.eval_limit, processor, args.max_new_tokens)
-        for name in dict.fromkeys([args.data, *also])
-    }
+    held_out, roots = {}, {args.data: args.data_root}
+    for said in [*(args.eval or [args.data]), *also]:
+        name, _, folder = said.partition("=")
+        split = args.eval_split if said not in also or name in DRAWN else None  # --also: data sets with other splits
+        split, room = split or DATASETS[name].eval_split, new_tokens(args, name)
+        held_out[name] = load_rows(args, name, folder or roots.get(name), split, args.eval_limit, processor, room)
     if args.method == "none" or args.eval_only:
         return [], held_out
-    examples = load_rows(args, args.data, args.train_split, args.limit, processor)
-    if args.method == "image-lora" and not any(e.images for e in examples):
+    examples = load_rows(args, args.data, args.data_root, args.train_split, args.limit, processor)
+    if args.method == "image-lora" and not any(e.visuals for e in examples):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
     show_example(processor, examples[0])
     return examples, held_out
@@ -798,7 +801,7 @@ def run(args, command):
         processor.save(out / "checkpoint")
 
     log = state["log"]
-    summaries = {when: summary(rows, args.data) for when, rows in predictions.items()}
+    summaries = {when: summary(rows, next(iter(held_out))) for when, rows in predictions.items()}
     report = {
         "method": args.method,
         "seed": args.seed,
@@ -828,7 +831,7 @@ def run(args, command):
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
-    draw_figures(out, report, state["scores"], log, held_out[args.data], predictions)
+    draw_figures(out, report, state["scores"], log, next(iter(held_out.values())), predictions)
     print_table(report)
     print(f"\n  written to {out}")
 

@@ -4,6 +4,12 @@ from conftest import picture
 
 from data import Example
 
+
+def clip(count, width, height, seed=0):
+    """The frames of a video."""
+    return [picture(width, height, 100 * seed + i) for i in range(count)]
+
+
 CASES = {
     "one image": lambda: [Example([picture(140, 110)], "What is this?")],
     "ragged windows": lambda: [Example([picture(260, 150, 1)], "Where is it?")],
@@ -17,4 +23,10 @@ CASES = {
         Example([picture(60, 120, 5), picture(60, 60, 6)], "Which one is on the left of the other?"),
     ],
     "not ASCII": lambda: [Example([picture(60, 60, 6)], "Où est l'étoile? 星はどこ? <|im_end|> 🙂")],
+    "video of 8 frames": lambda: [Example(videos=[clip(8, 90, 60)], fps=4.0, prompt="What happens?")],
+    "slow video, odd frames": lambda: [Example(videos=[clip(5, 60, 150, 1)], fps=0.8, prompt="What happens?")],
+    "image and video": lambda: [
+        Example([picture(60, 60, 6)], "Where?", videos=[clip(3, 60, 90, 2)], fps=2.0),
+        Example([], "Ada has 12 apples."),
+    ],
 }

@@ -26,14 +26,27 @@ class Reference:
         self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
 
     def text(self, example, grids):
-        """The chat template with one image token for each visual token, as a string."""
+        """The chat template with one image or video token for each visual token, as a string."""
+        names = ["image"] * len(example.images) + ["video"] * len(example.videos)
         user = "".join(
-            "<|vision_start|>" + "<|image_pad|>" * (int(grid.prod()) // 4) + "<|vision_end|>" for grid in grids
+            "<|vision_start|>" + f"<|{name}_pad|>" * (int(grid.prod()) // 4) + "<|vision_end|>"
+            for name, grid in zip(names, grids)
         )
         return (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             f"<|im_start|>user\n{user}{example.prompt}<|im_end|>\n<|im_start|>assistant\n"
         )
+
+    def video(self, frames):
+        """(patches, grid) of a video, put together from the patches of its frames as still pictures: of every second
+        frame's patches the second half. (The reference's own video processor needs torchvision.)"""
+        frames = frames + frames[-1:] * (len(frames) % 2)
+        still = [self.images([frame], return_tensors="pt") for frame in frames]
+        patches = [one["pixel_values"].view(-1, 3, 2, 14 * 14).clone() for one in still]
+        for first, second in zip(patches[::2], patches[1::2]):
+            first[:, :, 1] = second[:, :, 1]
+        grid = still[0]["image_grid_thw"][0] * torch.tensor([len(frames) // 2, 1, 1])
+        return torch.cat(patches[::2]).flatten(1), grid
 
     def inputs(self, examples):
         """What transformers takes, left-padded. A special token in a user's text is text for us; a space inside it
@@ -41,12 +54,41 @@ class Reference:
         pictures = [
             image if isinstance(image, Image.Image) else Image.open(image) for e in examples for image in e.images
         ]
-        seen = self.images(pictures, return_tensors="pt") if pictures else {}
-        grids = iter(seen["image_grid_thw"] if pictures else [])
-        texts = [self.text(e, [next(grids) for _ in e.images]) for e in examples]
+        seen = dict(self.images(pictures, return_tensors="pt")) if pictures else {}
+        videos = [self.video(frames) for e in examples for frames in e.videos]
+        if videos:
+            seen["pixel_values_videos"] = torch.cat([patches for patches, _ in videos])
+            seen["video_grid_thw"] = torch.stack([grid for _, grid in videos])
+        grids, video_grids = iter(seen.get("image_grid_thw", [])), iter(seen.get("video_grid_thw", []))
+        each = [[next(grids) for _ in e.images] + [next(video_grids) for _ in e.videos] for e in examples]
+        texts = [self.text(e, found) for e, found in zip(examples, each)]
         tokens = self.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        image = self.model.config.image_token_id
-        return {**tokens, **seen, "mm_token_type_ids": (tokens["input_ids"] == image).int()}
+        config, ids = self.model.config, tokens["input_ids"]
+        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+        inputs = {**tokens, **seen, "mm_token_type_ids": kinds}
+        if videos:  # version 5.23 counts on behind the last slice, not behind the largest position (4.57 did)
+            rows = zip(examples, ids.tolist(), tokens["attention_mask"].tolist(), each)
+            inputs["position_ids"] = torch.stack([self.positions(*row) for row in rows], dim=1)
+        return inputs
+
+    def positions(self, example, ids, mask, grids):
+        """[3, T] multimodal positions, worked out token by token."""
+        pads, fps = (self.model.config.image_token_id, self.model.config.video_token_id), example.fps
+        columns, following, k = [], 0, 0
+        for i, (token, real) in enumerate(zip(ids, mask)):
+            if not real:
+                columns.append([0, 0, 0])
+            elif token not in pads:
+                columns.append([following] * 3)
+                following += 1
+            else:
+                if ids[i - 1] not in pads:
+                    (_, h, w), first, k = grids.pop(0).tolist(), following, 0
+                slice_, place = divmod(k, h * w // 4)
+                at = [first + int(slice_ * 2 / fps * 2), first + place // (w // 2), first + place % (w // 2)]
+                columns.append(at)
+                following, k = max(following, max(at) + 1), k + 1
+        return torch.tensor(columns).T
 
     @torch.no_grad()
     def logits(self, inputs):
@@ -79,8 +121,9 @@ def main():
             inputs = reference.inputs(examples())
             golden[f"{name}: input_ids"] = inputs["input_ids"]
             golden[f"{name}: logits"] = reference.logits(inputs)[:, -TAIL:].clone()
-            if "pixel_values" in inputs:
-                golden[f"{name}: patches"] = inputs["pixel_values"][::9, ::7].clone()
+            seen = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
+            if seen:
+                golden[f"{name}: patches"] = torch.cat(seen)[::9, ::7].clone()
     write_safetensors(GOLDEN, golden, {"made by": "python tests/reference.py, transformers 5.23.0"})
     print(f"{GOLDEN}: {GOLDEN.stat().st_size // 1024} KB")
 

@@ -13,16 +13,13 @@ from data import (
     REFCOCO_PROMPT,
     Example,
     Processor,
-    box_from_model,
-    box_to_model,
     image_size,
-    iou,
     load,
     open_image,
-    parse_box,
+    prediction,
     resized_size,
-    score,
 )
+from metrics import box_from_model, box_to_model, iou, parse_box
 from model import InputError
 from tiny.build import build_config, build_tokenizer
 from tiny.scenes import LOOKS, SHAPES, draw, expressions, paper
@@ -65,6 +62,11 @@ def test_boxes_go_to_the_models_pixels_and_back():
         assert all(type(n) is int for n in inside) and inside[2] <= 420 and inside[3] <= 280
         assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1)
     assert box_to_model((320, 213.5, 640, 427), size, resized) == [210, 140, 420, 280]
+
+
+def score(example, text, processor):
+    row = prediction(example, text, processor)
+    return {name: row[name] for name in ("parsed", "score", "failed")}
 
 
 def test_accuracy_counts_iou_one_half_and_parse_failures(processor):

@@ -42,7 +42,13 @@ def test_ids_patches_positions_and_logits_equal(pair, name):
     assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert torch.equal(batch.attention_mask, inputs["attention_mask"])
     assert torch.equal(batch.visual_mask, inputs["mm_token_type_ids"].bool())
-    if "pixel_values" in inputs:
+    if "position_ids" in inputs:
+        assert torch.equal(batch.position_ids, inputs["position_ids"])
+        grids = [inputs[kind] for kind in ("image_grid_thw", "video_grid_thw") if kind in inputs]
+        assert torch.equal(batch.grids, torch.cat(grids))
+        patches = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
+        assert (batch.patches - torch.cat(patches)).abs().max() <= 1e-5
+    elif "pixel_values" in inputs:
         assert torch.equal(batch.grids, inputs["image_grid_thw"])
         assert (batch.patches - inputs["pixel_values"]).abs().max() <= 1e-5
         positions, _ = reference.model.model.get_rope_index(
