@@ -534,8 +534,9 @@ class Processor:
 # stops a run, the next one goes on; and a run that misses nothing asks neither the network nor the lock.
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
+WEB = ("http://", "https://")
 COCO_IMAGES = "http://images.cocodataset.org/train2014/"
-WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte before a connection counts as lost
+WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte until a connection counts as lost
 TRIES, PAUSE = 3, 2.0  # of one address, and seconds between them
 
 
@@ -565,39 +566,35 @@ def locked(folder):
 
 
 def download(url, part, stop):
-    """The bytes at an address -> file `part`; goes on where an earlier try or run left it. Raises InputError if they
-    are not there or do not come in TRIES tries, or before the next try once the Event `stop` is set."""
+    """The bytes at an address -> the file `part`, going on where an earlier try or run left it. Raises InputError if
+    they are not there or do not come in TRIES tries; begins no further try once the Event `stop` is set."""
     for attempt in range(TRIES):
-        if attempt:
-            stop.wait(PAUSE)
-        if stop.is_set():
+        if stop.wait(PAUSE if attempt else 0):
             raise InputError(f"{url}: stopped")
         have = part.stat().st_size if part.exists() else 0
         headers = {"User-Agent": "image-lora"} | ({"Range": f"bytes={have}-"} if have else {})
         try:
             with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
-                continued = response.status == 206  # a server that knows no ranges says 200 and sends everything
-                with open(part, "ab" if continued else "wb") as file:
+                have *= response.status == 206  # a server that knows no ranges says 200 and sends everything
+                with open(part, "ab" if have else "wb") as file:
                     shutil.copyfileobj(response, file)
-                announced = int(response.headers["Content-Length"] or 0) + have * continued
-            if part.stat().st_size >= announced:
+                size, announced = part.stat().st_size, have + int(response.headers["Content-Length"] or 0)
+            if size >= announced:
                 return
-            reason = f"the connection closed after {part.stat().st_size:,} of {announced:,} bytes"
+            reason = f"the connection closed after {size:,} of {announced:,} bytes"
         except HTTPError as error:
             if error.code == 404:
                 raise InputError(f"{url}: not found (404)") from None
-            if error.code == 416:  # what is here is as long as what is there, or longer
+            if error.code == 416:  # `part` is no shorter than what is there: start over
                 part.unlink(missing_ok=True)
             reason = error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = error
-        except ValueError as error:
-            raise InputError(f"{url}: not an address ({error})") from None
     raise InputError(f"{url}: not to be had in {TRIES} tries ({reason}); the same command again goes on from here")
 
 
 def fetch_image(url, file, stop):
-    """Fetch one image; what does not decode is fetched once more from its first byte."""
+    """Fetch one image; what does not decode is fetched once more, from its first byte."""
     part = file.with_name(file.name + ".part")
     for _ in range(2):
         download(url, part, stop)
@@ -613,10 +610,10 @@ def fetch_image(url, file, stop):
 
 
 def fetch_images(names, folder, base_url=COCO_IMAGES):
-    """Fetch those of the named images that are not in folder/train2014 yet, each from base_url + name. Raises
-    InputError, naming the address, for the first that cannot be had; those fetched until then stay."""
+    """Fetch those of the named images that folder/train2014 lacks, each from base_url + name. Raises InputError, naming
+    the address, at the first that cannot be had; those fetched until then stay."""
     images = Path(folder) / "train2014"
-    names = {Path(name).name for name in names}  # from an annotation file: it must not choose the folder
+    names = {Path(name).name for name in names}  # they come from annotations, which must not choose the folder
 
     def missing():
         return sorted(name for name in names if not (images / name).exists())
@@ -624,30 +621,31 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
     if not missing():
         return
     with locked(Path(folder)):
-        if not (names := missing()):  # the run we waited for has fetched them
+        if not (names := missing()):  # the run that was waited for has fetched them
             return
         print(f"fetching {len(names):,} images from {base_url} into {images}", flush=True)
         images.mkdir(exist_ok=True)
-        stop, pool = Event(), ThreadPoolExecutor(WORKERS)
-        try:
-            jobs = [pool.submit(fetch_image, base_url + quote(name), images / name, stop) for name in names]
-            with tqdm(as_completed(jobs), total=len(jobs), desc="images", leave=False) as done:
-                for job in done:
+        stop = Event()
+        with ThreadPoolExecutor(WORKERS) as pool, tqdm(total=len(names), desc="images", leave=False) as bar:
+            try:
+                urls = [(base_url + quote(name), images / name) for name in names]
+                for job in as_completed([pool.submit(fetch_image, url, file, stop) for url, file in urls]):
                     job.result()
-        finally:  # after an error or Ctrl-C: the queue is dropped; those under way write, so the lock waits for them
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+                    bar.update()
+            finally:  # on an error or Ctrl-C whatever is queued ends at once; the lock is held until all have
+                stop.set()
 
 
 def fetch_annotations(folder, source=ANNOTATIONS):
-    """Fetch a zip archive and unpack its JSON files into the folder, unless they are there from the same source.
+    """Unpack the JSON files of a zip archive into the folder, unless they are there from the same source.
 
     source: a local zip file, an http(s) address, or owner/name/file of a data set on the hub. Raises InputError if it
     cannot be had, is broken or holds no JSON file; the folder is then as it was.
     """
-    folder, marker = Path(folder), Path(folder) / "annotations.txt"  # the source and the files unpacked from it
-    remote = source.startswith(("http://", "https://"))
-    source = str(Path(source).resolve()) if not remote and Path(source).is_file() else source
+    folder = Path(folder)
+    marker = folder / "annotations.txt"  # a line for the source, and one for each file unpacked from it
+    if not source.startswith(WEB) and Path(source).is_file():
+        source = str(Path(source).resolve())
 
     def recorded():
         return marker.read_text(encoding="utf-8").splitlines() if marker.exists() else [""]
@@ -664,10 +662,10 @@ def fetch_annotations(folder, source=ANNOTATIONS):
         print(f"fetching annotations from {source} into {folder}", flush=True)
         with TemporaryDirectory(dir=folder) as new:
             try:
-                names = unpack(archive(source, Path(new)), Path(new))
+                names = unpack(archive(source, Path(new)), Path(new), source)
             except InputError as error:
-                raise InputError(f"{error}; another archive: --annotations FILE_OR_URL") from None
-            for name in recorded()[1:]:  # so that no split of the former source is left among the new ones
+                raise InputError(f"{error}; --annotations FILE_OR_URL names another archive") from None
+            for name in recorded()[1:]:  # so that no split of another source is left among the new ones
                 (folder / name).unlink(missing_ok=True)
             marker.unlink(missing_ok=True)
             for name in names:
@@ -676,39 +674,40 @@ def fetch_annotations(folder, source=ANNOTATIONS):
 
 
 def archive(source, folder):
-    """The path of the zip file that a source of `fetch_annotations` names; from an address it comes into the folder."""
-    if source.startswith(("http://", "https://")):
+    """The zip file that a source of `fetch_annotations` names; one from an http(s) address comes into the folder."""
+    if source.startswith(WEB):
         download(source, folder / "archive.zip", Event())
         return folder / "archive.zip"
     if Path(source).is_file():
         return Path(source)
     on_hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)/(.+)", source)
     if not on_hub:
-        raise InputError(f"{source}: no such file (nor an http address, nor owner/name/file of a data set on the hub)")
+        raise InputError(f"{source}: no such file, nor an http address, nor owner/name/file of a data set on the hub")
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(on_hub[1], on_hub[2], repo_type="dataset"))
     except Exception as error:  # noqa: BLE001 (the hub's errors and those of its HTTP library share nothing narrower)
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(f"{source}: no such file, and not to be had from the hub: {reason}") from None
 
 
-def unpack(file, folder):
-    """Unpack the JSON files of a zip archive, wherever they lie in it, right into the folder -> their names."""
+def unpack(file, folder, source):
+    """Unpack the JSON files of a zip archive, wherever they lie in it, right into the folder -> their names.
+    source: what an InputError calls it."""
     names = set()
     try:
         with zipfile.ZipFile(file) as members:
             for member in members.infolist():
-                name = Path(member.filename).name  # never the path: "../x" would leave the folder
-                if name.endswith((".json", ".jsonl")) and not name.startswith(".") and not member.is_dir():
+                if member.filename.endswith((".json", ".jsonl")):
+                    name = Path(member.filename).name  # not the path: "../x.json" would leave the folder
                     with members.open(member) as packed, open(folder / name, "wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
                     names.add(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{file}: cannot be unpacked ({error})") from None
+        raise InputError(f"{source}: not a whole zip archive ({error})") from None
     if not names:
-        raise InputError(f"{file}: no .json or .jsonl file in this archive")
+        raise InputError(f"{source}: no .json or .jsonl file in this archive")
     return sorted(names)
 
 

@@ -103,9 +103,9 @@ def second_order(vlm, batches):
     """How much a Newton step along the mean gradient g of B^(h) would lower the loss: |g|^4 / (g^T F g), with the
     empirical Fisher matrix F (mean over the batches of g_b g_b^T) in place of the Hessian; the factor 1/2 left out."""
     each = torch.stack(list(rank1_gradients(vlm, batches)))  # [batches, L, G, K]
-    mean = each.mean(dim=0)
-    curvature = (each * mean).sum(dim=-1).square().mean(dim=0)
-    return mean.square().sum(dim=-1).square() / curvature.clamp(min=1e-30)
+    g = each.mean(dim=0)
+    curvature = (each * g).sum(dim=-1).square().mean(dim=0)
+    return g.square().sum(dim=-1).square() / curvature.clamp(min=1e-30)
 
 
 def learned_mask(vlm, batches):
@@ -256,7 +256,7 @@ def main(argv=None):
     try:
         model = here / "tiny" if args.model == "tiny" else args.model
         vlm, processor = VLM.from_pretrained(model), Processor.from_pretrained(model, max_pixels=args.max_pixels)
-        rows = [e for e in load(args.data, args.data_root or Path("data") / args.data, "train", 4800) if e.images]
+        rows = [e for e in load(args.data, args.data_root or Path("data") / args.data, "train", 4800) if e.visuals]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))[: args.samples].tolist()
         scores = head_scores(vlm, (processor([rows[i]]) for i in order), args.criterion, args.seed)
         total = vlm.config.layers * vlm.config.value_heads

@@ -117,7 +117,7 @@ def parse_args(argv=None):
 
     g = parser.add_argument_group("data")
     known = "a data set is NAME or NAME=FOLDER"
-    g.add_argument("--data", default="scenes", help=f"training data: {', '.join(DATASETS)}; {known}")
+    g.add_argument("--data", help=f"training data: {', '.join(DATASETS)}; {known} (default: scenes)")
     g.add_argument("--data-root", help="folder of --data (default: data/NAME; refcoco: else fetched into a cache)")
     g.add_argument(
         "--annotations", default=ANNOTATIONS, help="where to fetch RefCOCO's from: hub file, URL or zip file"
@@ -204,6 +204,7 @@ def parse_args(argv=None):
     g.add_argument("--keep-states", action=flag, default=False, help="keep each saved state, as state-STEP.pt")
     g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
     args = parser.parse_args(argv)
+    args.data = args.data or (args.eval[0] if args.eval and args.eval_only else "scenes")
     args.data, _, folder = args.data.partition("=")
     args.data_root = folder or args.data_root
     if args.steps is not None and args.epochs is not None:
@@ -211,10 +212,10 @@ def parse_args(argv=None):
     if args.data in DRAWN:  # what the command line does not say, the kind of data decides
         defaults = {name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs}
         parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
-        args = parser.parse_args(argv)
+        args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"data": args.data, "data_root": args.data_root})
     for name in (args.data, *(args.eval or []), *(args.also or [])):
         if name.partition("=")[0] not in DATASETS:
-            parser.error(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+            raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
 
     if not args.targets or set(args.targets) - set("qkvo"):
         parser.error(f"--targets {args.targets}: choose from q, k, v, o")
@@ -730,7 +731,8 @@ def make_folder(out):
 
 def load_data(args, processor):
     """(training examples, {name: held-out examples}); the accuracy of the first of these is the run's."""
-    also = (["scenes-day", "sums"] if args.data == "scenes" else []) if args.also is None else args.also
+    usual = ["scenes-day", "sums"] if args.data == "scenes" and not args.eval else []
+    also = usual if args.also is None else args.also
     held_out, roots = {}, {args.data: args.data_root}
     for said in [*(args.eval or [args.data]), *also]:
         name, _, folder = said.partition("=")

@@ -1,7 +1,11 @@
 """Every data set of the paper from the files that a user has: loaders, splits, prompts, and a run of each from end to end."""
 
+import functools
 import json
 import random
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, picture
@@ -192,6 +196,31 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     assert f"{len(rows)} answers scored anew, 0 scores differ" in capsys.readouterr().out
 
 
+def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, monkeypatch, capsys):
+    make_refcoco(tmp_path / "web")
+    with zipfile.ZipFile(tmp_path / "web/annotations.zip", "w") as archive:
+        for file in (tmp_path / "web").glob("*.json*"):
+            archive.write(file, f"rec_jsons_processed/{file.name}")
+    serve = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("IMAGELORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # where there is no data/refcoco
+    address = f"http://127.0.0.1:{server.server_port}"
+    flags = f"--data refcoco --annotations {address}/annotations.zip --image-url {address}/train2014/ --steps 1"
+    flags = [*flags.split(), "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"]
+    train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "first")])
+    assert str(tmp_path / "cache/refcoco") in capsys.readouterr().out
+    have = {file.name for file in (tmp_path / "cache/refcoco/train2014").iterdir()}
+    assert have == {f"COCO_train2014_{i:012d}.jpg" for i in (0, 1)}  # those that these rows need, no more
+    server.shutdown()
+    server.server_close()
+    train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "second")])
+    both = [json.loads((tmp_path / out / "report.json").read_text())["tuned"] for out in ("first", "second")]
+    assert both[0] == both[1]
+    capsys.readouterr()
+
+
 def test_text_skills_are_checked_after_any_fine_tuning(tmp_path, capsys):
     make_jsonl(tmp_path / "own")
     make_gsm8k(tmp_path / "sums")
@@ -212,6 +241,17 @@ def test_other_data_can_be_evaluated_than_was_trained_on(tmp_path, capsys):
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert set(report["tuned"]["by_kind"]) == {"textvqa"}
     assert report["tuned"]["accuracy"] == report["tuned"]["by_kind"]["textvqa"]
+    capsys.readouterr()
+
+
+def test_a_model_is_evaluated_on_one_data_set_alone(tmp_path, capsys):
+    make_gsm8k(tmp_path / "sums")
+    flags = f"--eval-only --eval gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --max-new-tokens 4"
+    train.main(flags.split())
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["data"] == "gsm8k" and set(report["base"]["by_kind"]) == {"gsm8k"}
+    assert report["base"]["accuracy"] == report["base"]["text_accuracy"] is not None
+    assert report["arguments"]["eval_batch"] == 32  # not the tiny model's
     capsys.readouterr()
 
 
@@ -362,7 +402,7 @@ def test_a_relative_box_is_an_error_not_a_guess(tmp_path):
 def test_an_unknown_name_in_eval_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--eval", "textvq"])
-    assert stop.value.code == 2 and "unknown data set 'textvq'" in capsys.readouterr().err
+    assert stop.value.code == 2 and "error: unknown data set 'textvq'; known: refcoco" in capsys.readouterr().err
 
 
 # -- real annotation files
