@@ -20,6 +20,7 @@ apart and concatenated, so the labels are right by construction.
 Shapes: B batch, T sequence length, P image patches, N visual tokens in the batch.
 """
 
+import argparse
 import csv
 import json
 import math
@@ -724,6 +725,7 @@ REFCOCO_FILES = {  # data set -> its REFER pickle, and what its JSON files are c
 }
 IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014", "train_images")
 IMAGE_FOLDERS += ("screenspotv2_image",)
+OWN = ("image", "images", "prompt", "sent", "answer", "bbox", "width", "height", "kind")  # what is read of your own rows
 SCREENSPOT_PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
 TEXTVQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
 NEXTQA_PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
@@ -772,6 +774,15 @@ def json_rows(file):
                     raise InputError(f"{file}:{i}: not JSON ({error})") from None
 
 
+@contextmanager
+def reading(source, what):
+    """What a row lacks or holds wrongly becomes an InputError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{source}: not a row of {what} as known here ({error!r})") from None
+
+
 def refer_rows(folder, pickle_name, split):
     """The original REFER layout: refs(unc).p has the expressions, instances.json (COCO style) the boxes."""
     refs, instances = read_pickle(folder / pickle_name), read_json(folder / "instances.json")
@@ -797,7 +808,7 @@ def refcoco_row(row, source):
     """The JSON forms of the RefCOCO family -> one. Qwen-VL's evaluation: {"image", "sent", "bbox" x1 y1 x2 y2};
     VLM-R1's: {"image", "problem", "solution" x1 y1 x2 y2} and {"image", "conversations"}; and the annotations
     {"img_id", "sents", "bbox" x y w h}."""
-    try:
+    with reading(source, "RefCOCO"):
         if "conversations" in row:
             question, answer = (turn["value"] for turn in row["conversations"])
             return {"image": row["image"], "sent": described(question), "bbox": parse_box(answer)}
@@ -806,11 +817,8 @@ def refcoco_row(row, source):
         if "img_id" in row:
             image = re.sub(r"_\d+$", "", row["img_id"]) + ".jpg"
             return row | {"image": image, "sent": row["sents"], "bbox": corners(row["bbox"])}
-        return {key: row[key] for key in ("image", "sent", "bbox")} | {
-            k: row[k] for k in ("width", "height") if k in row
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a RefCOCO row as known here ({type(error).__name__}: {error})") from None
+        size = {key: row[key] for key in ("width", "height") if key in row}
+        return size | {key: row[key] for key in ("image", "sent", "bbox")}
 
 
 def described(question):
@@ -860,8 +868,10 @@ def jsonl(name, root, split):
     "sent" (put into the RefCOCO prompt), "answer" (text) or "bbox" (x1, y1, x2, y2 in pixels of the image). Images stand
     before the prompt, or where it says "<image>". Metric: exact match, IoU for boxes."""
     for row, source in json_rows(file_of(root, split, "*.jsonl", "no .jsonl file at all")):
-        if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-            row = row | {"prompt": placed(row["prompt"], row, source)}
+        if isinstance(row, dict):
+            row = {key: row[key] for key in OWN if key in row}
+            if isinstance(row.get("prompt"), str):
+                row["prompt"] = placed(row["prompt"], row, source)
         yield row, source
 
 
@@ -869,10 +879,8 @@ def llava(name, root, split):
     """Conversations as LLaVA has them, root/<split>.json: [{"image" or "images", "conversations": [{"from": "human" or
     "gpt", "value"}, ...]}]. Every answer is a row of its own, behind the turns before it. Metric: exact match."""
     for row, source in json_rows(file_of(root, split, "*.json", "no .json file at all")):
-        try:
+        with reading(source, "conversations"):
             turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{source}: not a conversation of turns with from and value ({error!r})") from None
         if not turns or [who for who, _ in turns] != ["human", "gpt"] * (len(turns) // 2):
             raise InputError(f"{source}: turns must alternate human, gpt; they are {[who for who, _ in turns]}")
         placed("".join(said for who, said in turns if who == "human"), row, source)
@@ -912,16 +920,14 @@ def screenspot(name, root, split):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     for file in files:
         for row, source in json_rows(file):
-            try:
-                if split not in ("test", ours(row["img_filename"])):
-                    continue
+            with reading(source, name):
                 found = {"image": row["img_filename"], "prompt": SCREENSPOT_PROMPT.format(row["instruction"])}
                 found |= {"bbox": row["bbox"] if pro else corners(row["bbox"]), "metric": "point"}
                 found |= {"kind": row["ui_type" if pro else "data_type"]}
                 found |= {"group": row["group"] if pro else file.stem.split("_")[1]}
-                yield found | (dict(zip(("width", "height"), row["img_size"])) if pro else {}), source
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{source}: not a row of {name} as known here ({error!r})") from None
+                found |= dict(zip(("width", "height"), row["img_size"])) if pro else {}
+            if split in ("test", ours(found["image"])):
+                yield found, source
 
 
 def textvqa(name, root, split):
@@ -931,11 +937,9 @@ def textvqa(name, root, split):
     file = file_of(root, split, "TextVQA_0.5.1_*.json", "see the README for where to get it")
     for i, row in enumerate(read_json(file).get("data", []), start=1):
         source = f"{file}, row {i}"
-        try:
+        with reading(source, "TextVQA with answers"):
             answers, prompt = row["answers"], TEXTVQA_PROMPT.format(row["question"])
             found = {"image": f"{row['image_id']}.jpg", "prompt": prompt, "answer": max(answers, key=answers.count)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{source}: not a row of TextVQA with answers ({error!r})") from None
         yield found | {"metric": "vqa", "reference": answers}, source
 
 
@@ -950,21 +954,14 @@ def nextqa(name, root, split):
     with open(file, newline="", encoding="utf-8") as lines:
         for i, row in enumerate(csv.DictReader(lines), start=2):
             source = f"{file}:{i}"
-            try:
+            with reading(source, "NExT-QA"):
                 options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate("ABCDE"))
-                letter, kind, video = "ABCDE"[int(row["answer"])], row["type"], row["video"]
-                prompt = NEXTQA_PROMPT.format(row["question"].strip().rstrip("?"), options)
-                rate = int(row["frame_count"]) / 30
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise InputError(f"{source}: not a row of NExT-QA as known here ({error!r})") from None
+                found = {"prompt": NEXTQA_PROMPT.format(row["question"].strip().rstrip("?"), options)}
+                found |= {"answer": "ABCDE"[int(row["answer"])], "metric": "choice"}
+                found |= {"kind": row["type"], "group": NEXTQA_GROUPS[row["type"][0]]}
+                video, rate = row["video"], int(row["frame_count"]) / 30
             frames, seconds = video_frames(find_video(root, source, video, places.get(video, video)), VIDEO_FRAMES)
-            found = {
-                "videos": [frames],
-                "fps": len(frames) / (seconds or rate or 1),
-                "prompt": prompt,
-                "answer": letter,
-            }
-            yield found | {"metric": "choice", "kind": kind, "group": NEXTQA_GROUPS.get(kind[:1], "")}, source
+            yield found | {"videos": [frames], "fps": len(frames) / (seconds or rate or 1)}, source
 
 
 def find_video(root, source, *names):
@@ -983,25 +980,21 @@ def vilp(name, root, split):
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     for row, source in json_rows(file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as the README says")):
-        try:
+        for i in (1, 2, 3):
+            with reading(source, name):
+                found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"]), "metric": "word"}
+                found |= {"prompt": VILP_PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
             if split in ("test", ours(row["question"])):
-                for i in (1, 2, 3):
-                    found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"])}
-                    found |= {"prompt": VILP_PROMPT.format(row["question"]), "metric": "word"}
-                    yield found | {"kind": "prior" if i == 1 else "score"}, source
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{source}: not a row of ViLP as known here ({error!r})") from None
+                yield found, source
 
 
 def gsm8k(name, root, split):
     """GSM8K, text only: root/<split>.jsonl (train, test) with "question" and "answer", a solution that ends in "#### 42".
     The calculator's marks <<...>> are left out of what is learnt. Metric: exact match of the last number."""
     for row, source in json_rows(file_of(root, split, "*.jsonl", "see the README for where to get it")):
-        try:
+        with reading(source, "GSM8K"):
             solution = re.sub(r"<<.*?>>", "", row["answer"])
             found = {"prompt": GSM8K_PROMPT.format(row["question"]), "answer": solution}
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{source}: not a row of GSM8K as known here ({error!r})") from None
         yield found | {"metric": "number", "reference": gsm8k_answer(solution)}, source
 
 
@@ -1151,12 +1144,10 @@ def rescore(file):
     base and the tuned model. Returns the number of rows whose score differs from the one written there."""
     rows, differ = {}, 0
     for row, source in json_rows(Path(file)):
-        try:
+        with reading(source, "predictions.jsonl"):
             found = score(row["metric"], row["text"], row["reference"], row["size"], row["resized"])
             differ += found["score"] != row["score"]
-            rows.setdefault(row.get("when", ""), []).append(row | found)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{source}: not a row of predictions.jsonl ({error!r})") from None
+            rows.setdefault(row["when"], []).append(row | found)
     for when, predictions in rows.items():
         found = summary(predictions)
         for kind, value in found["by_kind"].items():
@@ -1167,13 +1158,14 @@ def rescore(file):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description="Compute the scores of a run's answers anew, from its predictions.jsonl.")
+    parser.add_argument("command", choices=["score"])
+    parser.add_argument("file", type=Path, help="RUN/predictions.jsonl")
+    args = parser.parse_args(argv)
     try:
-        if len(argv) != 2 or argv[0] != "score":
-            raise InputError("usage: python data.py score RUN/predictions.jsonl")
-        if not Path(argv[1]).exists():
-            raise InputError(f"{argv[1]}: no such file")
-        rescore(argv[1])
+        if not args.file.exists():
+            raise InputError(f"{args.file}: no such file")
+        rescore(args.file)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,49 +19,11 @@ from data import (
     prediction,
     resized_size,
 )
-from metrics import box_from_model, box_to_model, iou, parse_box
 from model import InputError
 from tiny.build import build_config, build_tokenizer
 from tiny.scenes import LOOKS, SHAPES, draw, expressions, paper
 
 # -- boxes and scores
-
-
-def test_iou_of_boxes_computed_by_hand():
-    assert iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
-    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
-    assert iou((0, 0, 10, 10), (2, 2, 4, 4)) == pytest.approx(4 / 100)
-    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0
-    assert iou((10, 10, 0, 0), (0, 0, 10, 10)) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "box"),
-    [
-        ("[1, 2, 3, 4]", [1, 2, 3, 4]),
-        ('```json\n[\n\t{"bbox_2d": [10, 20.5, 30, 40], "label": "cup"}\n]\n```', [10, 20.5, 30, 40]),
-        ("[1, 2, 3] no, [4,5,6,7] or [8, 9, 10, 11]", [4, 5, 6, 7]),
-        ("[[1, 2, 3, 4]]", [1, 2, 3, 4]),
-        ("[-1, .5, 3., 4]", [-1, 0.5, 3, 4]),
-        ("1, 2, 3, 4", None),
-        ("[1, 2, 3, 4, 5]", None),
-        ("[a, 2, 3, 4]", None),
-        ("[nan, 2, 3, 4]", None),
-        ("[1, 2, 3, 4", None),
-        ("", None),
-    ],
-)
-def test_the_first_bracket_with_exactly_four_numbers_is_the_box(text, box):
-    assert parse_box(text) == box
-
-
-def test_boxes_go_to_the_models_pixels_and_back():
-    size, resized = (640, 427), (420, 280)
-    for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
-        inside = box_to_model(box, size, resized)
-        assert all(type(n) is int for n in inside) and inside[2] <= 420 and inside[3] <= 280
-        assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1)
-    assert box_to_model((320, 213.5, 640, 427), size, resized) == [210, 140, 420, 280]
 
 
 def score(example, text, processor):
