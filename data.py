@@ -725,7 +725,17 @@ REFCOCO_FILES = {  # data set -> its REFER pickle, and what its JSON files are c
 }
 IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014", "train_images")
 IMAGE_FOLDERS += ("screenspotv2_image",)
-OWN = ("image", "images", "prompt", "sent", "answer", "bbox", "width", "height", "kind")  # what is read of your own rows
+OWN = (
+    "image",
+    "images",
+    "prompt",
+    "sent",
+    "answer",
+    "bbox",
+    "width",
+    "height",
+    "kind",
+)  # what is read of your own rows
 SCREENSPOT_PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
 TEXTVQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
 NEXTQA_PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
@@ -1158,7 +1168,9 @@ def rescore(file):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Compute the scores of a run's answers anew, from its predictions.jsonl.")
+    parser = argparse.ArgumentParser(
+        description="Compute the scores of a run's answers anew, from its predictions.jsonl."
+    )
     parser.add_argument("command", choices=["score"])
     parser.add_argument("file", type=Path, help="RUN/predictions.jsonl")
     args = parser.parse_args(argv)

@@ -318,12 +318,12 @@ def scores_of(report):
 
 
 def model_and_rows(args, data="", split="test", limit=300):
-    """(settings, vlm, processor, rows of the suites' data set, their pictures encoded)."""
+    """(settings, vlm, processor, at most `limit` rows of the suites' data set, their pictures encoded)."""
     settings = train.parse_args(f"{COMMON} {data} {args.more}".split())
     vlm, processor = train.load_model(settings)
-    rows = [
-        e for e in train.load_rows(settings, settings.data, settings.data_root, split, limit, processor) if e.images
-    ]
+    limit = min(limit, (settings.limit if split == "train" else settings.eval_limit) or limit)
+    rows = train.load_rows(settings, settings.data, settings.data_root, split, limit, processor)
+    rows = [e for e in rows if e.images]
     return settings, vlm, processor, rows, train.encode_pictures(settings, vlm, processor, rows)
 
 

@@ -56,6 +56,18 @@ def test_rank_correlation_with_ties_and_overlap_of_selections():
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """Runs in this process, which has everything loaded, one at a time."""
+
+    def here(command, **kwargs):
+        experiments.train.main(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiments, "subprocess", SimpleNamespace(run=here))
+    return ["--jobs", "1"]
+
+
+@pytest.fixture
 def rates(tmp_path):
     """A learning rate of 0.01 for every row, where the suites look for it."""
     (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": dict.fromkeys(experiments.SEARCHED, 1e-2)}))
@@ -74,12 +86,12 @@ def test_a_row_takes_the_rate_of_the_nearest_searched_flags(tmp_path):
     assert words("--rank 8 --no-norm") == {("--rank", "8"), ("--no-norm",)}
 
 
-def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(rates, monkeypatch, capsys):
+def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(rates, quick, monkeypatch, capsys):
     rows = {"base": "--method none", "LoRA q,k,v,o": "--method lora", "Image-LoRA": "--heads 5"}
     monkeypatch.setattr(experiments, "SUITES", {"one": ("Does it run?", rows), "two": ("Again?", {"it": "--heads 5"})})
     monkeypatch.setattr(experiments, "ANALYSES", {"one": lambda reports, args: ([("T", {"a": {"b": [2, 4]}})], ["so"])})
     more = "--steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
-    flags = ["--seeds", "0", "1", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
+    flags = ["--seeds", "0", "1", "--runs", str(rates / "runs"), "--out", str(rates), *quick, "--more", more]
     experiments.main(["one", *flags])
     reports = {file: file.stat().st_mtime_ns for file in (rates / "runs").rglob("report.json")}
     assert len(reports) == 5  # the base model needs one seed
@@ -120,17 +132,10 @@ def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, ca
     capsys.readouterr()
 
 
-def test_every_analysis_runs(rates, monkeypatch, capsys):
+def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
     monkeypatch.setattr(experiments, "COMMON", experiments.COMMON.replace("--steps 200 --limit 4800", "--limit 40"))
     monkeypatch.setattr(experiments, "FEW", 2)
-
-    def here(command, **kwargs):
-        """In this process, which has everything loaded."""
-        experiments.train.main(command[2:])
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(experiments, "subprocess", SimpleNamespace(run=here))
     names = ("ratio", "criteria", "faithful", "drift", "attention")
     suites = {name: experiments.SUITES[name] for name in names}
     short = {name: flags for name, flags in suites["ratio"][1].items() if "as it is" in name}
@@ -138,7 +143,7 @@ def test_every_analysis_runs(rates, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "SUITES", suites)
     more = "--steps 2 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
     experiments.main(
-        ["all", "--jobs", "1", "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
+        ["all", *quick, "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
     )
     for name in names:
         for _, table in json.loads((rates / f"{name}.json").read_text())["tables"][1:]:
