@@ -316,7 +316,7 @@ def summary(predictions, data=None):
     data: the data set whose accuracy is "accuracy" (None: all rows); it is that of its rows with images, if it has any,
     and leaves out kind "prior" (ViLP's first image measures what the model would say without looking).
     text_accuracy is that of rows without image and video; by_kind has the mean score of each "data kind" and of each
-    "data group". A mean over nothing is None.
+    "data group"; boxes compares those of `data`. A mean over nothing is None.
     """
     kinds = {}
     for row in predictions:
@@ -331,7 +331,7 @@ def summary(predictions, data=None):
         "text_accuracy": mean(text_rows),
         "by_kind": {name: mean(scores) for name, scores in kinds.items()},
         "parse_failures": sum(bool(row["failed"]) for row in predictions),
-        "boxes": compare_boxes([row for row in predictions if row.get("metric") == "iou" and row["parsed"]]),
+        "boxes": compare_boxes([row for row in own if row.get("metric") == "iou" and row["parsed"]]),
     }
 
 

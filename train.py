@@ -700,6 +700,13 @@ def print_table(report):
     print(f"\n  {'':32}{'before':>14}{'after':>14}")
     for name, before, after in rows:
         print(f"  {name:32}{before:>14}{after:>14}")
+    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
+    if boxes and boxes["count"]:
+        centre, size = boxes["centre_error"], boxes["size_ratio"]
+        print(
+            f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})"
+        )
+        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
     trainable, total = report["trainable_parameters"], report["parameters"]
     print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")

@@ -134,14 +134,13 @@ def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, ca
 
 def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
-    monkeypatch.setattr(experiments, "COMMON", experiments.COMMON.replace("--steps 200 --limit 4800", "--limit 40"))
     monkeypatch.setattr(experiments, "FEW", 2)
     names = ("ratio", "criteria", "faithful", "drift", "attention")
     suites = {name: experiments.SUITES[name] for name in names}
     short = {name: flags for name, flags in suites["ratio"][1].items() if "as it is" in name}
     suites["ratio"] = (suites["ratio"][0], short)
     monkeypatch.setattr(experiments, "SUITES", suites)
-    more = "--steps 2 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
+    more = "--steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
     experiments.main(
         ["all", *quick, "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
     )
