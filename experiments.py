@@ -80,7 +80,8 @@ SUITES = {
             "an A for each head": "--no-shared",
             "gamma 1, not learned": "--no-learn-gate",
             **{f"rank {rank}": f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16, 32)},
-            **{f"{heads} heads": f"--heads {heads}" for heads in (1, 5, 10, 20)},
+            "1 head": "--heads 1",
+            **{f"{heads} heads": f"--heads {heads}" for heads in (5, 10, 20)},
             **{f"5 heads, tau {tau}": f"--heads 5 --tau {tau}" for tau in (0, 1, 2)},
         },
     ),
@@ -299,8 +300,7 @@ def markdown(result):
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     lines += [f"- {sentence}" for sentence in result["sentences"]]
-    seeds = f"seeds {', '.join(map(str, result['seeds']))}"
-    lines.append(f"- `{result['command']}`: {seeds}; {result['minutes']:.0f} minutes on {result['cores']} cores.")
+    lines.append(f"- `{result['command']}`, {result['minutes']:.0f} minutes on {result['cores']} cores.")
     return "\n".join(lines) + "\n"
 
 
@@ -543,7 +543,7 @@ def run_suite(suite, args):
         "sentences": sentences,
         "minutes": (trained + time.perf_counter() - start) / 60,
         "cores": args.cores,
-        "command": f"python experiments.py {suite}",
+        "command": f"python experiments.py {suite} --seeds {' '.join(map(str, args.seeds))}",
     }
     write_text(args.out / f"{suite}.json", json.dumps(result, indent=1) + "\n")
     result = read_json(args.out / f"{suite}.json")
