@@ -119,7 +119,7 @@ SUITES = {
         "On questions whose usual answer the picture contradicts: does less capacity hold the habit off?",
         {name: f"--data scenes-prior {flags}" for name, flags in (BASE | LORA).items()}
         | {
-            f"Image-LoRA, {n} heads, rank {rank}": f"--data scenes-prior --heads {n} --rank {rank} --alpha {2 * rank}"
+            f"Image-LoRA, {n} head{'s' * (n > 1)}, rank {rank}": f"--data scenes-prior --heads {n} --rank {rank} --alpha {2 * rank}"
             for n, rank in ((20, 8), (5, 8), (5, 1), (1, 1))
         },
     ),
@@ -262,6 +262,10 @@ MEASURES = {  # column: (value of a report or None, how it is written)
     "FLOPs a step": (lambda r: r["adapter_flops_per_step"], ".2e"),
     "ms a step": (lambda r: r["step_ms"], ".0f"),
 }  # fmt: skip
+FORMS = {column: form for column, (_, form) in MEASURES.items()} | {
+    "visual share": "%",
+    "FLOPs, Image-LoRA / LoRA": "%",
+}
 
 
 def written(values, form):
@@ -296,7 +300,7 @@ def markdown(result):
         lines += [f"{title}:", ""] if title else []
         lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         for name, row in rows.items():
-            cells = [written(row[c], MEASURES[c][1] if c in MEASURES else ".2f") for c in columns]
+            cells = [written(row[c], FORMS.get(c, ".2f")) for c in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     lines += [f"- {sentence}" for sentence in result["sentences"]]
@@ -327,15 +331,26 @@ def model_and_rows(args, data="", split="test", limit=300):
     return settings, vlm, processor, rows, train.encode_pictures(settings, vlm, processor, rows)
 
 
+def accuracies(reports):
+    return {name: [accuracy(r) for r in rs] for name, rs in reports.items()}
+
+
 def compare_with_lora(reports, args):
-    found = {name: [accuracy(r) for r in rs] for name, rs in reports.items()}
-    lora = found["LoRA q,k,v,o"]
-    others = [name for name in reports if name not in ("base", "LoRA q,k,v,o")]
-    sentences = [compared(f"{name}, against LoRA", found[name], lora) for name in others]
-    for heads in (15, 5):
-        probed, drawn = (found[f"Image-LoRA, {heads} {how} heads"] for how in ("probed", "random"))
-        sentences.append(compared(f"{heads} probed against {heads} random heads", probed, drawn))
+    """Every row against the first LoRA, and probed heads against as many random ones."""
+    found, lora = accuracies(reports), next(name for name in reports if name.startswith("LoRA"))
+    others = [name for name in reports if name not in ("base", lora)]
+    sentences = [compared(f"{name}, against LoRA", found[name], found[lora]) for name in others]
+    for name in others:
+        if (drawn := name.replace("probed", "random")) != name:
+            sentences.append(compared(f"{name}, against random ones", found[name], found[drawn]))
     return [], sentences
+
+
+def look_by_look(reports, args):
+    found = accuracies(reports)
+    looks = [name.removesuffix(", LoRA") for name in reports if name.endswith(", LoRA")]
+    pairs = [(look, found[f"{look}, Image-LoRA"], found[f"{look}, LoRA"]) for look in looks]
+    return [], [compared(f"{look}, Image-LoRA against LoRA", ours, lora) for look, ours, lora in pairs]
 
 
 def unevenness(reports, args):
@@ -520,6 +535,8 @@ ANALYSES = {
     "stability": stable,
     "drift": moving,
     "attention": attending,
+    "bottleneck": compare_with_lora,
+    "looks": look_by_look,
 }
 
 # --------------------------------------------------------------------------------------------------------- the command
