@@ -15,7 +15,6 @@ Learning rates are searched on the split "val", results come from the split "tes
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import subprocess
@@ -34,6 +33,7 @@ from tqdm import tqdm
 import figures
 import train
 from imagelora import load_adapter
+from metrics import paired
 from model import InputError, read_json, write_text
 from probe import CRITERIA, head_scores, jaccard, save_selection, select_heads, spearman
 
@@ -204,40 +204,6 @@ def run_rows(rows, args):
     for (name, _), report in zip(jobs, run_all([flags for _, flags in jobs], args)):
         reports[name].append(report)
     return reports
-
-
-# -------------------------------------------------------------------------------------------------------- statistics
-
-
-def t_cdf(t, df):
-    """P(T <= t) of Student's distribution. With t = sqrt(df) tan(x) the density is c cos(x)^(df - 1), smooth on a finite
-    interval, so Simpson's rule is exact to many places."""
-    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    end, n = math.atan(abs(t) / math.sqrt(df)), 400
-    y = [math.cos(end * i / n) ** (df - 1) for i in range(n + 1)]
-    area = c * end / n / 3 * (y[0] + y[n] + 4 * sum(y[1:n:2]) + 2 * sum(y[2:n:2]))
-    return 0.5 + math.copysign(area, t)
-
-
-def t_quantile(p, df):
-    """The t with P(T <= t) = p >= 0.5, by bisection."""
-    low, high = 0.0, 1e4
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return low
-
-
-def paired(a, b):
-    """Paired comparison of two lists (a value a seed): mean difference a - b, its 95 % confidence interval, and the two-sided
-    p of the paired t-test. One pair alone, or equal differences, have no interval (None)."""
-    differences = [x - y for x, y in zip(a, b)]
-    d, n = mean(differences), len(differences)
-    if n < 2 or (s := stdev(differences)) == 0:
-        return {"difference": d, "interval": None, "p": None}
-    error = s / math.sqrt(n)
-    half = t_quantile(0.975, n - 1) * error
-    return {"difference": d, "interval": [d - half, d + half], "p": 2 * (1 - t_cdf(abs(d / error), n - 1))}
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

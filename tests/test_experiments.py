@@ -10,16 +10,9 @@ import pytest
 from conftest import ROOT
 
 import experiments
-from experiments import (
-    jaccard,
-    markdown,
-    paired,
-    rate,
-    spearman,
-    t_cdf,
-    t_quantile,
-    words,
-)
+from experiments import markdown, rate, words
+from metrics import paired, t_cdf, t_quantile
+from probe import jaccard, spearman
 
 
 def test_student_t_of_known_values():
