@@ -2,6 +2,7 @@
 
     score("iou", "[10, 20, 30, 40]", (9, 20, 31, 40), size, resized)   -> {"parsed", "score", "failed"}
     summary([{"data", "kind", "metric", "score", ...}, ...])            -> accuracies, parse failures, how boxes differ
+    paired(a, b)                                                        -> is one method better than another, over seeds
 
 A metric is a function(text, reference, size, resized) -> (parsed, score). `parsed` is what was read from the text,
 None where nothing could be read: that counts as failed and scores 0. `score` lies in 0..1. `size` and `resized` are
