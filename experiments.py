@@ -405,7 +405,7 @@ def stable(reports, args):
     table = {}
     for count in (1, 4, 16, 64, 256):
         found = [agreeing(probed(args, *stage[1:], rows, known, count, seed), reference) for seed in args.seeds]
-        table[f"{count} rows"] = dict(zip(OVERLAP, zip(*found)))
+        table[f"{count} row{'s' * (count > 1)}"] = dict(zip(OVERLAP, zip(*found)))
     for look in ("day", "dusk", "fog", "noise", "negative"):
         *stage, rows, known = model_and_rows(args, f"--data scenes-{look}", "train", 1200)
         found = [agreeing(probed(args, *stage[1:], rows, known, 256, seed), reference) for seed in args.seeds]
@@ -529,14 +529,19 @@ def run_suite(suite, args):
         "command": f"python experiments.py {suite} --seeds {' '.join(map(str, args.seeds))}",
     }
     write_text(args.out / f"{suite}.json", json.dumps(result, indent=1) + "\n")
-    result = read_json(args.out / f"{suite}.json")
-    write_text(args.out / f"{suite}.md", markdown(result))
-    panels = []
+    render(args.out / f"{suite}.json")
+    print(f"\n{(args.out / suite).with_suffix('.md').read_text()}\n  written to {args.out}/{suite}.json, .md, .png")
+
+
+def render(file):
+    """SUITE.json -> SUITE.md and SUITE.png beside it."""
+    result, panels = read_json(file), []
+    write_text(file.with_suffix(".md"), markdown(result))
     for title, found in result["tables"]:
         column = next(iter(next(iter(found.values()))))
-        panels.append((title or "accuracy in the new look", {name: row[column] for name, row in found.items()}))
-    figures.dots(args.out / f"{suite}.png", question, panels)
-    print(f"\n{markdown(result)}\n  written to {args.out}/{suite}.json, .md, .png")
+        shown = f"{title}: {column}" if title else "accuracy in the new look"
+        panels.append((shown, {name: row[column] for name, row in found.items()}))
+    figures.dots(file.with_suffix(".png"), result["question"], panels)
 
 
 def main(argv=None):
