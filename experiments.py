@@ -230,7 +230,7 @@ MEASURES = {  # column: (value of a report or None, how it is written)
 }  # fmt: skip
 FORMS = {column: form for column, (_, form) in MEASURES.items()} | {
     "visual share": "%",
-    "FLOPs, Image-LoRA / LoRA": "%",
+    "FLOPs over LoRA's": "%",
 }
 
 
@@ -337,7 +337,7 @@ def savings(reports, args):
             ratios = [a["adapter_flops_per_step"] / b["adapter_flops_per_step"] for a, b in pairs]
             table[share] = {
                 "visual share": [visual],
-                "FLOPs, Image-LoRA / LoRA": [mean(ratios)],
+                "FLOPs over LoRA's": [mean(ratios)],
                 "one over the other": [mean(ratios) / visual],
             }
     return [("Visual share of the tokens and adapter FLOPs", table)], []

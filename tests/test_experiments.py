@@ -142,7 +142,7 @@ def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
             assert table and len({tuple(row) for row in table.values()}) == 1
             assert all(math.isfinite(v) for row in table.values() for vs in row.values() for v in vs if v is not None)
     ratio = json.loads((rates / "ratio.json").read_text())["tables"][1][1]["as it is"]
-    assert 0 < ratio["FLOPs, Image-LoRA / LoRA"][0] < ratio["visual share"][0] < 1
+    assert 0 < ratio["FLOPs over LoRA's"][0] < ratio["visual share"][0] < 1
     capsys.readouterr()
 
 
