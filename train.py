@@ -197,7 +197,11 @@ def parse_args(argv=None):
     g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
     g.add_argument("--base", action=flag, default=True, help="also evaluate the model before it is trained")
     g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
-    g.add_argument("--max-new-tokens", type=int, help="longest answer (default: by data set, 48; gsm8k 400)")
+    g.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help="longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)",
+    )
     g.add_argument(
         "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
     )
