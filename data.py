@@ -789,6 +789,8 @@ def reading(source, what):
     """What a row lacks or holds wrongly becomes an InputError that names it."""
     try:
         yield
+    except InputError:  # says it already
+        raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"{source}: not a row of {what} as known here ({error!r})") from None
 
@@ -890,22 +892,23 @@ def llava(name, root, split):
     "gpt", "value"}, ...]}]. Every answer is a row of its own, behind the turns before it. Metric: exact match."""
     for row, source in json_rows(file_of(root, split, "*.json", "no .json file at all")):
         with reading(source, "conversations"):
-            turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-        if not turns or [who for who, _ in turns] != ["human", "gpt"] * (len(turns) // 2):
-            raise InputError(f"{source}: turns must alternate human, gpt; they are {[who for who, _ in turns]}")
-        placed("".join(said for who, said in turns if who == "human"), row, source)
-        said = [placed(value, row, source, count=False) for _, value in turns]
-        pairs = list(zip(said[::2], said[1::2]))
+            who, said = zip(*((turn["from"], turn["value"]) for turn in row["conversations"]))
+            if list(who) != ["human", "gpt"] * (len(who) // 2):
+                raise InputError(f"{source}: turns must alternate human, gpt; they are {list(who)}")
+            if any(PLACE in text for text in said[1:]):
+                raise InputError(f"{source}: {PLACE} in a later turn; images are taken in the first one only")
+            said = placed(said[0], row, source), *said[1:]
+            pairs = list(zip(said[::2], said[1::2]))
         for i, (prompt, answer) in enumerate(pairs):
             seen = {key: row[key] for key in ("image", "images") if key in row}
             yield seen | {"prompt": prompt, "answer": answer, "history": tuple(pairs[:i])}, source
 
 
-def placed(prompt, row, source, count=True):
+def placed(prompt, row, source):
     """A prompt with its "<image>" places checked against the row's images; those at its very start go, since there the
     images stand anyway."""
     images = len(row["images"]) if isinstance(row.get("images"), list) else int(bool(row.get("image")))
-    if count and prompt.count(PLACE) not in (0, images):
+    if prompt.count(PLACE) not in (0, images):
         raise InputError(f"{source}: {prompt.count(PLACE)} x {PLACE} in the prompt, but {images} images in the row")
     rest = re.sub(rf"^({PLACE}\s*)+", "", prompt)
     return prompt if PLACE in rest else rest

@@ -351,6 +351,15 @@ def test_every_answer_of_a_conversation_is_a_row_behind_the_turns_before_it(tmp_
     assert processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False) == "red<|im_end|>"
 
 
+def test_an_image_in_a_later_turn_is_refused_not_lost(tmp_path):
+    picture(60, 60).save(tmp_path / "a.png")
+    turns = [("human", "Hello."), ("gpt", "Hello."), ("human", "<image>\nWhat is it?"), ("gpt", "a ring")]
+    row = {"image": "a.png", "conversations": [{"from": who, "value": said} for who, said in turns]}
+    write_json(tmp_path / "train.json", [row])
+    with pytest.raises(InputError, match="train.json, row 1: <image> in a later turn"):
+        load("llava", tmp_path, "train")
+
+
 def test_an_image_stands_where_the_prompt_says(tmp_path, processor):
     for name in "ab":
         picture(60, 60, ord(name)).save(tmp_path / f"{name}.png")
