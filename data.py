@@ -725,17 +725,8 @@ REFCOCO_FILES = {  # data set -> its REFER pickle, and what its JSON files are c
 }
 IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014", "train_images")
 IMAGE_FOLDERS += ("screenspotv2_image",)
-OWN = (
-    "image",
-    "images",
-    "prompt",
-    "sent",
-    "answer",
-    "bbox",
-    "width",
-    "height",
-    "kind",
-)  # what is read of your own rows
+# what is read of your own rows
+OWN = ["image", "images", "prompt", "sent", "answer", "bbox", "width", "height", "kind"]
 SCREENSPOT_PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
 TEXTVQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
 NEXTQA_PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
@@ -1047,6 +1038,12 @@ DATASETS = {  # a new data set is a loader and a line here
     "llava": DataSet(llava, new_tokens=200),
     **dict.fromkeys(DRAWN, DataSet(drawn)),
 }
+
+
+def default_root(name, root=None):
+    """The folder of a data set: `root` or else data/NAME; None, fetch it, for a RefCOCO that is not there either."""
+    folder = Path(root or Path("data") / name)
+    return None if name in REFCOCO_FILES and not root and not folder.exists() else folder
 
 
 def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_IMAGES):

@@ -23,7 +23,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
@@ -231,6 +231,7 @@ MEASURES = {  # column: (value of a report or None, how it is written)
 FORMS = {column: form for column, (_, form) in MEASURES.items()} | {
     "visual share": "%",
     "FLOPs over LoRA's": "%",
+    "lost accuracy": "%",
 }
 
 
@@ -365,6 +366,7 @@ def switched_off(reports, args):
         "score and lost accuracy": {"rank correlation": []},
         "score and rise of the loss": {"rank correlation": []},
     }
+    drops = {"the median head": {"lost accuracy": []}, "the worst head": {"lost accuracy": []}}
     for report in next(iter(reports.values())):
         adapter, scores = load_adapter(folder(report) / "adapter.safetensors", vlm), scores_of(report)
         whole, found = measured(), []
@@ -380,10 +382,12 @@ def switched_off(reports, args):
         score, *lost = zip(*found)
         for row, values in zip(table.values(), lost):
             row["rank correlation"].append(spearman(score, values))
-    return [("Over the heads of a trained adapter", table)], []
+        for row, value in zip(drops.values(), (median(lost[0]), max(lost[0]))):
+            row["lost accuracy"].append(value)
+    return [("Over the heads of a trained adapter", table), ("Accuracy lost without one head", drops)], []
 
 
-def probed(args, vlm, processor, rows, known, count, seed):
+def probed(vlm, processor, rows, known, count, seed):
     """Scores of the model as it is, an adapter included, by `count` of the rows."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     return head_scores(vlm, (processor([rows[i]], known=known).to(vlm.device) for i in order), seed=seed)
@@ -400,15 +404,15 @@ OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")
 
 def stable(reports, args):
     """Selections by probes of other sizes, seeds and looks, against 256 rows of the suites' look and a seed of its own."""
-    *stage, rows, known = model_and_rows(args, split="train", limit=1200)
-    reference = probed(args, *stage[1:], rows, known, 256, seed=99)
+    _, *stage = model_and_rows(args, split="train", limit=1200)  # model, processor, rows, known pictures
+    reference = probed(*stage, 256, seed=99)
     table = {}
     for count in (1, 4, 16, 64, 256):
-        found = [agreeing(probed(args, *stage[1:], rows, known, count, seed), reference) for seed in args.seeds]
+        found = [agreeing(probed(*stage, count, seed), reference) for seed in args.seeds]
         table[f"{count} row{'s' * (count > 1)}"] = dict(zip(OVERLAP, zip(*found)))
     for look in ("day", "dusk", "fog", "noise", "negative"):
-        *stage, rows, known = model_and_rows(args, f"--data scenes-{look}", "train", 1200)
-        found = [agreeing(probed(args, *stage[1:], rows, known, 256, seed), reference) for seed in args.seeds]
+        _, *stage = model_and_rows(args, f"--data scenes-{look}", "train", 1200)
+        found = [agreeing(probed(*stage, 256, seed), reference) for seed in args.seeds]
         table[f"look {look}, 256 rows"] = dict(zip(OVERLAP, zip(*found)))
     return [("Against 256 other rows of the look blur", table)], []
 
@@ -417,16 +421,16 @@ def moving(reports, args):
     """Probe the model at its saved states; and train the second half with the heads that a probe half way picks, or with
     the old ones again."""
     _, vlm, processor, rows, known = model_and_rows(args, split="train", limit=1200)
-    table, halves, second = {}, [], []
+    table, second = {}, []
     for seed, report in zip(args.seeds, reports["Image-LoRA, all heads"]):
-        first = probed(args, vlm, processor, rows, known, 64, seed)
-        found = {"before, other rows": probed(args, vlm, processor, rows, known, 64, seed + 1000)}
+        first = probed(vlm, processor, rows, known, 64, seed)
+        found = {"before, other rows": probed(vlm, processor, rows, known, 64, seed + 1000)}
         adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
         for state in sorted(folder(report).glob("state-*.pt"), key=lambda file: int(file.stem.split("-")[1])):
             for p, saved in zip(adapter.parameters(), torch.load(state, weights_only=True)["parameters"]):
                 p.data.copy_(saved)
             name = f"after {state.stem.split('-')[1]} steps"
-            found[name] = probed(args, vlm, processor, rows, known, 64, seed)
+            found[name] = probed(vlm, processor, rows, known, 64, seed)
         adapter.detach()
         for name, scores in found.items():
             for column, value in zip(OVERLAP, agreeing(scores, first)):
@@ -436,7 +440,7 @@ def moving(reports, args):
     halves = run_all([f"{half} --seed {seed} --probe-seed {seed}" for seed in args.seeds], args)
     for seed, report in zip(args.seeds, halves):
         adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
-        later = select_heads(probed(args, vlm, processor, rows, known, 64, seed), FEW)
+        later = select_heads(probed(vlm, processor, rows, known, 64, seed), FEW)
         adapter.detach()
         save_selection(folder(report) / "later.json", later)
         for heads in ("heads.json", "later.json"):

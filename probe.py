@@ -237,7 +237,7 @@ def load_selection(path, config):
 def main(argv=None):
     """`python probe.py`: print the ranking of the heads and write the influence map."""
     import figures
-    from data import Processor, load
+    from data import Processor, default_root, load
     from model import VLM
 
     here = Path(__file__).parent
@@ -256,7 +256,7 @@ def main(argv=None):
     try:
         model = here / "tiny" if args.model == "tiny" else args.model
         vlm, processor = VLM.from_pretrained(model), Processor.from_pretrained(model, max_pixels=args.max_pixels)
-        rows = [e for e in load(args.data, args.data_root or Path("data") / args.data, "train", 4800) if e.visuals]
+        rows = [e for e in load(args.data, default_root(args.data, args.data_root), "train", 4800) if e.visuals]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))[: args.samples].tolist()
         scores = head_scores(vlm, (processor([rows[i]]) for i in order), args.criterion, args.seed)
         total = vlm.config.layers * vlm.config.value_heads

@@ -44,10 +44,10 @@ from data import (
     COCO_IMAGES,
     DATASETS,
     DRAWN,
-    REFCOCO_FILES,
     REFCOCO_PROMPT,
     Example,
     Processor,
+    default_root,
     image_key,
     image_size,
     load,
@@ -284,11 +284,8 @@ def load_model(args):
 
 def load_rows(args, name, root, split, limit, processor, room=0):
     """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them. root: None for data/NAME or, if RefCOCO is not there, its cache folder."""
-    root = root or Path("data") / name
-    if name in REFCOCO_FILES and root == Path("data") / name and not root.exists():
-        root = None
-    examples = load(name, root, split, limit, args.annotations, args.image_url)
+    line that counts and names them. root: see data.default_root."""
+    examples = load(name, default_root(name, root), split, limit, args.annotations, args.image_url)
     if args.preamble:
         filler = " ".join(itertools.islice(itertools.cycle(FILLER.split()), args.preamble))
         examples = [replace(e, prompt=f"{filler} {e.prompt}") for e in examples]
@@ -328,7 +325,7 @@ def encode_pictures(args, vlm, processor, examples):
             cuts = [processor.cut(pictures[key]) for key in kept[i : i + 16]]
             grids = torch.tensor([grid for _, grid in cuts])
             visual = vlm.visual(torch.cat([patches for patches, _ in cuts]).to(vlm.device), grids).cpu()
-            sizes = (grids.prod(dim=1) // vlm.config.vision.merge**2).tolist()
+            sizes = [processor.visual_tokens(pictures[key]) for key in kept[i : i + 16]]
             known |= zip(kept[i : i + 16], visual.split(sizes))
             bar.update(len(cuts))
     if pictures:
