@@ -294,6 +294,11 @@ class Processor:
         if None in self.special.values() or pads != (config.image_token, config.video_token):
             raise InputError(f"the tokenizer's special tokens {self.special} are not those of config.json")
 
+    def __setstate__(self, state):
+        """A worker process that is spawned gets a copy; the tokenizer's copy forgets this setting."""
+        self.__dict__.update(state)
+        self.tokenizer.encode_special_tokens = True
+
     @classmethod
     def from_pretrained(cls, path_or_hub_id, min_pixels=None, max_pixels=None):
         """min_pixels, max_pixels: area limits of a resized image; by default those of preprocessor_config.json.

@@ -19,7 +19,6 @@ import math
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -554,20 +553,26 @@ def write_down(line, log, bar, device):
     """Complete the line of a step (its sums come from the device), append it to the log, show it in the bar."""
     loss, supervised, tokens, visual_tokens = line.pop("sums").tolist()
     line |= {"loss": loss / supervised, "tokens": tokens, "visual_tokens": visual_tokens}
-    line["peak_mib"] = peak_memory(device) / 2**20
+    peak = peak_memory(device)
+    line["peak_mib"] = None if peak is None else peak / 2**20
     if not math.isfinite(loss):
         raise InputError(f"the loss is {loss} at step {line['step']}; lower --lr (now {line['lr']:.3g})")
     log.append(line)
     bar.update()
+    memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
     bar.set_postfix_str(
-        "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), {peak_mib:.0f} MiB".format(**line)
+        "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
     )
 
 
 def peak_memory(device):
-    """Bytes: of the GPU's allocator, or of the whole process."""
+    """Bytes: of the GPU's allocator, or of the process; None where the platform does not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

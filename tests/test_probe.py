@@ -169,12 +169,12 @@ def test_the_second_order_score_is_its_formula(vlm, batches):
     g = sum(each) / 3
     fisher = sum(torch.outer(e, e) for e in each) / 3
     expected = (g @ g) ** 2 / (g @ fisher @ g)
-    assert head_scores(vlm, batches, "second-order", seed=3)[1, 0] == pytest.approx(expected.item(), rel=1e-4)
+    assert head_scores(vlm, batches, "second-order", seed=3)[1, 0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_weight_norms_and_chance_look_at_no_batch(vlm):
     W = vlm.model.layers[2].self_attn.v_proj.weight[16:32]  # value head 1
-    assert head_scores(vlm, None, "weight-norm")[2, 1] == pytest.approx(W.square().sum().item(), rel=1e-5)
+    assert head_scores(vlm, None, "weight-norm")[2, 1].item() == pytest.approx(W.square().sum().item(), rel=1e-5)
     assert torch.equal(head_scores(vlm, None, "chance", 1), head_scores(vlm, None, "chance", 1))
 
 

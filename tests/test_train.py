@@ -356,6 +356,31 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     )
 
 
+WITHOUT_RESOURCE = """
+import multiprocessing, sys
+sys.modules["resource"] = None  # as on Windows: importing it fails
+sys.path.insert(0, sys.argv[1])
+import train
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")  # as on Windows and macOS
+    train.main(sys.argv[2:])
+"""
+
+
+def test_a_run_without_the_module_resource_and_with_spawned_workers_ends_in_the_same_adapter(
+    finished, checkpoint, tmp_path
+):
+    out, _ = finished
+    (tmp_path / "start.py").write_text(WITHOUT_RESOURCE)
+    args = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, "--workers=1", "--out", str(tmp_path / "run")]
+    command = [sys.executable, str(tmp_path / "start.py"), str(ROOT), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    for name, tensor in adapter_of(out).items():
+        torch.testing.assert_close(adapter_of(tmp_path / "run")[name], tensor, rtol=1e-4, atol=1e-6)
+    assert json.loads((tmp_path / "run/report.json").read_text())["peak_memory_bytes"] is None
+
+
 # -- real photographs
 
 
