@@ -29,7 +29,7 @@ import json
 import torch
 from torch import nn
 
-from model import InputError, read_metadata, read_safetensors, write_safetensors
+from files import InputError, read_metadata, read_safetensors, write_safetensors
 
 FORMAT = "1"  # of adapter files
 

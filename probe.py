@@ -17,20 +17,15 @@ L layers, G value heads of a layer, K head size, N visual tokens in the batch.
 
 import argparse
 import json
-import math
 import random
 import sys
-import warnings
 from pathlib import Path
-from statistics import mean
-
-warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
 from torch import nn
 
+from files import InputError, read_json, write_text
 from imagelora import ImageLoRA
-from model import InputError, read_json, write_text
 
 
 class HeadGates(nn.Module):
@@ -197,26 +192,6 @@ def random_heads(config, budget, seed):
     return heads
 
 
-def ranks(values):
-    """Ranks from 1; equal values share the mean of their ranks."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
-
-
-def spearman(a, b):
-    """Rank correlation of two lists; None if one is constant."""
-    a, b = ranks(a), ranks(b)
-    ma, mb = mean(a), mean(b)
-    spread = math.sqrt(sum((x - ma) ** 2 for x in a) * sum((y - mb) ** 2 for y in b))
-    return sum((x - ma) * (y - mb) for x, y in zip(a, b)) / spread if spread else None
-
-
-def jaccard(a, b):
-    """Overlap of two selections {layer: [heads]}: common heads / heads in either."""
-    a, b = ({(layer, h) for layer, hs in x.items() for h in hs} for x in (a, b))
-    return len(a & b) / len(a | b)
-
-
 def save_selection(path, heads, scores=None):
     """Write a selection, and the scores behind it (lists, [L][G]), as JSON."""
     write_text(path, json.dumps({"heads": heads, "scores": scores}) + "\n")
@@ -236,9 +211,10 @@ def load_selection(path, config):
 
 def main(argv=None):
     """`python probe.py`: print the ranking of the heads and write the influence map."""
-    import figures
-    from data import Processor, default_root, load
+    from data import Processor, load
+    from harness import figures
     from model import VLM
+    from tasks import default_root
 
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

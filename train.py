@@ -11,22 +11,16 @@ Everything a run decides is printed when it starts; everything it measures is in
 (one line a step), predictions.jsonl (one line an answer), adapter.safetensors, heads.json and three pictures.
 """
 
-import argparse
 import io
 import itertools
 import json
 import math
 import os
-import platform
-import re
 import shutil
-import subprocess
 import sys
 import time
 import warnings
-from collections import defaultdict
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
@@ -35,35 +29,31 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks f
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-import figures
-from data import (
-    ANNOTATIONS,
-    COCO_IMAGES,
-    DATASETS,
-    DRAWN,
-    REFCOCO_PROMPT,
-    Example,
-    Processor,
-    default_root,
-    image_key,
-    image_size,
-    load,
-    open_image,
-    prediction,
+from backbones.checkpoint import read_config
+from data import Example, Processor, load
+from files import InputError, read_metadata, read_safetensors, write_text
+from harness import figures
+from harness.arguments import (
+    DRAWN_LEARNING_RATES,
+    LEARNING_RATES,
+    MAX_PIXELS,
+    parse_args,
 )
+from harness.encodings import encode_pictures
+from harness.evaluate import by_picture, evaluate, new_tokens, summary, text_logits
+from harness.processes import (
+    RANK,
+    WORLD,
+    choose_device,
+    peak_memory,
+    progress,
+    sum_over_processes,
+)
+from harness.report import commit, draw_figures, print_table, show_example, versions
+from harness.state import make_folder, start
 from imagelora import ImageLoRA, LoRA, load_adapter
-from metrics import box_from_model, parse_box, summary
-from model import (
-    VLM,
-    Config,
-    InputError,
-    read_json,
-    read_metadata,
-    read_safetensors,
-    write_text,
-)
+from model import VLM
 from probe import (
     CRITERIA,
     head_scores,
@@ -72,190 +62,14 @@ from probe import (
     save_selection,
     select_heads,
 )
+from tasks import DATASETS, default_root
+from tasks.boxes import box_from_model, parse_box
+from tasks.images import image_size, open_image
+from tasks.scenes import DRAWN
 
 HERE = Path(__file__).parent
 STARTED = time.perf_counter()
-RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))  # torchrun
-MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
-LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
-DRAWN_LEARNING_RATES = {"image-lora": 2e-2, "lora": 4e-3, "full": 5e-4, "none": 0.0}  # a small model, larger steps
-DRAWN_DEFAULTS = {"limit": 4800, "batch": 32, "steps": 500, "gate": 1.0, "eval_limit": 300, "eval_batch": 100}
-DRAWN_DEFAULTS |= {"workers": 0, "cache_vision": 1.0}  # its pictures are small, and in memory anyway
-TINY_HEADS = 15  # of its 20: a quarter of so few heads is not enough for the demo's look
 FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."  # --preamble
-TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
-    "What is the capital of France?",
-    "Write a haiku about the sea.",
-    "17 + 25 =",
-    "Translate into German: good morning",
-    "def fibonacci(n):",
-    "Why is the sky blue? Answer in one sentence.",
-    "List three prime numbers.",
-    "Ada has 12 apples and gives away 5. How many apples are left?",
-    "你好，请介绍一下你自己。",
-    "Summarise: the cat sat on the mat.",
-)
-
-
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog=f"For drawn data (scenes, ...) the defaults are {DRAWN_DEFAULTS}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    flag = argparse.BooleanOptionalAction
-
-    g = parser.add_argument_group("model")
-    g.add_argument("--model", default="tiny", help="checkpoint folder or hub id; tiny: the model that comes with this")
-    g.add_argument("--min-pixels", type=int, help="smallest area of a resized image (default: the checkpoint's)")
-    g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
-    g.add_argument("--max-pixels", type=int, help=f"largest area of a resized image; 784 are one token ({MAX_PIXELS})")
-
-    g = parser.add_argument_group("data")
-    known = "a data set is NAME or NAME=FOLDER"
-    g.add_argument("--data", help=f"training data: {', '.join(DATASETS)}; {known} (default: scenes)")
-    g.add_argument("--data-root", help="folder of --data (default: data/NAME; refcoco: else fetched into a cache)")
-    g.add_argument(
-        "--annotations", default=ANNOTATIONS, help="where to fetch RefCOCO's from: hub file, URL or zip file"
-    )
-    g.add_argument("--image-url", default=COCO_IMAGES, help="where to fetch RefCOCO's images from")
-    g.add_argument("--train-split", default="train", help="split to probe and train on")
-    g.add_argument("--eval", nargs="+", metavar="NAME", help="data sets to evaluate on (default: --data)")
-    g.add_argument("--eval-split", help="their split (default: by data set, mostly val)")
-    g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
-    g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
-    g.add_argument("--preamble", type=int, default=0, help="words of unrelated text before each question")
-    g.add_argument(
-        "--also",
-        nargs="*",
-        metavar="NAME",
-        help="further data sets to evaluate on, such as gsm8k (scenes: scenes-day sums)",
-    )
-
-    g = parser.add_argument_group("method")
-    g.add_argument(
-        "--method", choices=LEARNING_RATES, default="image-lora", help="what is trained; none: only evaluate"
-    )
-    g.add_argument("--rank", type=int, default=8, help="R")
-    g.add_argument("--alpha", type=float, default=16, help="alpha; updates are scaled by alpha / R")
-    g.add_argument("--gate", type=float, default=0.01, help="gamma at the start; the tiny model learns faster from 1")
-    g.add_argument("--heads", type=int, help="budget: value heads in all (default: a quarter of them)")
-    g.add_argument(
-        "--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power"
-    )
-    g.add_argument("--selection", default="probe", help="probe, gate, random, all, or a heads.json of another run")
-    g.add_argument("--continue-from", metavar="ADAPTER", help="start from an Image-LoRA, in the heads it also has")
-    g.add_argument("--probe-samples", type=int, default=64, help="training rows to probe with")
-    g.add_argument("--probe-seed", type=int, default=0, help="draws the probe's A and its rows")
-
-    g = parser.add_argument_group("ablations", "one decision of the method taken otherwise; see imagelora.Ablation")
-    g.add_argument("--path", choices=("v", "k", "q", "o"), default="v", help="projection that Image-LoRA adapts")
-    g.add_argument("--tokens", choices=("visual", "text", "all"), default="visual", help="tokens that it adapts")
-    g.add_argument("--norm", action=flag, default=True, help="1 / sqrt(n), the selection-size normalization")
-    g.add_argument("--shared", action=flag, default=True, help="one A a layer, not one a head")
-    g.add_argument("--learn-gate", action=flag, default=True, help="learn gamma; else it is 1")
-    g.add_argument("--targets", default="qkvo", help="projections that --method lora adapts")
-
-    g = parser.add_argument_group("optimisation")
-    g.add_argument("--steps", type=int, help="optimiser steps (default: one pass over the training rows)")
-    g.add_argument("--epochs", type=float, help="instead of --steps: passes over the training rows")
-    g.add_argument("--batch", type=int, default=8, help="rows of one forward and backward pass")
-    g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
-    g.add_argument("--share-images", action=flag, default=True, help="questions about one picture share one row")
-    g.add_argument("--checkpointing", action=flag, default=False, help="less memory, a third more time: see model.run")
-    g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
-    g.add_argument(
-        "--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine"
-    )
-    g.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    g.add_argument("--seed", type=int, default=0, help="draws initial weights and the order of the data")
-
-    g = parser.add_argument_group("run")
-    g.add_argument("--out", help="folder of the run (default: runs/TIME-DATA-METHOD)")
-    g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
-    g.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the frozen model; with --method full, of the arithmetic",
-    )
-    g.add_argument("--workers", type=int, default=2, help="processes that read and cut pictures ahead of the steps")
-    g.add_argument(
-        "--cache-vision",
-        type=float,
-        default=0.0,
-        metavar="GIB",
-        help="encode each picture once a run and keep its embeddings in memory, up to so many GiB",
-    )
-    g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
-    g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
-    g.add_argument("--image", nargs="*", default=[], help="with --eval-only and --prompt: ask about these pictures")
-    g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
-    g.add_argument("--base", action=flag, default=True, help="also evaluate the model before it is trained")
-    g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
-    g.add_argument(
-        "--max-new-tokens",
-        type=int,
-        help="longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)",
-    )
-    g.add_argument(
-        "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
-    )
-    g.add_argument("--keep-states", action=flag, default=False, help="keep each saved state, as state-STEP.pt")
-    g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
-    args = parser.parse_args(argv)
-    args.data = args.data or (args.eval[0] if args.eval and args.eval_only else "scenes")
-    args.data, _, folder = args.data.partition("=")
-    args.data_root = folder or args.data_root
-    if args.steps is not None and args.epochs is not None:
-        parser.error("--steps and --epochs exclude each other")
-    if args.data in DRAWN:  # what the command line does not say, the kind of data decides
-        defaults = {name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs}
-        parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
-        args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"data": args.data, "data_root": args.data_root})
-    for name in (args.data, *(args.eval or []), *(args.also or [])):
-        if name.partition("=")[0] not in DATASETS:
-            raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
-
-    if not args.targets or set(args.targets) - set("qkvo"):
-        parser.error(f"--targets {args.targets}: choose from q, k, v, o")
-    for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps must be at least 1, got {args.steps}")
-    if (args.adapter or args.prompt) and not args.eval_only:
-        parser.error("--adapter and --prompt need --eval-only")
-    if args.image and not args.prompt:
-        parser.error("--image needs --prompt")
-    if args.method == "full":
-        args.cache_vision = 0.0  # the encoder itself is trained
-    return args
-
-
-def choose_device(name, dtype):
-    """(device, dtype): by default bfloat16 on a GPU, float32 on the CPU."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch's words for "no such device here"
-        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return device, getattr(torch, dtype)
-
-
-def progress(*args, leave=False, **kwargs):
-    """A progress bar, shown by the first process."""
-    return tqdm(*args, leave=leave, disable=RANK > 0, **kwargs)
-
-
-# --------------------------------------------------------------------------------------------------- model and data
 
 
 def load_model(args):
@@ -272,7 +86,7 @@ def load_model(args):
     }
     processor = Processor.from_pretrained(model, **limits)
     if args.from_scratch:
-        vlm = VLM.from_scratch(Config.from_pretrained(model), args.seed, dtype, device)
+        vlm = VLM.from_scratch(read_config(model), args.seed, dtype, device)
     else:
         vlm = VLM.from_pretrained(model, dtype, device)
     vlm.checkpointing(args.checkpointing)
@@ -284,7 +98,9 @@ def load_model(args):
 def load_rows(args, name, root, split, limit, processor, room=0):
     """Examples of a data set; those longer than the model's positions (less `room` for an answer) are left out, with a
     line that counts and names them. root: see data.default_root."""
-    examples = load(name, default_root(name, root), split, limit, args.annotations, args.image_url)
+    examples = load(
+        name, default_root(name, root), split, limit, annotations=args.annotations, image_url=args.image_url
+    )
     if args.preamble:
         filler = " ".join(itertools.islice(itertools.cycle(FILLER.split()), args.preamble))
         examples = [replace(e, prompt=f"{filler} {e.prompt}") for e in examples]
@@ -306,42 +122,6 @@ def load_rows(args, name, root, split, limit, processor, room=0):
         f"visual {spread(min(visual), median(visual), max(visual))}, text {spread(min(text), median(text), max(text))}"
     )
     return examples
-
-
-@torch.no_grad()
-def encode_pictures(args, vlm, processor, examples):
-    """{image_key: visual embeddings} of the examples' pictures, until --cache-vision is full. The encoder is frozen, so
-    what it says of a picture never changes: once a run is enough, for every epoch and evaluation."""
-    known, kept, left = {}, [], args.cache_vision * 2**30
-    pictures = {image_key(image): image for e in examples for image in e.visuals} if left else {}
-    for key, image in pictures.items():
-        left -= processor.visual_tokens(image) * vlm.config.hidden * vlm.dtype.itemsize
-        if left < 0:
-            break
-        kept.append(key)
-    with progress(total=len(kept), desc="encoding pictures") as bar:
-        for i in range(0, len(kept), 16):
-            cuts = [processor.cut(pictures[key]) for key in kept[i : i + 16]]
-            grids = torch.tensor([grid for _, grid in cuts])
-            visual = vlm.visual(torch.cat([patches for patches, _ in cuts]).to(vlm.device), grids).cpu()
-            sizes = [processor.visual_tokens(pictures[key]) for key in kept[i : i + 16]]
-            known |= zip(kept[i : i + 16], visual.split(sizes))
-            bar.update(len(cuts))
-    if pictures:
-        print(f"pictures {len(known)} of {len(pictures)} encoded once and kept")
-    return known
-
-
-def show_example(processor, example):
-    """Print one row as the model reads it, the supervised part marked; runs of image tokens are counted."""
-    ids, supervised = processor.tokens(example)
-    text = processor.tokenizer.decode(ids[:supervised], skip_special_tokens=False)
-    text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
-    answer = processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False)
-    print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
-
-
-# -------------------------------------------------------------------------------------------------------- the method
 
 
 def choose_heads(args, vlm, processor, examples, known):
@@ -408,9 +188,6 @@ def inherit(adapter, path):
                     update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
 
 
-# ---------------------------------------------------------------------------------------------------------- training
-
-
 def rows_a_step(args):
     """The rows behind one optimiser step, however many processes share them."""
     return args.batch * args.accumulate
@@ -427,14 +204,6 @@ def learning_rate(step, steps, peak, warmup):
     if step < rise:
         return peak * (step + 1) / rise
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def by_picture(examples):
-    """Row numbers in groups: all rows about the same pictures together, a row without pictures on its own."""
-    groups = defaultdict(list)
-    for i, e in enumerate(examples):
-        groups[tuple(image_key(image) for image in e.visuals) or i].append(i)
-    return list(groups.values())
 
 
 def row_order(examples, seed):
@@ -467,19 +236,6 @@ class Parts:
             ]
         except InputError as error:  # raised in a worker, it would arrive as a page of traceback
             return error
-
-
-def sum_over_processes(parameters, sums):
-    """Add up the gradients, and a vector of sums, over the processes that share a step: one message, no rounding but
-    that of the order of adding. The whole of data parallelism, since every process holds the same frozen model."""
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
-    dist.all_reduce(message)
-    *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
-    for p, grad in zip(parameters, grads):
-        p.grad.copy_(grad.view_as(p))
-    return sums
 
 
 def train(args, vlm, processor, examples, known, parameters, steps, state, file):
@@ -565,65 +321,6 @@ def write_down(line, log, bar, device):
     )
 
 
-def peak_memory(device):
-    """Bytes: of the GPU's allocator, or of the process; None where the platform does not say (Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-# -------------------------------------------------------------------------------------------------------- evaluation
-
-
-def evaluation_batches(args, processor, examples):
-    """Row numbers in batches of at most --eval-batch: questions about one picture together (they share its row, unless
-    --no-share-images), rows of like length together (little padding)."""
-    groups = by_picture(examples) if args.share_images else [[i] for i in range(len(examples))]
-    groups = [g[k : k + args.eval_batch] for g in groups for k in range(0, len(g), args.eval_batch)]
-    counts = [processor.count(e) for e in examples]
-    batches = []
-    for group in sorted(groups, key=lambda g: sum(t for t, _ in (counts[i] for i in g))):
-        if not batches or len(batches[-1]) + len(group) > args.eval_batch:
-            batches.append([])
-        batches[-1] += group
-    return batches
-
-
-def new_tokens(args, name):
-    """The room for an answer to a question of a data set."""
-    return args.max_new_tokens or DATASETS[name].new_tokens
-
-
-def evaluate(args, vlm, processor, examples, name, known):
-    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
-    processes take turns at the batches and put the answers together."""
-    room = new_tokens(args, name)
-    written = torch.full((len(examples), room), -1)  # token ids; -1: nothing
-    with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for rows in evaluation_batches(args, processor, examples)[RANK::WORLD]:
-            questions = [replace(examples[i], answer=None) for i in rows]
-            batch = processor(questions, args.share_images, known).to(vlm.device)
-            for i, ids in zip(rows, vlm.generate(batch, room)):
-                written[i, : len(ids)] = torch.tensor(ids)
-            bar.update(len(rows) * WORLD)
-    if WORLD > 1:
-        written = written.to(vlm.device)
-        dist.all_reduce(written, dist.ReduceOp.MAX)  # a process has -1 where another one wrote
-    texts = [processor.decode([t for t in row if t >= 0]) for row in written.tolist()]
-    return [prediction(e, text, processor, name) for e, text in zip(examples, texts)]
-
-
-@torch.no_grad()
-def text_logits(vlm, processor):
-    """The logits of the built-in text prompts, each on its own."""
-    device = vlm.device
-    return [vlm(processor([Example([], prompt)]).to(device)).cpu() for prompt in TEXT_PROMPTS]
-
-
 def ask(args, vlm, processor, out):
     """One question about any pictures, answered by the frozen model and, if there is one, with the adapter. The boxes
     in the answers are drawn on the picture, if it is one."""
@@ -644,102 +341,6 @@ def ask(args, vlm, processor, out):
         make_folder(out)
         figures.examples(out / "answer.png", [item | {"image": open_image(args.image[0])}], side=640)
         print(f"         drawn in {out / 'answer.png'}")
-
-
-# ------------------------------------------------------------------------------------------------------------ report
-
-
-def versions():
-    packages = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def commit():
-    """The git commit of this code, or None outside a checkout."""
-    command = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def draw_figures(out, report, scores, log, examples, predictions):
-    """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
-    if report["heads"]:
-        figures.head_map(out / "heads.png", scores, report["heads"])
-    if log:
-        accuracy = [(0, report["base"]["accuracy"]), (report["steps"], report["tuned"]["accuracy"])]
-        losses = [(line["step"], line["loss"]) for line in log]
-        figures.curve(out / "curve.png", losses, [point for point in accuracy if point[1] is not None])
-    items = []
-    for i, e in enumerate(examples):
-        if len(e.visuals) == 1 and len(items) < 12:
-            (image,) = e.visuals
-            image = image[len(image) // 2] if isinstance(image, tuple) else image  # of a video, the frame in the middle
-            item = {"image": open_image(image), "caption": expression(e.prompt), "reference": e.answer}
-            for name, when in (("before", "base"), ("after", "tuned")):
-                if predictions[when]:
-                    found = predictions[when][i]["parsed"]
-                    is_point = predictions[when][i]["metric"] == "point" and found
-                    item[name] = [found[0] - 4, found[1] - 4, found[0] + 4, found[1] + 4] if is_point else found
-            items.append(item)
-    if items:
-        figures.examples(out / "examples.png", items)
-
-
-def expression(prompt):
-    """What a RefCOCO prompt asks for; any other prompt as it is."""
-    before, behind = REFCOCO_PROMPT.split("{}")
-    return prompt.removeprefix(before).removesuffix(behind)
-
-
-def print_table(report):
-    """The run in a few lines: before, after and what it cost."""
-
-    def shown(value, form):
-        return "not measured" if value is None else format(value, form)
-
-    base, tuned = report["base"]["by_kind"], report["tuned"]["by_kind"]
-    rows = [(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%")) for kind in base | tuned]
-    failures = report["parse_failures"]
-    rows.append(("answers without a box", str(failures["base"]), str(failures["tuned"])))
-    print(f"\n  {'':32}{'before':>14}{'after':>14}")
-    for name, before, after in rows:
-        print(f"  {name:32}{before:>14}{after:>14}")
-    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
-    if boxes and boxes["count"]:
-        centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(
-            f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})"
-        )
-        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
-    trainable, total = report["trainable_parameters"], report["parameters"]
-    print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '')}")
-    print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
-    print(f"  adapter FLOPs a step            {shown(report['adapter_flops_per_step'], '.3g')}")
-    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
-
-
-# --------------------------------------------------------------------------------------------------------- the run
-
-
-def start(args):
-    """(arguments, folder, state) of a new run or, with --resume, of the interrupted one as it was last saved."""
-    state = dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer")) | {"step": 0, "log": []}
-    if not args.resume:
-        return args, Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{args.method}"), state
-    out = Path(args.resume)
-    args = argparse.Namespace(**read_json(out / "arguments.json"))
-    if (out / "state.pt").exists():  # else it was interrupted before anything was saved: from the beginning
-        state = torch.load(out / "state.pt", weights_only=True)
-    return args, out, state
-
-
-def make_folder(out):
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror})") from None
 
 
 def load_data(args, processor):

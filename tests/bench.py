@@ -36,9 +36,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from data import REFCOCO_PROMPT, Example, Processor, image_key
+from backbones.qwen2_5_vl import Config
+from data import Example, Processor
 from imagelora import ImageLoRA, LoRA
-from model import VLM, Config
+from model import VLM
+from tasks.images import image_key
+from tasks.rows import REFCOCO_PROMPT
 
 SHAPES = {  # of the published models; the tokens are those of the tiny model, in the full vocabulary
     "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},

@@ -14,8 +14,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from backbones.qwen2_5_vl import Config
 from data import Processor
-from model import VLM, Config
+from model import VLM
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(1)

@@ -9,19 +9,13 @@ import torch
 from conftest import ROOT, picture, small_config
 from PIL import Image, ImageChops
 
-from data import (
-    REFCOCO_PROMPT,
-    Example,
-    Processor,
-    image_size,
-    load,
-    open_image,
-    prediction,
-    resized_size,
-)
-from model import InputError
+from data import Example, Processor, load
+from files import InputError
+from harness.evaluate import prediction
+from tasks.images import image_size, open_image, resized_size
+from tasks.rows import REFCOCO_PROMPT
+from tasks.scenes import LOOKS, SHAPES, draw, expressions, paper
 from tiny.build import build_config, build_tokenizer
-from tiny.scenes import LOOKS, SHAPES, draw, expressions, paper
 
 # -- boxes and scores
 

@@ -10,11 +10,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT, picture
 
-import data
 import train
-from data import DATASETS, Frame, Processor, load, ours, sample, video_frames
-from metrics import iou
-from model import InputError
+from data import Example, Processor, load
+from files import InputError
+from harness import evaluate
+from tasks import DATASETS
+from tasks.boxes import iou
+from tasks.images import Frame, open_image, sample, video_frames
+from tasks.rows import ours
+from tasks.scenes import DRAWN
 
 
 def write_lines(file, rows):
@@ -170,7 +174,7 @@ MAKERS = {
 
 
 def test_every_data_set_that_is_not_drawn_is_tested_here():
-    assert set(MAKERS) == set(DATASETS) - set(data.DRAWN)
+    assert set(MAKERS) == set(DATASETS) - set(DRAWN)
 
 
 # -- from end to end
@@ -192,7 +196,7 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     assert {"prompt", "text", "parsed", "reference", "score", "metric"} <= rows[0].keys()
     assert report["tuned"]["accuracy"] is not None and report["tuned"]["by_kind"]
     capsys.readouterr()
-    data.main(["score", str(tmp_path / "run/predictions.jsonl")])
+    evaluate.main(["score", str(tmp_path / "run/predictions.jsonl")])
     assert f"{len(rows)} answers scored anew, 0 scores differ" in capsys.readouterr().out
 
 
@@ -259,9 +263,9 @@ def test_a_changed_score_is_found_by_scoring_anew(tmp_path, capsys):
     row = {"data": "sums", "kind": "", "group": "", "metric": "number", "text": "so 41 + 1 = 42.", "reference": "42"}
     row |= {"size": None, "resized": None, "images": [], "videos": 0, "when": "tuned", "parsed": "42", "failed": False}
     write_lines(tmp_path / "p.jsonl", [row | {"score": 1.0}, row | {"score": 0.0}])
-    assert data.rescore(tmp_path / "p.jsonl") == 1
+    assert evaluate.rescore(tmp_path / "p.jsonl") == 1
     with pytest.raises(SystemExit) as stop:
-        data.main(["score", str(tmp_path / "absent.jsonl")])
+        evaluate.main(["score", str(tmp_path / "absent.jsonl")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "absent.jsonl: no such file" in said
 
@@ -322,7 +326,7 @@ def test_a_frame_of_an_animated_image_is_that_frame(tmp_path):
     frames, seconds = video_frames(tmp_path / "clip.png", 4)
     assert seconds == pytest.approx(2.0)
     for i, frame in enumerate(frames):
-        assert data.open_image(frame).tobytes() == picture(60, 40, i).tobytes()
+        assert open_image(frame).tobytes() == picture(60, 40, i).tobytes()
 
 
 def test_vilp_scores_images_2_and_3_and_keeps_the_prior_apart(tmp_path):
@@ -377,7 +381,7 @@ def test_an_image_stands_where_the_prompt_says(tmp_path, processor):
 
 def test_questions_with_different_text_before_the_image_do_not_share_a_row(processor):
     image = picture(60, 60)
-    asks = [data.Example([image], f"{word} <image> is?", "x") for word in ("What", "What", "Where")]
+    asks = [Example([image], f"{word} <image> is?", "x") for word in ("What", "What", "Where")]
     assert processor(asks, share_images=True).examples == [(0, 1), (0, 2), (1, 0)]
 
 
@@ -453,7 +457,7 @@ def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(proc
     frames = [picture(56, 56, i) for i in range(8)]
     processor = Processor(processor.config, processor.tokenizer, processor.preprocessor, min_pixels=3136)
     for fps, times in ((4.0, [0, 1, 2, 3]), (1.0, [0, 4, 8, 12]), (3.0, [0, 1, 2, 4])):
-        batch = processor([data.Example(videos=[frames], fps=fps, prompt="What?")])
+        batch = processor([Example(videos=[frames], fps=fps, prompt="What?")])
         assert batch.grids.tolist() == [[4, 4, 4]] and int(batch.visual_mask.sum()) == 16
         seen = batch.position_ids[:, 0, batch.visual_mask[0]]
         start = int(seen.min())
@@ -474,8 +478,8 @@ def test_an_odd_last_frame_is_repeated_and_a_still_picture_is_two_equal_frames(p
 
 def test_videos_train_and_answer_batched_as_alone(vlm, processor):
     clips = [[picture(60, 60, 10 * k + i) for i in range(4 + k)] for k in range(3)]
-    asks = [data.Example(videos=[clip], fps=2.0 + k, prompt="What happens?") for k, clip in enumerate(clips)]
-    asks.append(data.Example([], "17 + 25 ="))
+    asks = [Example(videos=[clip], fps=2.0 + k, prompt="What happens?") for k, clip in enumerate(clips)]
+    asks.append(Example([], "17 + 25 ="))
     assert vlm.generate(processor(asks), 6) == [vlm.generate(processor([ask]), 6)[0] for ask in asks]
 
 
@@ -489,5 +493,5 @@ def test_random_boxes_agree_with_counting_pixels():
 
 def test_the_readme_has_a_row_for_every_data_set():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in set(DATASETS) - set(data.DRAWN):
+    for name in set(DATASETS) - set(DRAWN):
         assert f"| `{name}`" in text, name

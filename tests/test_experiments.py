@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-import experiments
-from experiments import markdown, rate, words
-from metrics import paired, t_cdf, t_quantile
-from probe import jaccard, spearman
+import train
+from experiments import __main__ as command
+from experiments import analyses, runs, suites
+from experiments.comparisons import jaccard, paired, spearman, t_cdf, t_quantile
+from experiments.runs import rate, words
+from experiments.tables import markdown
+from harness.arguments import parse_args
 
 
 def test_student_t_of_known_values():
@@ -53,22 +56,22 @@ def quick(monkeypatch):
     """Runs in this process, which has everything loaded, one at a time."""
 
     def here(command, **kwargs):
-        experiments.train.main(command[2:])
+        train.main(command[2:])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(experiments, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=here))
     return ["--jobs", "1"]
 
 
 @pytest.fixture
 def rates(tmp_path):
     """A learning rate of 0.01 for every row, where the suites look for it."""
-    (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": dict.fromkeys(experiments.SEARCHED, 1e-2)}))
+    (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": dict.fromkeys(suites.SEARCHED, 1e-2)}))
     return tmp_path
 
 
 def test_a_row_takes_the_rate_of_the_nearest_searched_flags(tmp_path):
-    found = {key: i for i, key in enumerate(experiments.SEARCHED)}
+    found = {key: i for i, key in enumerate(suites.SEARCHED)}
     (tmp_path / "learning-rates.json").write_text(json.dumps({"rates": found}))
     args = Namespace(out=tmp_path)
     assert rate("", args) == rate("--heads 5 --no-norm", args) == found[""]
@@ -81,11 +84,11 @@ def test_a_row_takes_the_rate_of_the_nearest_searched_flags(tmp_path):
 
 def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(rates, quick, monkeypatch, capsys):
     rows = {"base": "--method none", "LoRA q,k,v,o": "--method lora", "Image-LoRA": "--heads 5"}
-    monkeypatch.setattr(experiments, "SUITES", {"one": ("Does it run?", rows), "two": ("Again?", {"it": "--heads 5"})})
-    monkeypatch.setattr(experiments, "ANALYSES", {"one": lambda reports, args: ([("T", {"a": {"b": [2, 4]}})], ["so"])})
+    monkeypatch.setattr(command, "SUITES", {"one": ("Does it run?", rows), "two": ("Again?", {"it": "--heads 5"})})
+    monkeypatch.setattr(command, "ANALYSES", {"one": lambda reports, args: ([("T", {"a": {"b": [2, 4]}})], ["so"])})
     more = "--steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
     flags = ["--seeds", "0", "1", "--runs", str(rates / "runs"), "--out", str(rates), *quick, "--more", more]
-    experiments.main(["one", *flags])
+    command.main(["one", *flags])
     reports = {file: file.stat().st_mtime_ns for file in (rates / "runs").rglob("report.json")}
     assert len(reports) == 5  # the base model needs one seed
     result = json.loads((rates / "one.json").read_text())
@@ -100,25 +103,25 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(rates, qu
 
     killed = next(file for file in reports if "heads-5" in str(file))
     killed.unlink()  # as if it had been killed before its report: its state is there
-    experiments.main(["one", "two", *flags])
+    command.main(["one", "two", *flags])
     assert set((rates / "runs").rglob("report.json")) == set(reports)  # the second suite needed no run of its own
     assert all(file.stat().st_mtime_ns == time for file, time in reports.items() if file != killed)
     again = json.loads((rates / "one.json").read_text())["tables"][0][1]
     assert [row["new look"] for row in again.values()] == [row["new look"] for row in measured.values()]
-    experiments.main(["two", *flags[:-1], f"{more} --alpha 8"])  # other flags, other runs
+    command.main(["two", *flags[:-1], f"{more} --alpha 8"])  # other flags, other runs
     assert len(set((rates / "runs").rglob("report.json"))) == len(reports) + 2
     capsys.readouterr()
 
 
 def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "SEARCHED", {"": (0.01, 0.02), "--method lora": (0.001,)})
+    monkeypatch.setattr(runs, "SEARCHED", {"": (0.01, 0.02), "--method lora": (0.001,)})
     accuracies = iter([0.5, 0.75, 0.25])
     monkeypatch.setattr(
-        experiments,
+        runs,
         "run_all",
         lambda rows, args, common: [{"tuned": {"accuracy": next(accuracies)}} for _ in rows],
     )
-    experiments.main(["rates", "--out", str(tmp_path)])
+    command.main(["rates", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "learning-rates.json").read_text())
     assert found["rates"] == {"": 0.02, "--method lora": 0.001}
     assert "--eval-split val" in found["flags"]
@@ -127,14 +130,14 @@ def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, ca
 
 def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
-    monkeypatch.setattr(experiments, "FEW", 2)
+    monkeypatch.setattr(analyses, "FEW", 2)
     names = ("ratio", "criteria", "faithful", "drift", "attention")
-    suites = {name: experiments.SUITES[name] for name in names}
-    short = {name: flags for name, flags in suites["ratio"][1].items() if "as it is" in name}
-    suites["ratio"] = (suites["ratio"][0], short)
-    monkeypatch.setattr(experiments, "SUITES", suites)
+    few = {name: suites.SUITES[name] for name in names}
+    short = {name: flags for name, flags in few["ratio"][1].items() if "as it is" in name}
+    few["ratio"] = (few["ratio"][0], short)
+    monkeypatch.setattr(command, "SUITES", few)
     more = "--steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
-    experiments.main(
+    command.main(
         ["all", *quick, "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
     )
     for name in names:
@@ -147,9 +150,9 @@ def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_is_one_line(rates, monkeypatch, capsys):
-    monkeypatch.setitem(experiments.SUITES, "main", ("?", {"row": "--heads 99"}))
+    monkeypatch.setitem(suites.SUITES, "main", ("?", {"row": "--heads 99"}))
     with pytest.raises(SystemExit) as stop:
-        experiments.main(["main", "--seeds", "0", "--runs", str(rates), "--out", str(rates), "--more", "--limit 40"])
+        command.main(["main", "--seeds", "0", "--runs", str(rates), "--out", str(rates), "--more", "--limit 40"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "--heads 99: the model has 20 value heads" in said and "Traceback" not in said
     assert not (rates / "main.json").exists()
@@ -162,6 +165,6 @@ def test_the_readme_holds_the_table_of_every_suite(file):
 
 
 def test_every_row_is_a_command_that_train_understands():
-    for _, rows in experiments.SUITES.values():
+    for _, rows in suites.SUITES.values():
         for flags in rows.values():
-            experiments.train.parse_args(f"{experiments.COMMON} {flags}".split())
+            parse_args(f"{suites.COMMON} {flags}".split())

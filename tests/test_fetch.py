@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT, picture
 
-import data
-from data import cache_folder, fetch_annotations, fetch_images
-from model import InputError
+from files import InputError
+from tasks import download
+from tasks.download import cache_folder, fetch_annotations, fetch_images
 
 
 def jpeg(seed, size=200):
@@ -75,7 +75,7 @@ class Web:
 
 @pytest.fixture
 def web(monkeypatch):
-    monkeypatch.setattr(data, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     web = Web()
     yield web
@@ -96,8 +96,8 @@ def begun(folder, content):
 
 @contextmanager
 def elsewhere(code, **env):
-    """Run code, with all of data.py at hand, in another process; it ends with the block."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from data import *; {code}"
+    """Run code, with all of tasks/download.py at hand, in another process; it ends with the block."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tasks.download import *; {code}"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | env, stdout=-1, stderr=-1, text=True
     ) as process:
@@ -152,7 +152,7 @@ def test_a_connection_that_is_cut_is_continued(web, tmp_path):
 
 
 def test_silence_counts_as_a_lost_connection(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     web.faults[NAME] = ["hang"]
     fetch_images([NAME], tmp_path, web.address)
     assert len(web.seen) == 2 and lying(tmp_path) == {NAME: IMAGE}
@@ -176,7 +176,7 @@ def test_an_address_that_nobody_answers_is_named(web, tmp_path, address):
 
 
 def test_an_image_that_is_not_there_is_named_without_a_second_try_and_ends_the_run_soon(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "WORKERS", 1)
+    monkeypatch.setattr(download, "WORKERS", 1)
     with pytest.raises(InputError, match=rf"^{web.address}absent.jpg: not found \(404\)$"):
         fetch_images(["absent.jpg", *(f"later {i}.jpg" for i in range(500))], tmp_path, web.address)
     assert web.seen[0] == ("absent.jpg", None) and len(web.seen) < 100
@@ -184,7 +184,7 @@ def test_an_image_that_is_not_there_is_named_without_a_second_try_and_ends_the_r
 
 
 def test_after_an_error_what_was_fetched_stays(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "WORKERS", 1)
+    monkeypatch.setattr(download, "WORKERS", 1)
     with pytest.raises(InputError, match="404"):
         fetch_images([NAME, "absent.jpg"], tmp_path, web.address)
     assert lying(tmp_path) == {NAME: IMAGE}
@@ -394,7 +394,7 @@ def test_an_archive_on_the_hub_is_fetched_and_one_that_is_not_there_is_named(tmp
     server.server_close()
     assert unpacked(tmp_path / "cache") == UNPACKED, errors
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("model.InputError: team/boxes/absent.zip: no such file, and not to be had from the hub: ")
+    assert last.startswith("files.InputError: team/boxes/absent.zip: no such file, and not to be had from the hub: ")
     assert last.endswith("--annotations FILE_OR_URL names another archive")
 
 

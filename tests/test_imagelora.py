@@ -9,8 +9,9 @@ from conftest import picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
+from files import InputError, read_metadata, read_safetensors, write_safetensors
 from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM, InputError, read_metadata, read_safetensors, write_safetensors
+from model import VLM
 
 HEADS = {0: [1], 2: [0, 1]}
 

@@ -7,24 +7,20 @@ import random
 import pytest
 from conftest import SHARED
 
-from metrics import (
-    METRICS,
-    VQA_SPELLINGS,
-    WORD_TABLES,
+from harness.evaluate import summary
+from tasks import METRICS, score
+from tasks.boxes import (
     box_from_model,
     box_to_model,
-    gsm8k_answer,
     iou,
-    normalize_vqa,
-    normalize_word,
     parse_box,
-    parse_choice,
-    parse_number,
     parse_point,
     percentile,
-    score,
-    summary,
 )
+from tasks.gsm8k import gsm8k_answer, parse_number
+from tasks.nextqa import parse_choice
+from tasks.textvqa import VQA_SPELLINGS, normalize_vqa
+from tasks.vilp import WORD_TABLES, normalize_word
 
 SIZE = (100, 100)  # of pictures that the model sees as they are
 

@@ -15,20 +15,13 @@ import torch
 from cases import CASES
 from conftest import ROOT, picture, small_config, write_checkpoint
 
-from data import Example, image_key
-from model import (
-    VLM,
-    Config,
-    InputError,
-    attend,
-    attention_mask,
-    group_patches,
-    linear,
-    read_metadata,
-    read_safetensors,
-    sample,
-    write_safetensors,
-)
+from backbones.checkpoint import read_config, sample
+from backbones.layers import attend, linear
+from backbones.qwen2_5_vl import Config, group_patches
+from data import Example
+from files import InputError, read_metadata, read_safetensors, write_safetensors
+from model import VLM, attention_mask
+from tasks.images import image_key
 
 GOLDEN = dict(read_safetensors(Path(__file__).parent / "golden.safetensors"))
 GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN})
@@ -315,7 +308,7 @@ def test_float32_weights_on_the_cpu_are_the_mapped_file_itself(checkpoint, vlm):
 
 
 def test_from_scratch_is_a_function_of_the_seed(checkpoint):
-    config = Config.from_pretrained(checkpoint)
+    config = read_config(checkpoint)
     one, same, other = (VLM.from_scratch(config, seed).model.embed_tokens.weight for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 

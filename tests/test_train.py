@@ -13,10 +13,11 @@ import torch
 from conftest import ROOT, picture, small_config, write_checkpoint
 from PIL import Image
 
-import data
 import train
 from data import Example, load
-from model import VLM, read_safetensors, write_safetensors
+from files import read_safetensors, write_safetensors
+from model import VLM
+from tasks.images import file_size
 
 SMALL_RUN = [
     "--limit=12",
@@ -462,7 +463,7 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
     arguments = own()
     for content in (b"", (tmp_path / "a.png").read_bytes()[:200]):
         (tmp_path / "a.png").write_bytes(content)
-        data.file_size.cache_clear()
+        file_size.cache_clear()
         assert "a.png: not a whole image" in refused(capsys, *arguments)
 
 

@@ -25,8 +25,9 @@ from tokenizers import (
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from data import REFCOCO_PROMPT, SYSTEM
-from tiny.scenes import COLOURS, FOREIGN, NUMBERS, SHAPES, rows
+from data import SYSTEM
+from tasks.rows import REFCOCO_PROMPT
+from tasks.scenes import COLOURS, FOREIGN, NUMBERS, SHAPES, rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

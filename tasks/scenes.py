@@ -39,6 +39,8 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from files import InputError
+
 SIDE = 112
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
 COLOURS = {
@@ -264,3 +266,22 @@ def rows(look, split):
         question, answer = word_problem(rng)
         yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
         number += 1
+
+
+DRAWN = {  # the tiny world of tiny/py: name -> look, kinds of question
+    "scenes": (DEMO_LOOK, ("grounding",)),
+    **{f"scenes-{look}": (look, ("grounding", "attribute")) for look in LOOKS},
+    "scenes-prior": ("prior", ("attribute",)),
+    "sums": ("day", ("text",)),
+    "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),
+}
+
+
+def drawn(name, root, split):
+    """Pictures and questions without end, drawn on the fly; the tiny model was pretrained on "scenes-pretraining"."""
+    look, kinds = DRAWN[name]
+    if split not in SPLIT_SEEDS:
+        raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLIT_SEEDS)}")
+    for number, row in enumerate(rows(look, split)):
+        if row["kind"] in kinds:
+            yield row, f"{name} {split} {number}"

@@ -1,0 +1,136 @@
+"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back. model.py hangs these functions on VLM."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backbones.qwen2_5_vl import Config
+from files import InputError, read_json, read_safetensors, write_safetensors, write_text
+
+
+def read_config(path_or_hub_id):
+    """The Config of a checkpoint: its config.json and, if it is there, generation_config.json."""
+    folder = checkpoint_folder(path_or_hub_id)
+    generation = folder / "generation_config.json"
+    generation = read_json(generation) if generation.exists() else None
+    return Config.from_dict(read_json(folder / "config.json"), generation, source=str(folder / "config.json"))
+
+
+def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
+    """Load a checkpoint in the hub's layout: a folder, or a model id that is downloaded once.
+
+    The safetensors files are memory-mapped and each tensor goes straight to `dtype` and `device`. Returns the
+    model frozen and in eval mode. Raises InputError for a missing, surplus, doubled or misshapen tensor.
+    """
+    folder = checkpoint_folder(path_or_hub_id)
+    config = read_config(folder)
+    with torch.device("meta"):  # names and shapes without memory
+        vlm = cls(config)
+    expected = {name: tuple(p.shape) for name, p in vlm.state_dict().items()}
+    tensors = {}
+    for file in checkpoint_files(folder):
+        for name, tensor in read_safetensors(file, device):
+            name = re.sub(r"^model\.(visual\.)|^(model\.)language_model\.", r"\1\2", name)  # the newer scheme
+            if name not in expected:
+                raise InputError(f"{file}: surplus tensor {name}; does config.json belong to these weights?")
+            if name in tensors:
+                raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
+            if tuple(tensor.shape) != expected[name]:
+                raise InputError(
+                    f"{file}: {name} is {list(tensor.shape)}, config.json asks for {list(expected[name])}"
+                )
+            tensors[name] = tensor.to(dtype)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
+    vlm.load_state_dict(tensors, assign=True)
+    return vlm.requires_grad_(False).eval()
+
+
+def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
+    """A model with random weights: normal with variance 1 / inputs, biases 0, norms 1; frozen and in eval mode, as
+    loaded ones. (The usual standard deviation of 0.02 suits wide models; small ones learn sooner with this.)"""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        vlm = cls(config)
+    vlm = vlm.to_empty(device="cpu")
+    for name, p in vlm.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(p)
+        elif p.dim() == 1:
+            nn.init.ones_(p)
+        else:
+            nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
+    return vlm.to(dtype=dtype, device=device).requires_grad_(False).eval()
+
+
+def save(self, path):
+    """Write config.json, generation_config.json and model.safetensors into the folder `path`."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = self.state_dict()
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    raw = {k: v for k, v in self.config.raw.items() if k != "dtype"} | {"torch_dtype": dtype}
+    generation = self.config.generation or {"eos_token_id": list(self.config.end_tokens)}
+    write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
+
+
+def fingerprint(self):
+    """Which model this is: a hash of the configuration and of 16 values of every tensor.
+
+    The values are hashed as bfloat16, so that one checkpoint has one fingerprint in every dtype.
+    """
+    config = {k: v for k, v in asdict(self.config).items() if k not in ("raw", "generation", "end_tokens")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for _, p in sorted(self.named_parameters()):
+        digest.update(str(sample(p.detach()).to(torch.bfloat16).view(torch.int16).tolist()).encode())
+    return digest.hexdigest()[:32]
+
+
+def sample(tensor, count=16):
+    """`count` values of a tensor, evenly spaced from its first to its last. The places are integers throughout: a
+    float32 cannot tell the last of the 311 million places of an embedding table from the one behind it."""
+    places = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
+    return tensor.reshape(-1)[places]
+
+
+def checkpoint_folder(path_or_hub_id):
+    """A local folder as it is, without touching the network; a hub id ("Qwen/Qwen2.5-VL-3B-Instruct") downloaded
+    (json and safetensors files only) into the hub's cache. Raises InputError if there is neither."""
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_hub_id)) and not folder.parent.exists()
+    if not looks_like_hub_id:
+        raise InputError(f"{path_or_hub_id}: no such checkpoint folder (a hub id has the form owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path_or_hub_id}: no such folder, and not to be had from the hub: {reason}") from None
+
+
+def checkpoint_files(folder):
+    """The safetensors files of a checkpoint: those that the index names, or the only one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise InputError(f"{index}: no weight_map; is this a whole index?")
+        files = [folder / name for name in dict.fromkeys(names.values())]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
+    return files

@@ -1,0 +1,1 @@
+"""What surrounds a run: arguments, processes, cached encodings, evaluation, report, resuming, pictures."""

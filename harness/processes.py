@@ -1,0 +1,55 @@
+"""Device, processes that share a step, memory, progress bars."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from files import InputError
+
+RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))  # torchrun
+
+
+def choose_device(name, dtype):
+    """(device, dtype): by default bfloat16 on a GPU, float32 on the CPU."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch's words for "no such device here"
+        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return device, getattr(torch, dtype)
+
+
+def progress(*args, leave=False, **kwargs):
+    """A progress bar, shown by the first process."""
+    return tqdm(*args, leave=leave, disable=RANK > 0, **kwargs)
+
+
+def sum_over_processes(parameters, sums):
+    """Add up the gradients, and a vector of sums, over the processes that share a step: one message, no rounding but
+    that of the order of adding. The whole of data parallelism, since every process holds the same frozen model."""
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
+    dist.all_reduce(message)
+    *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
+    for p, grad in zip(parameters, grads):
+        p.grad.copy_(grad.view_as(p))
+    return sums
+
+
+def peak_memory(device):
+    """Bytes: of the GPU's allocator, or of the process; None where the platform does not say (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
