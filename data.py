@@ -1,10 +1,12 @@
-"""Data: files on disk -> Example -> Batch.
+"""Lecture 3. Data: Example -> prompt -> patches -> positions -> visual mask and labels -> Batch.
+
+You will see how a question about an image becomes what the model reads, and where the paper's mask M comes from.
 
     load("refcoco", root, "train")          -> [Example, ...]
     Processor.from_pretrained(model)        -> processor
     processor(examples)                     -> Batch, what VLM.loss and VLM.generate take
 
-A row of a batch is Qwen's chat template, rendered by hand:
+One row of a batch is Qwen's chat template, with one <|image_pad|> (in a video <|video_pad|>) for every visual token:
 
     <|im_start|>system
     You are a helpful assistant.<|im_end|>
@@ -13,143 +15,111 @@ A row of a batch is Qwen's chat template, rendered by hand:
     <|im_start|>assistant
     the answer<|im_end|>
 
-with one <|image_pad|> (in a video <|video_pad|>) for every visual token, and only the last line supervised. Prompt and answer are tokenised
-apart and concatenated, so the labels are right by construction.
+Only the last line is supervised. Prompt and answer are tokenised separately and concatenated, so the labels are right
+by construction. The data sets themselves, with their prompts and metrics, are in tasks/.
 
-Shapes: B batch, T sequence length, P image patches, N visual tokens in the batch.
+Letters: B batch, T sequence length, P image patches, N visual tokens in the batch, D hidden size.
 """
 
 import json
 import math
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from tokenizers import Tokenizer
 
 import tasks
-from backbones.checkpoint import checkpoint_folder, read_config
-from backbones.qwen2_5_vl import positions
-from files import InputError, read_json, write_text
+from backbones import FAMILIES
+from backbones.checkpoint import read_config, read_preprocessor, read_tokenizer
+from files import InputError, write_text
 from tasks.boxes import box_to_model
-from tasks.images import MAX_RATIO, image_key, image_size, open_image, resized_size
+from tasks.images import MAX_RATIO, Visual, open_image, resized_size
 from tasks.rows import PLACE
 
-SYSTEM = "You are a helpful assistant."
+IGNORED = -100  # the label of a token that is not supervised
 
 
 @dataclass
 class Example:
-    """One question about any number of images and videos.
+    """One question about any number of images and videos."""
 
-    images: paths or PIL images; videos: lists of frames (paths, PIL images or Frames), fps: their frames a second.
-    prompt: text; images stand before it, then videos, unless it says "<image>" once for each of them. history: earlier
-    turns of the same conversation, (prompt, answer) each. answer: text, or a box (x1, y1, x2, y2) in pixels of the only
-    image as it is on disk (the processor writes it in pixels of the resized image), or None = to generate.
-    metric: a name in metrics.METRICS ("": by the answer, iou or exact); reference: what it compares with (None: the
-    answer); kind, group: accuracy is also counted by these; source: where it is from ("val.jsonl:17"), for messages.
-    """
+    images: list = field(default_factory=list)  # paths or PIL images
+    prompt: str = ""  # images come before it, then videos, unless it says "<image>" once for each of them
+    answer: str | tuple | None = None  # text; a box x1, y1, x2, y2 in pixels of its image file; None: to generate
+    source: str = ""  # where it is from ("val.jsonl:17"), for messages
+    caption: str = ""  # what is asked for, for pictures
+    kind: str = ""  # accuracy is also counted by kind
+    group: str = ""  # and by group
+    metric: str = ""  # a name that tasks.score knows; "": by the answer, iou or exact
+    reference: str | list | tuple | None = None  # what the metric compares with; None: the answer
+    videos: list = field(default_factory=list)  # lists of frames: paths, PIL images or Frames
+    fps: float = 2.0  # frames a second of the videos
+    history: tuple = ()  # earlier turns of the same conversation, (prompt, answer) each
 
-    images: list = field(default_factory=list)
-    prompt: str = ""
-    answer: str | tuple | None = None
-    source: str = ""
-    kind: str = ""
-    group: str = ""
-    metric: str = ""
-    reference: str | list | tuple | None = None
-    videos: list = field(default_factory=list)
-    fps: float = 2.0
-    history: tuple = ()
-
-    @property
+    @cached_property
     def visuals(self):
-        """What is seen, in order: images, and videos as tuples of frames."""
-        return [*self.images, *(tuple(frames) for frames in self.videos)]
+        """What is seen, in order: images, then videos. Each carries its size and its key."""
+        images = [Visual(image) for image in self.images]
+        return images + [Visual(*frames, is_video=True) for frames in self.videos]
 
     @property
     def name(self):
         return self.source or f"the example {self.prompt[:40]!r}"
 
+    def question(self):
+        """The same without its answer: to generate."""
+        asked = copy(self)  # with what is known of its images
+        asked.answer = None
+        return asked
+
 
 @dataclass
 class Batch:
-    """What the model takes. All tensors but `grids` (the encoder plans its windows on the CPU) move with `.to`."""
+    """What the model takes. All tensors move with `.to`, except `grids`: the encoder plans its windows on the CPU."""
 
     input_ids: torch.Tensor  # [B, T] long
     attention_mask: torch.Tensor  # [B, T] long, 0 on padding
     position_ids: torch.Tensor  # [3, B, T] long: time, height, width
-    segments: torch.Tensor  # [B, T] long, -1 on padding
-    labels: torch.Tensor  # [B, T] long, the token's own id where it is supervised, else -100
+    segments: torch.Tensor  # [B, T] long: 0, in a shared row also 1, 2, ... for its questions; -1 on padding
+    labels: torch.Tensor  # [B, T] long: the token's own id if it is supervised, else -100
     visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens
     visual_index: torch.Tensor  # [N] long: the same as flat positions, row * T + column
-    visual_source: torch.Tensor  # [N] long: which row of the encoder's output stands there
+    visual_source: torch.Tensor  # [N] long: which row of the encoder's output belongs there
+    answer_index: torch.Tensor  # long, flat: before each supervised token; to generate, the last token of each example
+    answer_ids: torch.Tensor  # long: the supervised tokens, which the output at these positions predicts
     patches: torch.Tensor  # [P, 1176] float32, every image of the batch once
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
+    causal: bool  # no padding and no segments: plain causal attention, without a mask
     examples: list = field(default_factory=list)  # (row, segment) of each Example
-    known: torch.Tensor | None = None  # [M, D] embeddings of further images, behind the encoder's in visual_source
-
-    # What follows from the tensors above. It is worked out on the CPU (`to` sees to that), because every question that
-    # the CPU asks of a tensor on a GPU ("is anything supervised?") stops the GPU's queue until it is answered.
-
-    @cached_property
-    def follows(self):
-        """[B, T] long: what each position is to predict, -100 for nothing."""
-        return F.pad(self.labels[:, 1:], (0, 1), value=-100)
-
-    @cached_property
-    def supervised(self):
-        """The number of tokens that the loss is a mean of."""
-        return int((self.follows != -100).sum())
-
-    @cached_property
-    def reads(self):
-        """[B, S] long: the columns whose output is read. To train, those that predict a supervised token; to generate,
-        the last of each question. Rows with fewer are filled up with other columns."""
-        wanted = self.follows != -100
-        if not self.supervised:
-            ends = self.segments != F.pad(self.segments[:, 1:], (0, 1), value=-1)
-            shared = (self.segments > 0).any(dim=1, keepdim=True)  # segment 0 of a shared row is no question
-            wanted = ends & (self.segments >= shared.long())
-        most = int(wanted.sum(dim=1).max())
-        return wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-
-    @cached_property
-    def targets(self):
-        """[B, S] long: what the columns `reads` predict; -100 where they fill up."""
-        return self.follows.gather(1, self.reads)
-
-    @cached_property
-    def causal(self):
-        """No padding and no segments: plain causal attention, without a mask."""
-        return bool((self.segments == 0).all())
+    known: torch.Tensor | None = None  # [M, D] embeddings of further images, in visual_source after the encoder's
 
     def to(self, device):
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self):
-        """The same in pinned memory, from which a GPU copies while it computes; DataLoader calls this."""
-        return self.each(torch.Tensor.pin_memory)
+        """The same in pinned memory, from which a GPU copies while it computes. DataLoader calls this."""
+        return self.moved(torch.Tensor.pin_memory)
 
-    def each(self, f):
-        """The same with f applied to every tensor that moves."""
-        moved = copy(self)
-        derived = {name: getattr(self, name) for name in ("supervised", "reads", "targets", "causal")}
-        for name, value in (vars(self) | derived).items():
-            moves = isinstance(value, torch.Tensor) and name not in ("grids", "follows")
-            setattr(moved, name, f(value) if moves else value)
-        return moved
+    def moved(self, move):
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor) and name != "grids"}
+        return replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
+
+
+class Tokens(NamedTuple):
+    """One example as token ids. The tokens of its images are there; the images are not opened yet."""
+
+    ids: list
+    answer_start: int  # the first supervised position
+    prefix: int  # where the part ends that examples about the same images share: after the last image; 0 without one
 
 
 class Processor:
-    """Examples -> Batch: resizing, patches, chat template, visual mask, labels.
-
-    Made by `from_pretrained` from the tokenizer.json, preprocessor_config.json and config.json of a checkpoint.
-    """
+    """Examples -> Batch. Made by `from_pretrained` from a checkpoint's tokenizer, preprocessor and configuration."""
 
     def __init__(self, config, tokenizer, preprocessor, min_pixels=None, max_pixels=None):
         size = preprocessor.get("size", {})
@@ -161,39 +131,31 @@ class Processor:
         self.factor = config.vision.patch_size * config.vision.merge  # pixels a side of one visual token
         if self.min_pixels > self.max_pixels:
             raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}")
+
         self.tokenizer = tokenizer
         tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user is text, not a special token
-        self.special = {
-            name: tokenizer.token_to_id(f"<|{name}|>")
-            for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad", "endoftext")
-        }
+        names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad", "endoftext")
+        self.special = {name: tokenizer.token_to_id(f"<|{name}|>") for name in names}
         pads = self.special["image_pad"], self.special["video_pad"]
         if None in self.special.values() or pads != (config.image_token, config.video_token):
             raise InputError(f"the tokenizer's special tokens {self.special} are not those of config.json")
 
+    @property
+    def family(self):
+        """What is the model family's own: the system line, positions, the scale of boxes."""
+        return FAMILIES[self.config.family]
+
     def __setstate__(self, state):
-        """A worker process that is spawned gets a copy; the tokenizer's copy forgets this setting."""
+        """A worker process that is spawned gets a copy. The tokenizer's copy forgets this setting."""
         self.__dict__.update(state)
         self.tokenizer.encode_special_tokens = True
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id, min_pixels=None, max_pixels=None):
-        """min_pixels, max_pixels: area limits of a resized image; by default those of preprocessor_config.json.
-        784 pixels (28 x 28) are one visual token in the published models."""
-        folder = checkpoint_folder(path_or_hub_id)
-        if (folder / "preprocessor_config.json").exists():
-            preprocessor = read_json(folder / "preprocessor_config.json")
-        else:  # newer transformers writes one file for all processors
-            preprocessor = read_json(folder / "processor_config.json").get("image_processor", {})
-        if not {"image_mean", "image_std"} <= preprocessor.keys():
-            raise InputError(f"{folder}/preprocessor_config.json: no image_mean and image_std")
-        file = folder / "tokenizer.json"
-        read_json(file)  # absent or broken: one clear line
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
-            raise InputError(f"{file}: not a tokenizer ({error})") from None
-        return cls(read_config(folder), tokenizer, preprocessor, min_pixels, max_pixels)
+        """min_pixels, max_pixels: area limits of a resized image; by default those of the checkpoint. 784 pixels
+        (28 x 28) are one visual token in the published Qwen2.5-VL. Raises InputError for files that do not fit."""
+        config, tokenizer = read_config(path_or_hub_id), read_tokenizer(path_or_hub_id)
+        return cls(config, tokenizer, read_preprocessor(path_or_hub_id), min_pixels, max_pixels)
 
     def save(self, path):
         """Write tokenizer.json and preprocessor_config.json beside a saved model."""
@@ -203,54 +165,53 @@ class Processor:
         write_text(folder / "preprocessor_config.json", json.dumps(self.preprocessor | limits, indent=2) + "\n")
         write_text(folder / "tokenizer.json", self.tokenizer.to_str(pretty=False))
 
-    # -- images
+    # ------------------------------------------------------------------------------------------- from image to patches
 
-    def resized(self, image, name=""):
-        """(width, height) at which the model sees an image, or each frame of a video. Raises InputError if its sides
-        differ over 200 times."""
-        image = image[0] if isinstance(image, tuple) else image
-        width, height = image_size(image)
+    def resized(self, visual, name=""):
+        """(width, height) at which the model sees an image, or each frame of a video. Raises InputError, with the
+        example's name, if one side is over 200 times the other."""
+        width, height = visual.size
         if max(width, height) > MAX_RATIO * min(width, height):
-            raise InputError(
-                f"{name or image}: {width} x {height} pixels; the sides may differ {MAX_RATIO} times at most"
-            )
+            size = f"{width} x {height} pixels"
+            raise InputError(f"{name or visual}: {size}; one side may be {MAX_RATIO} times the other at most")
         return resized_size(width, height, self.factor, self.min_pixels, self.max_pixels)
 
-    def grid(self, image):
-        """(slices, rows, columns) in patches at which the model sees an image or video; reads no pixels. A slice is two
-        frames (temporal_patch_size)."""
-        c, frames = self.config.vision, len(image) if isinstance(image, tuple) else 1
-        width, height = self.resized(image)
-        return math.ceil(frames / c.temporal_patch_size), height // c.patch_size, width // c.patch_size
+    def box_scale(self, visual):
+        """(width, height) of the image in the numbers that the model writes."""
+        return self.family.box_scale(self.resized(visual))
 
-    def visual_tokens(self, image):
-        """The number of visual tokens of an image or video: merge x merge patches become one."""
-        return math.prod(self.grid(image)) // self.config.vision.merge**2
+    def grid(self, visual):
+        """(slices, rows, columns) in patches; reads no pixels. A slice is two frames (temporal_patch_size)."""
+        c = self.config.vision
+        width, height = self.resized(visual)
+        slices = math.ceil(len(visual.frames) / c.temporal_patch_size)
+        return slices, height // c.patch_size, width // c.patch_size
 
-    def cut(self, image):
-        """An image or video -> patches [t * h * w, 1176] and grid (t, h, w), as the vision encoder reads them.
+    def visual_tokens(self, visual):
+        """The number of visual tokens: merge x merge patches become one."""
+        return math.prod(self.grid(visual)) // self.config.vision.merge**2
 
-        Bicubic resize, then (x / 255 - mean) / std. Patches run slice by slice through merge x merge blocks, the blocks
-        row by row; within a patch: channel, frame, row, column. The last frame is repeated until slices are full: a still
-        picture is two equal frames.
-        """
-        c, size = self.config.vision, self.resized(image)
-        pixels = [self.pixels(frame, size) for frame in (image if isinstance(image, tuple) else (image,))]
-        pixels += pixels[-1:] * (-len(pixels) % c.temporal_patch_size)
-        grid = t, h, w = self.grid(image)
-        blocks = torch.stack(pixels).view(
-            t, c.temporal_patch_size, 3, h // c.merge, c.merge, c.patch_size, w // c.merge, c.merge, c.patch_size
-        )
+    def cut(self, visual):
+        """An image or video -> patches [t * h * w, 1176] in the encoder's order: slice by slice, through blocks of merge x
+        merge patches, the blocks row by row. Within a patch: channel, frame, row, column. The last frame is repeated
+        until slices are full, so a still image is two equal frames."""
+        c = self.config.vision
+        t, h, w = self.grid(visual)
+        frames = [self.pixels(frame, self.resized(visual)) for frame in visual.frames]
+        frames += frames[-1:] * (-len(frames) % c.temporal_patch_size)
+        pixels = torch.stack(frames)  # [t * 2, 3, h * 14, w * 14]
+        blocks_down, blocks_across = (h // c.merge, c.merge, c.patch_size), (w // c.merge, c.merge, c.patch_size)
+        blocks = pixels.view(t, c.temporal_patch_size, c.channels, *blocks_down, *blocks_across)
         blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [t, h/2, w/2, 2, 2, 3, 2, 14, 14]
-        return blocks.reshape(t * h * w, c.patch_values), grid
+        return blocks.reshape(t * h * w, c.patch_values)
 
-    def pixels(self, image, size):
-        """An image at (width, height) -> normalised [3, height, width]."""
-        image = open_image(image).resize(size, Image.Resampling.BICUBIC)
+    def pixels(self, frame, size):
+        """A frame, bicubically resized to (width, height) -> [3, height, width], (x / 255 - mean) / std."""
+        image = open_image(frame).resize(size, Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
         return ((pixels / 255 - self.mean) / self.std).permute(2, 0, 1)
 
-    # -- text
+    # --------------------------------------------------------------------------------------------- from text to tokens
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -259,38 +220,36 @@ class Processor:
         """Token ids -> text, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def answer_text(self, example):
-        """The text to learn: the answer, or a box in pixels of the resized image."""
-        if example.answer is None or isinstance(example.answer, str):
-            return example.answer
-        (image,) = example.images
-        return str(box_to_model(example.answer, image_size(image), self.resized(image, example.name)))
-
     def tokens(self, example):
-        """(ids, first supervised position) of one example; the images' tokens are there, the images not yet opened.
-        Raises InputError for an answer without tokens."""
+        """Example -> Tokens. Raises InputError for an answer without tokens or an image of a useless shape."""
         s, newline = self.special, self.encode("\n")
         visuals = []
-        for image in example.visuals:
-            self.resized(image, example.name)  # complains by the example's name
-            pad = s["video_pad"] if isinstance(image, tuple) else s["image_pad"]
-            visuals.append([s["vision_start"], *[pad] * self.visual_tokens(image), s["vision_end"]])
-        ids = [s["im_start"], *self.encode(f"system\n{SYSTEM}"), s["im_end"], *newline]
+        for visual in example.visuals:
+            self.resized(visual, example.name)  # complains by the example's name
+            pad = s["video_pad"] if visual.is_video else s["image_pad"]
+            visuals.append([s["vision_start"], *[pad] * self.visual_tokens(visual), s["vision_end"]])
+
+        # The system line, earlier turns, the question. What is seen is in the first turn.
+        ids = []
+        if self.family.SYSTEM:
+            ids += [s["im_start"], *self.encode(f"system\n{self.family.SYSTEM}"), s["im_end"], *newline]
         for prompt, answer in example.history:
             ids += [*self.user_turn(prompt, visuals), *self.encode(answer), s["im_end"], *newline]
-            visuals = []  # they stand in the first turn
+            visuals = []
         ids += self.user_turn(example.prompt, visuals)
-        answer = self.answer_text(example)
-        if answer is None:
-            return ids, len(ids)
-        answer_ids = self.encode(answer)
+        prefix = len(ids) - ids[::-1].index(s["vision_end"]) if example.visuals else 0
+
+        # The answer is tokenised separately, so where it starts is known.
+        if example.answer is None:
+            return Tokens(ids, len(ids), prefix)
+        answer_ids = self.encode(self.answer_text(example))
         if not answer_ids:
             raise InputError(f"{example.name}: the answer has no tokens")
-        return [*ids, *answer_ids, s["im_end"]], len(ids)
+        return Tokens([*ids, *answer_ids, s["im_end"]], len(ids), prefix)
 
     def user_turn(self, prompt, visuals):
-        """The ids of a user's turn and of the assistant's beginning. Text is encoded in pieces that end only where
-        something is seen, as the reference does it: newlines at a prompt's start merge with the one before."""
+        """The ids of a user's turn and of the beginning of the assistant's. Text is encoded in pieces that end only at an
+        image, as the reference does it: newlines at the start of a prompt merge with the one before."""
         s, pieces = self.special, prompt.split(PLACE)
         if len(pieces) != len(visuals) + 1:
             pieces = [*[""] * len(visuals), prompt]
@@ -299,85 +258,115 @@ class Processor:
             ids += [*visual, *self.encode(piece)]
         return [*ids, s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
 
-    def is_visual(self, ids):
-        """[...] token ids -> bool: an image's or a video's."""
-        return (ids == self.special["image_pad"]) | (ids == self.special["video_pad"])
+    def answer_text(self, example):
+        """The text to learn. A box goes from pixels of the file to the numbers that the model writes."""
+        if isinstance(example.answer, str):
+            return example.answer
+        (visual,) = example.visuals
+        return str(box_to_model(example.answer, visual.size, self.box_scale(visual)))
 
     def count(self, example):
         """(all tokens, visual tokens) of one example; reads no pixels."""
-        ids, _ = self.tokens(example)
-        return len(ids), sum(self.visual_tokens(image) for image in example.visuals)
+        visual = sum(self.visual_tokens(v) for v in example.visuals)
+        return len(self.tokens(example).ids), visual
+
+    # ----------------------------------------------------------------------------------------- from examples to a batch
 
     def __call__(self, examples, share_images=False, known=None):
-        """Examples -> Batch. All with answers: padded on the right, to train; none: on the left, to generate.
+        """Examples -> Batch. All with answers: padded on the right, to train. None: padded on the left, to generate.
 
-        share_images: consecutive examples about the same images (same paths or same objects) share one row, which
-        shows the images once, in segment 0, and then each question with its answer in a segment of its own, at the
-        positions that it would have alone. The mask keeps the segments apart, so loss and gradients are those of
-        separate rows. Examples without images never share.
-        known: {image_key: visual embeddings [m, D]} of pictures that have been encoded before; these are neither opened
-        nor cut, nor encoded again.
-
-        Raises ValueError for a mixture and InputError for a bad image, an empty answer or an example longer than the
-        model's positions.
+        share_images: consecutive examples about the same images share one row. It has the images once, in segment 0, then
+        each question with its answer in a segment of its own, at the positions that it would have alone. The mask keeps
+        the segments apart, so loss and gradients are those of separate rows.
+        known: {Visual.key: visual embeddings [m, D]} of images that have been encoded before; they are not opened again.
+        Raises ValueError for a mixture, InputError for a bad image or an example longer than the model's positions.
         """
-        answered = {e.answer is not None for e in examples}
+        answered = {example.answer is not None for example in examples}
         if len(answered) != 1:
             raise ValueError("a batch needs examples, all with answers (to train) or all without (to generate)")
-        known, tokens = known or {}, [self.tokens(example) for example in examples]
-        for example, (ids, _) in zip(examples, tokens):
-            if len(ids) > self.config.max_positions:
-                raise InputError(
-                    f"{example.name}: {len(ids)} tokens, the model has {self.config.max_positions} positions"
-                )
+        tokens = [self.tokens(example) for example in examples]
+        most = self.config.max_positions
+        for example, (ids, _, _) in zip(examples, tokens):
+            if len(ids) > most:
+                raise InputError(f"{example.name}: {len(ids)} tokens, the model has {most} positions")
+        new, old, source = self.images(examples, known or {})
+        rows, places = self.rows(examples, tokens, source, share_images)
+        batch = self.tensors(rows, places, pad_left=True not in answered)
 
-        # each picture of the batch once: first those that the encoder has to see, then the known ones
-        pictures = {image_key(image): image for example in examples for image in example.visuals}
-        grids = {key: self.grid(image) for key, image in pictures.items()}
-        new, old = [k for k in pictures if k not in known], [k for k in pictures if k in known]
-        source, count = {}, 0  # of each picture: its rows in the encoder's output and the known embeddings behind it
-        for key in new + old:
-            source[key] = range(count, count := count + self.visual_tokens(pictures[key]))
+        # Each image is opened and cut once, and only if its embeddings are not known.
+        if new:
+            batch.patches = torch.cat([self.cut(visual) for visual in new])
+            batch.grids = torch.tensor([self.grid(visual) for visual in new])
+        if old:
+            batch.known = torch.cat([known[visual.key] for visual in old])
+        return batch
 
-        rows, places, shown = [], [], None  # shown: what stands in the row begun last up to the end of its images
-        for example, (ids, supervised) in zip(examples, tokens):
-            keys = [image_key(image) for image in example.visuals]
-            start, seen = 0, None
-            if share_images and keys:
-                behind = len(ids) - ids[::-1].index(self.special["vision_end"])  # the last image
-                seen = keys, example.fps, ids[:behind]
-            if seen and seen == shown:
-                start = behind
-                row, segment = places[-1]
-                if segment == 0:  # an ordinary row until now: its question becomes segment 1
-                    places[-1] = row, 1
-                    rows[row]["segments"][start:] = [1] * (len(rows[row]["segments"]) - start)
-                places.append((row, places[-1][1] + 1))
-            else:
-                rows.append({name: [] for name in ("ids", "labels", "segments", "positions", "source")})
-                places.append((len(rows) - 1, 0))
-                rows[-1]["source"] += [i for key in keys for i in source[key]]
-            row, segment = rows[places[-1][0]], places[-1][1]
-            row["ids"] += ids[start:]
-            row["labels"] += ([-100] * supervised + ids[supervised:])[start:]
-            row["segments"] += [segment] * (len(ids) - start)
-            row["positions"] += positions(self.config, ids, [grids[key] for key in keys], example.fps)[start:]
-            shown = seen
+    def images(self, examples, known):
+        """The images of a batch, each once: those that the encoder has to see, those whose embeddings are known, and
+        {key: the rows in which its embeddings will be}, the known ones after the encoder's."""
+        visuals = {visual.key: visual for example in examples for visual in example.visuals}
+        new = [visual for key, visual in visuals.items() if key not in known]
+        old = [visual for key, visual in visuals.items() if key in known]
+        source, count = {}, 0
+        for visual in new + old:
+            end = count + self.visual_tokens(visual)
+            source[visual.key] = range(count, end)
+            count = end
+        return new, old, source
 
+    def rows(self, examples, tokens, source, share_images):
+        """Pack examples into rows: ([{"ids", "labels", "segments", "positions", "source"}, ...], [(row, segment), ...])."""
+
+        def shown(i):
+            """What example i has in common with those that may share its row; its own number if nothing."""
+            keys = [visual.key for visual in examples[i].visuals]
+            ids, _, prefix = tokens[i]
+            return (keys, examples[i].fps, ids[:prefix]) if share_images and keys else i
+
+        rows, places = [], []
+        for _, group in groupby(range(len(examples)), key=shown):
+            group = list(group)
+            visuals = examples[group[0]].visuals
+            grids = [self.grid(visual) for visual in visuals]
+            row = {"ids": [], "labels": [], "segments": [], "positions": []}
+            row["source"] = [n for visual in visuals for n in source[visual.key]]
+            for segment, i in enumerate(group, start=1):
+                ids, answer_start, prefix = tokens[i]
+                segment = 0 if len(group) == 1 else segment  # an ordinary row is all segment 0
+                start = 0 if i == group[0] else prefix  # the images are in the row once
+                row["ids"] += ids[start:]
+                row["labels"] += ([IGNORED] * answer_start + ids[answer_start:])[start:]
+                row["segments"] += ([0] * prefix + [segment] * (len(ids) - prefix))[start:]
+                row["positions"] += self.family.positions(self.config, ids, grids, examples[i].fps)[start:]
+                places.append((len(rows), segment))
+            rows.append(row)
+        return rows, places
+
+    def tensors(self, rows, places, pad_left):
+        """Rows of lists -> Batch, padded to the longest row; its images are still missing."""
         B, T = len(rows), max(len(row["ids"]) for row in rows)
         input_ids = torch.full((B, T), self.special["endoftext"])
-        segments, labels = torch.full((B, T), -1), torch.full((B, T), -100)
+        segments, labels = torch.full((B, T), -1), torch.full((B, T), IGNORED)
         position_ids = torch.zeros(3, B, T, dtype=torch.long)
         for b, row in enumerate(rows):
-            start = 0 if True in answered else T - len(row["ids"])
+            start = T - len(row["ids"]) if pad_left else 0
             here = slice(start, start + len(row["ids"]))
             input_ids[b, here] = torch.tensor(row["ids"])
             labels[b, here] = torch.tensor(row["labels"])
             segments[b, here] = torch.tensor(row["segments"])
             position_ids[:, b, here] = torch.tensor(row["positions"]).T
+
+        # The paper's I_v: a position is visual if its token is the image or the video token.
         real = segments >= 0
-        visual_mask = self.is_visual(input_ids) & real
-        empty = torch.empty(0, self.config.vision.patch_values)
+        visual_mask = real & ((input_ids == self.config.image_token) | (input_ids == self.config.video_token))
+
+        # A supervised token is predicted from the position before it. To generate, each example's last token counts.
+        answer_index = (labels.flatten() != IGNORED).nonzero()[:, 0] - 1
+        answer_ids = labels.flatten()[answer_index + 1]
+        if len(answer_ids) == 0:
+            last = [(segments[row] == segment).nonzero().max().item() for row, segment in places]
+            answer_index = torch.tensor([row * T + column for (row, _), column in zip(places, last)])
+
         return Batch(
             input_ids=input_ids,
             attention_mask=real.long(),
@@ -386,11 +375,13 @@ class Processor:
             labels=labels,
             visual_mask=visual_mask,
             visual_index=visual_mask.flatten().nonzero()[:, 0],
-            visual_source=torch.tensor([i for row in rows for i in row["source"]], dtype=torch.long),
-            patches=torch.cat([self.cut(pictures[key])[0] for key in new]) if new else empty,
-            grids=torch.tensor([grids[key] for key in new], dtype=torch.long).view(-1, 3),
+            visual_source=torch.tensor([n for row in rows for n in row["source"]], dtype=torch.long),
+            answer_index=answer_index,
+            answer_ids=answer_ids,
+            patches=torch.empty(0, self.config.vision.patch_values),
+            grids=torch.empty(0, 3, dtype=torch.long),
+            causal=bool((segments == 0).all()),
             examples=places,
-            known=torch.cat([known[key] for key in old]) if old else None,
         )
 
 

@@ -1,4 +1,8 @@
-"""Files, read completely and written completely: JSON, text, safetensors. The ground floor; everything may use it."""
+"""The ground floor: files, read completely and written completely. JSON, text, safetensors.
+
+Everything may use this file. A file that is being written has the ending ".part"; it gets its name when it is complete,
+so whatever stops a program, the old file or the new one is there.
+"""
 
 import json
 import os
@@ -12,7 +16,7 @@ class InputError(ValueError):
 
 
 def read_json(file):
-    """Parse a JSON file. Raises InputError, naming it, if it is absent or broken."""
+    """Parse a JSON file. Raises InputError, naming it, if it is missing or broken."""
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -22,19 +26,20 @@ def read_json(file):
 
 
 def write_text(file, text):
-    """Write a text file; the old one stays until the new one is whole."""
+    """Write a text file; the old one stays until the new one is complete."""
     part = Path(f"{file}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)
 
 
 def open_safetensors(file, device="cpu"):
+    """Raises InputError, naming the file, if it is missing or broken."""
     try:
         return safe_open(str(file), framework="pt", device=str(device))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file") from None
     except SafetensorError as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from None
+        raise InputError(f"{file}: not a complete safetensors file ({error}); copy or download it again") from None
 
 
 def read_safetensors(file, device="cpu"):
@@ -51,11 +56,11 @@ def read_metadata(file):
 
 
 def write_safetensors(file, tensors, metadata):
-    """Write {name: tensor} and {key: text}; the old file stays until the new one is whole.
+    """Write {name: tensor} and {key: text}; the old file stays until the new one is complete.
 
     `safetensors.torch.save_file` would do, but imports numpy, which this project does without.
     """
-    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}  # alive until written
+    kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}  # alive until written
     specs = {
         name: TensorSpec(
             dtype=str(t.dtype).removeprefix("torch."),
@@ -63,7 +68,7 @@ def write_safetensors(file, tensors, metadata):
             data_ptr=t.data_ptr(),
             data_len=t.numel() * t.element_size(),
         )
-        for name, t in whole.items()
+        for name, t in kept.items()
     }
     part = Path(f"{file}.part")
     serialize_file(specs, str(part), metadata)

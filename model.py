@@ -1,83 +1,68 @@
-"""The frozen vision-language model: Qwen2.5-VL, written by hand.
+"""Lecture 2. The frozen vision-language model, written by hand.
 
-    patches -> VisionEncoder -> visual embeddings -+
-    token ids -> embedding table ------------------+-> Decoder -> head -> logits -> loss, text
+You will see a decoder like any other, and in it the one line where Image-LoRA acts: in `Attention.forward`, the line that
+begins with `v = self.adapted("v", ...)`. Everything else in this file stays as the checkpoint has it.
 
-Read `Attention.forward` first: the line that begins `v = self.adapted("v", ...)` is where Image-LoRA
-acts; the rest of this file is the model that stays as it is.
+    patches -> vision encoder -> visual embeddings -+
+    token ids -> embedding table -------------------+-> Decoder -> head -> logits -> loss, text
 
-Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no
-translation table. Sources: the Qwen2.5-VL report (arXiv 2502.13923) and the published configurations; the
-tests hold every number against transformers.
+Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no translation
+table. The vision encoder of a model family is in backbones/; so are norm, MLP and rotation, which all models share.
 
-Shapes: B batch, T sequence length, S keys (T, or the length of the cache), P image patches, N visual tokens in
-the batch, D hidden size, H query heads, G value (KV) heads, K head size, L layers, V vocabulary.
+Letters: B batch, T sequence length, S keys (T, or the length of the cache), N visual tokens in the batch, D hidden size,
+H query heads, G value (KV) heads, K head size, L layers, V vocabulary, Q questions that are being answered.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.checkpoint import fingerprint, from_pretrained, from_scratch, save
+from backbones import FAMILIES, checkpoint
 from backbones.layers import (
     MLP,
     Linear,
     RMSNorm,
-    attend,
     frequencies,
+    fused_attention,
     linear,
     rotate,
-    run,
-    take,
 )
-from backbones.qwen2_5_vl import VisionEncoder
+
+# ----------------------------------------------------------------------------------------------------------- attention
 
 
 def attention_mask(segments):
-    """Who may look at whom: segments [B, T] (0, 1, ...; padding -1) -> bool [B, 1, T, T].
+    """Who may look at whom: segments [B, T] (0, 1, ...; padding -1) -> bool [B, 1, T, T], True where a query may look.
 
-    Causal; within segment 0 (which everyone may read) or one's own segment; never padding. Every position may look
-    at itself, so that padding rows stay finite: a softmax over nothing is NaN, and NaN spreads through 0 * NaN.
+    An ordinary row is all segment 0. Where several questions share an image, segment 0 is the image, and segments 1, 2,
+    ... are the questions: a token may look at earlier tokens of segment 0 and of its own segment, nothing else. Every
+    token may look at itself, so that padding stays finite: a softmax over nothing is NaN, and NaN spreads as 0 * NaN.
     """
     T = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
     allowed = causal & ((key == 0) | (key == query)) & (key >= 0)
-    return (allowed | torch.eye(T, dtype=torch.bool, device=segments.device))[:, None]
+    itself = torch.eye(T, dtype=torch.bool, device=segments.device)
+    return (allowed | itself)[:, None]
 
 
-def rows_of_mask(mask, reads, T):
-    """The rows of an attention mask (None: causal) for the queries at the columns reads [B, S] -> [B, 1, S, T]."""
-    if mask is None:
-        return (torch.arange(T, device=reads.device) <= reads[..., None])[:, None]
-    return mask.take_along_dim(reads[:, None, :, None], dim=2)
-
-
-class KVCache:
-    """Keys and values of all layers, [L, B, G, S, K] each; `length` positions are filled."""
-
-    def __init__(self, config, rows, positions, dtype, device):
-        shape = (config.layers, rows, config.value_heads, positions, config.head_size)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    def extend(self, layer, k, v):
-        """Write the new positions of one layer behind the old ones; return all of them, [B, G, S, K] each."""
-        end = self.length + k.shape[2]
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def select(self, rows):
-        """Go on with these rows only: numbers, in which a row may occur several times, or a bool for each row."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+def attend(q, k, v, mask):
+    """Attention by hand: q [B, H, T, K]; k, v [B, G, S, K]; mask bool [B, 1, T, S] or None: causal. Returns softmax(q k^T / sqrt(K)) v,
+    [B, H, T, K], and its weights, [B, H, T, S]. The model calls `fused_attention`: the same numbers, faster.
+    """
+    groups = q.shape[1] // k.shape[1]  # each value head serves H / G query heads in turn
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # [B, H, S, K]
+    scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5  # [B, H, T, S]
+    if mask is None:  # causal
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
+    return weights @ v, weights
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with multimodal rotary positions: the place where the paper happens.
+    """Grouped-query attention with rotary positions: the place where the paper happens.
 
-    `adapters` maps a path ("q", "k", "v" or "o") to what an attached adapter adds there; empty: the frozen model.
+    `adapters` has, for each path, what attached adapters add there. Nothing: the frozen model.
     """
 
     def __init__(self, c, layer):
@@ -87,37 +72,63 @@ class Attention(nn.Module):
         self.k_proj = Linear(c.hidden, c.value_heads * c.head_size)
         self.v_proj = Linear(c.hidden, c.value_heads * c.head_size)
         self.o_proj = Linear(c.heads * c.head_size, c.hidden, bias=False)
-        self.adapters = {}
+        self.adapters = {"q": [], "k": [], "v": [], "o": []}
+        self.attend = fused_attention
 
     def adapted(self, path, y, x, visual_index):
-        """y = x W of the frozen model -> y plus the attached adapter's update, or y itself."""
-        return self.adapters[path](y, x, visual_index) if path in self.adapters else y
+        """y = x W of the frozen model -> y plus the update of the attached adapter, if there is one."""
+        for update in self.adapters[path]:
+            y = update(y, x, visual_index)
+        return y
 
-    def forward(self, x, cos, sin, mask, visual_index=None, cache=None, reads=None, by_hand=False):
-        """x [B, T, D]; cos, sin [B, T, K]; mask bool [B, 1, T, S], None: causal; visual_index [N]: flat positions (row
-        * T + column) of the visual tokens in x, None while decoding text; reads [B, S]: the columns that ask, all of
-        them text (None: every one). Returns [B, T, D] (or [B, S, D]) and the weights, if by hand."""
-        k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
-        v = self.v_proj(x)  # [B, T, G*K]
-        v = self.adapted("v", v, x, visual_index)  # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py
-        k = rotate(self.split(k), cos[:, None], sin[:, None])  # [B, G, T, K]
-        v = self.split(v)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-
-        causal = mask is None
-        if reads is not None:  # keys and values come from every position, queries from a few
-            mask, causal, visual_index = rows_of_mask(mask, reads, x.shape[1]), False, None
-            x, cos, sin = take(x, reads), take(cos, reads), take(sin, reads)
+    def forward(self, x, cos, sin, mask, visual_index=None, cache=None):
+        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S], None: causal. visual_index [N]: the flat positions
+        (row * T + column) of the visual tokens in x, None while decoding text. Returns [B, T, D]."""
+        # What a token asks (q), what it is found by (k), and what it says to those who find it (v).
         q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
-        q = rotate(self.split(q), cos[:, None], sin[:, None])
-        out, weights = attend(q, k, v, mask, causal, by_hand)
-        out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
-        return self.adapted("o", self.o_proj(out), out, visual_index), weights
+        k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
+        v = self.v_proj(x)  # [B, T, G*K]: the frozen X W_V
 
-    def split(self, x):
-        """[B, T, heads * K] -> [B, heads, T, K]."""
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? The image comes first, so what a text
+        # token takes from an image token is its value, weighted by a softmax over keys. A changed key would change every
+        # softmax that looks at the image. Queries and outputs of visual tokens reach no text token in this layer. The
+        # value is the one path that changes what is seen, and not who is looked at.
+        v = self.adapted("v", v, x, visual_index)
+
+        # Split into heads, then turn queries and keys by their positions.
+        q, k, v = (y.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: those of earlier tokens, too
+
+        # Each text token now mixes the values of the tokens that it looks at.
+        out = self.attend(q, k, v, mask)  # [B, H, T, K]
+        out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
+        return self.adapted("o", self.o_proj(out), out, visual_index)  # [B, T, D]
+
+
+# ------------------------------------------------------------------------------------------------------------- decoder
+
+
+class KVCache:
+    """Keys and values of all layers, [L, B, G, S, K] each, of which `length` positions are filled."""
+
+    def __init__(self, config, rows, positions, dtype, device):
+        shape = (config.layers, rows, config.value_heads, positions, config.head_size)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer, k, v):
+        """Write the new positions of one layer after the old ones; return all of them, [B, G, S, K] each."""
+        end = self.length + k.shape[2]
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def select(self, rows):
+        """Continue with these rows only: numbers, in which a row may occur several times, or a bool for each row."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
 class DecoderLayer(nn.Module):
@@ -128,11 +139,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(c.hidden, c.rms_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden, c.rms_eps)
 
-    def forward(self, x, cos, sin, mask, visual_index, cache, reads, by_hand):
-        normed = self.input_layernorm(x)
-        attended, weights = self.self_attn(normed, cos, sin, mask, visual_index, cache, reads, by_hand)
-        x = (x if reads is None else take(x, reads)) + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), weights
+    def forward(self, x, cos, sin, mask, visual_index, cache):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, visual_index, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
@@ -142,44 +151,44 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
         self.layers = nn.ModuleList(DecoderLayer(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.rms_eps)
-        self.checkpointing = False  # see `run`
 
-    def forward(self, x, position_ids, mask, visual_index=None, cache=None, reads=None, by_hand=False):
-        """x [B, T, D] embeddings, position_ids [3, B, T] (time, height, width), mask bool [B, 1, T, S] or None (causal)
-        -> [B, T, D] and the attention weights of each layer (Nones, unless by hand).
-
-        reads [B, S]: the columns whose output is wanted -> [B, S, D]. All others serve these as keys and values only,
-        so the last layer computes neither queries nor MLP for them."""
+    def forward(self, x, position_ids, mask, visual_index=None, cache=None):
+        """x [B, T, D]: embeddings; position_ids [3, B, T]: time, height, width; mask bool [B, 1, T, S] or None: causal.
+        Returns [B, T, D]."""
+        T = x.shape[1]
         cos, sin = self.rotary(position_ids)
-        weights = []
         x = x.float()  # in a bfloat16 model too, the residual stream adds up in float32: most of its rounding vanishes
         for layer in self.layers:
-            wanted = reads if layer is self.layers[-1] else None
-            T = x.shape[1]
-            x, w = run(layer, self.checkpointing, x, cos, sin, mask, visual_index, cache, wanted, by_hand)
-            weights.append(w)
+            x = layer(x, cos, sin, mask, visual_index, cache)
         if cache is not None:
             cache.length += T
-        return self.norm(x), weights
+        return self.norm(x)
 
     def rotary(self, position_ids):
-        """Multimodal rotary positions: the first section of the frequencies turns with a token's time, the second
-        with its height, the third with its width (for text all three are equal: ordinary rotary positions)."""
+        """Multimodal rotary positions, cos and sin [B, 1, T, K]. The first section of the frequencies turns with a
+        token's time, the second with its height, the third with its width. For text all three are equal, which gives
+        ordinary rotary positions."""
         c = self.config
         angles = position_ids[..., None] * frequencies(c.head_size, c.rope_theta, position_ids.device)  # [3, B, T, K/2]
         time, height, width = angles.split(c.rope_sections, dim=-1)
         angles = torch.cat([time[0], height[1], width[2]], dim=-1)  # [B, T, K/2]
-        angles = torch.cat([angles, angles], dim=-1)  # [B, T, K]
+        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, K]
         return angles.cos(), angles.sin()
 
 
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
 class VLM(nn.Module):
-    """Qwen2.5-VL. `vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text."""
+    """`vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text.
+
+    Made by VLM.from_pretrained(path_or_hub_id), frozen; saved by vlm.save(path). Batches come from data.py.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.visual = VisionEncoder(config.vision, config.hidden)
+        self.visual = FAMILIES[config.family].VisionEncoder(config.vision, config.hidden)
         self.model = Decoder(config)
         self.lm_head = None if config.tied else Linear(config.hidden, config.vocab, bias=False)
 
@@ -192,99 +201,107 @@ class VLM(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def embed(self, batch):
-        """Token embeddings with the visual embeddings put at the visual positions, [B, T, D]. Every picture of the
-        batch is encoded once, or not at all where its embeddings came along (`batch.known`); `visual_source` says which
-        visual token stands where."""
+        """Token embeddings with the visual embeddings at the visual positions, [B, T, D].
+
+        Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.known`).
+        `visual_source` says which visual token belongs where, so several rows can show the same image.
+        """
         x = self.model.embed_tokens(batch.input_ids)
         if len(batch.visual_index) == 0:
             return x
-        visual = [self.visual(batch.patches, batch.grids)] if len(batch.grids) else []
-        visual += [] if batch.known is None else [batch.known]
-        visual = torch.cat(visual)[batch.visual_source]  # [N, D]
-        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual.to(x.dtype)).view_as(x)
+        visual = []
+        if len(batch.grids):
+            visual.append(self.visual(batch.patches, batch.grids))
+        if batch.known is not None:
+            visual.append(batch.known)
+        visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D]
+        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x)
 
-    def checkpointing(self, on):
-        """Whether the backward pass computes blocks a second time instead of keeping their insides (see `run`)."""
-        self.visual.checkpointing = self.model.checkpointing = on
-
-    def hidden(self, batch, reads=None, by_hand=False):
-        """The decoder's output [B, T, D] (at the columns reads [B, S] only: [B, S, D]), and the attention weights of
-        each layer if by hand. A batch without padding and segments needs no mask: plain causal attention, whose kernel
-        skips what lies ahead instead of computing and discarding it."""
-        mask = None if batch.causal and not by_hand else attention_mask(batch.segments)
-        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, None, reads, by_hand)
+    def hidden(self, batch, cache=None):
+        """The decoder's output at every position, [B, T, D]."""
+        # Without padding and segments the mask is plain causal attention, which has a kernel of its own.
+        mask = None if batch.causal else attention_mask(batch.segments)
+        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, cache)
 
     def head(self, x):
+        """[..., D] -> logits [..., V]. A tied head is the embedding table."""
         return linear(x, self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
 
-    def forward(self, batch, return_weights=False):
-        """Logits [B, T, V]; with return_weights also the attention weights, a list of L tensors [B, H, T, T], by the
-        slow path that holds them."""
-        x, weights = self.hidden(batch, by_hand=return_weights)
-        return (self.head(x), weights) if return_weights else self.head(x)
+    def forward(self, batch):
+        """Logits [B, T, V]."""
+        return self.head(self.hidden(batch))
 
     def loss(self, batch):
         """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
 
-        A token is predicted from the position before it. The last layer and the head are applied at just those
-        positions (`batch.reads`): at a vocabulary of 150,000 the logits of all positions would outweigh the rest of the
-        step's memory. Raises ValueError if the batch supervises nothing.
+        A token is predicted from the position before it. The head is applied at just those positions, `answer_index`: at
+        a vocabulary of 150,000, the logits of all positions would outweigh the rest of the step's memory. Raises
+        ValueError if the batch supervises nothing.
         """
-        if not batch.supervised:
+        if len(batch.answer_ids) == 0:
             raise ValueError("the batch has no supervised token: its examples have no answers")
-        x, _ = self.hidden(batch, batch.reads)
-        return F.cross_entropy(self.head(x).flatten(0, 1).float(), batch.targets.flatten())  # -100 is left out
+        x = self.hidden(batch).flatten(0, 1)  # [B*T, D]
+        logits = self.head(x[batch.answer_index])  # one for each supervised token
+        return F.cross_entropy(logits.float(), batch.answer_ids)
 
     @torch.no_grad()
     def generate(self, batch, max_new_tokens=64):
-        """Greedy decoding with a KV cache, the whole batch at once.
+        """Greedy decoding with a KV cache, all questions of the batch at once.
 
         batch: of examples without answers, one a row or sharing rows. Returns one list of token ids per example, in
-        input order, without the end token. A shared row is computed once, then every question goes on with its own copy
-        of that row's keys and values; questions that have ended leave the batch. The new tokens are text: Image-LoRA,
-        which acts on visual tokens only, has nothing to compute after the prefill. Raises ValueError if the batch holds
-        answers or would outgrow the positions.
+        input order, without the end token. The new tokens are text: Image-LoRA, which acts on visual tokens only, has
+        nothing to compute after the prefill. Raises ValueError if the batch holds answers or would outgrow the positions.
         """
-        if batch.supervised:
+        if len(batch.answer_ids) > 0:
             raise ValueError("generate needs examples without answers (answer=None)")
-        c, device = self.config, batch.input_ids.device
-        row, segment = torch.tensor(batch.examples, device=device).T  # [Q] each
-        own = batch.segments[row]  # [Q, T]
-        seen = (own == 0) | (own == segment[:, None])  # what a question may look at: segment 0 and its own
-        longest = int(seen.sum(dim=1).max())
-        if longest + max_new_tokens > c.max_positions:
-            raise ValueError(f"{longest} + {max_new_tokens} tokens do not fit in {c.max_positions} positions")
-
-        T = batch.input_ids.shape[1]
-        x, mask = self.embed(batch), None if batch.causal else attention_mask(batch.segments)
-        cache = KVCache(c, len(x), T + max_new_tokens, x.dtype, device)
-        x, _ = self.model(x, batch.position_ids, mask, batch.visual_index, cache, batch.reads)  # [B, S, D]
-
-        # from here on one question a row; its text goes on behind its last token
-        question = (segment - 1).clamp(min=0)  # of its row, where `reads` has one column for each
-        x, position = x[row, question], batch.position_ids[0, row, batch.reads[row, question]]  # [Q, D], [Q]
-        cache.select(row)
-        seen = torch.cat([seen, seen.new_ones(len(seen), max_new_tokens)], dim=1)
+        x, position, visible, cache = self.prefill(batch, max_new_tokens)
         texts = [[] for _ in batch.examples]
-        running = torch.arange(len(texts), device=device)
-        end = torch.tensor(c.end_tokens, device=device)
+        running = torch.arange(len(texts), device=x.device)  # the numbers of the questions that have not ended
+        end = torch.tensor(self.config.end_tokens, device=x.device)
         for step in range(max_new_tokens):
             token = self.head(x).argmax(dim=-1)  # [Q]
-            goes_on = ~torch.isin(token, end)
-            if not goes_on.all():
-                token, position, seen, running = (y[goes_on] for y in (token, position, seen, running))
-                cache.select(goes_on)
+
+            # Questions that have ended leave the batch.
+            runs = ~torch.isin(token, end)
+            if not runs.all():
+                token, position, visible, running = (y[runs] for y in (token, position, visible, running))
+                cache.select(runs)
             for i, t in zip(running.tolist(), token.tolist()):
                 texts[i].append(t)
             if len(running) == 0 or step + 1 == max_new_tokens:
                 break
+
             position = position + 1
-            x, mask = self.model.embed_tokens(token[:, None]), seen[:, None, None, : cache.length + 1]
-            x, _ = self.model(x, position.expand(3, 1, -1).mT, mask, None, cache)
-            x = x[:, 0]
+            x = self.decode_one_token(token, position, visible, cache)
         return texts
 
-    from_pretrained = classmethod(from_pretrained)
-    from_scratch = classmethod(from_scratch)
-    save = save
-    fingerprint = fingerprint
+    def prefill(self, batch, room):
+        """Read every row once, and make one row of each question, with `room` for new tokens.
+
+        Returns the output at each question's last token x [Q, D], that token's position [Q], what the question may look
+        at, visible [Q, T + room] bool, and the cache.
+        """
+        c, T = self.config, batch.input_ids.shape[1]
+        row, segment = torch.tensor(batch.examples, device=self.device).T  # [Q] each
+        own = batch.segments[row]  # [Q, T]
+        visible = (own == 0) | (own == segment[:, None])  # segment 0 and its own
+        longest = int(visible.sum(dim=1).max())
+        if longest + room > c.max_positions:
+            raise ValueError(f"{longest} + {room} tokens do not fit in {c.max_positions} positions")
+
+        cache = KVCache(c, len(batch.input_ids), T + room, self.dtype, self.device)
+        x = self.hidden(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
+        position = batch.position_ids[0].flatten()[batch.answer_index]  # [Q]
+        cache.select(row)  # questions that share a row continue with copies of its keys and values
+        return x, position, torch.cat([visible, visible.new_ones(len(row), room)], dim=1), cache
+
+    def decode_one_token(self, token, position, visible, cache):
+        """token [Q], position [Q] -> the decoder's output [Q, D]; the token's keys and values go into the cache."""
+        x = self.model.embed_tokens(token[:, None])  # [Q, 1, D]
+        mask = visible[:, None, None, : cache.length + 1]
+        return self.model(x, position.expand(3, 1, -1).mT, mask, None, cache)[:, 0]
+
+    from_pretrained = classmethod(checkpoint.from_pretrained)  # (path_or_hub_id, dtype, device) -> frozen VLM
+    from_scratch = classmethod(checkpoint.from_scratch)
+    save = checkpoint.save
+    fingerprint = checkpoint.fingerprint

@@ -1,4 +1,7 @@
-"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back. model.py hangs these functions on VLM."""
+"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back.
+
+model.py hangs these functions on VLM: VLM.from_pretrained, VLM.from_scratch, vlm.save, vlm.fingerprint.
+"""
 
 import hashlib
 import json
@@ -7,18 +10,47 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
-from backbones.qwen2_5_vl import Config
+from backbones import FAMILIES
 from files import InputError, read_json, read_safetensors, write_safetensors, write_text
 
 
 def read_config(path_or_hub_id):
-    """The Config of a checkpoint: its config.json and, if it is there, generation_config.json."""
+    """The configuration of a checkpoint: its config.json and, if it is there, generation_config.json. Raises InputError
+    for a model family that is not implemented here."""
     folder = checkpoint_folder(path_or_hub_id)
-    generation = folder / "generation_config.json"
-    generation = read_json(generation) if generation.exists() else None
-    return Config.from_dict(read_json(folder / "config.json"), generation, source=str(folder / "config.json"))
+    file, generation_file = folder / "config.json", folder / "generation_config.json"
+    raw = read_json(file)
+    generation = read_json(generation_file) if generation_file.exists() else None
+    family = raw.get("model_type") if isinstance(raw, dict) else None
+    if family not in FAMILIES:
+        raise InputError(f"{file}: model_type is {family!r}; implemented: {', '.join(FAMILIES)}")
+    return FAMILIES[family].Config.from_dict(raw, generation, source=str(file))
+
+
+def read_preprocessor(path_or_hub_id):
+    """How the checkpoint's images are prepared: the parsed preprocessor_config.json. Raises InputError if it is broken."""
+    folder = checkpoint_folder(path_or_hub_id)
+    file = folder / "preprocessor_config.json"
+    if not file.exists():  # newer transformers writes one file for all processors
+        file = folder / "processor_config.json"
+    preprocessor = read_json(file)
+    preprocessor = preprocessor.get("image_processor", preprocessor)
+    if not {"image_mean", "image_std"} <= preprocessor.keys():
+        raise InputError(f"{file}: no image_mean and image_std")
+    return preprocessor
+
+
+def read_tokenizer(path_or_hub_id):
+    """The checkpoint's tokenizer.json. Raises InputError if it is missing or broken."""
+    file = checkpoint_folder(path_or_hub_id) / "tokenizer.json"
+    read_json(file)  # missing or broken: one clear line
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
+        raise InputError(f"{file}: not a tokenizer ({error})") from None
 
 
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
@@ -31,6 +63,8 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
     config = read_config(folder)
     with torch.device("meta"):  # names and shapes without memory
         vlm = cls(config)
+
+    # Every tensor of the files is used exactly once.
     expected = {name: tuple(p.shape) for name, p in vlm.state_dict().items()}
     tensors = {}
     for file in checkpoint_files(folder):
@@ -40,10 +74,8 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
                 raise InputError(f"{file}: surplus tensor {name}; does config.json belong to these weights?")
             if name in tensors:
                 raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
-            if tuple(tensor.shape) != expected[name]:
-                raise InputError(
-                    f"{file}: {name} is {list(tensor.shape)}, config.json asks for {list(expected[name])}"
-                )
+            if (shape := tuple(tensor.shape)) != expected[name]:
+                raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
             tensors[name] = tensor.to(dtype)
     missing = [name for name in expected if name not in tensors]
     if missing:
@@ -95,10 +127,10 @@ def fingerprint(self):
 
 
 def sample(tensor, count=16):
-    """`count` values of a tensor, evenly spaced from its first to its last. The places are integers throughout: a
-    float32 cannot tell the last of the 311 million places of an embedding table from the one behind it."""
-    places = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
-    return tensor.reshape(-1)[places]
+    """`count` values of a tensor, evenly spaced from its first to its last. The indices are integers throughout: a
+    float32 cannot tell the last of the 311 million indices of an embedding table from the next one."""
+    index = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
+    return tensor.reshape(-1)[index]
 
 
 def checkpoint_folder(path_or_hub_id):
@@ -117,7 +149,7 @@ def checkpoint_folder(path_or_hub_id):
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path_or_hub_id}: no such folder, and not to be had from the hub: {reason}") from None
+        raise InputError(f"{path_or_hub_id}: no such folder, and the hub did not give it: {reason}") from None
 
 
 def checkpoint_files(folder):
@@ -126,11 +158,11 @@ def checkpoint_files(folder):
     if index.exists():
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
-            raise InputError(f"{index}: no weight_map; is this a whole index?")
+            raise InputError(f"{index}: no weight_map; is this a complete index?")
         files = [folder / name for name in dict.fromkeys(names.values())]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
         if not file.exists():
-            raise InputError(f"{file}: no such file; the folder holds no whole checkpoint")
+            raise InputError(f"{file}: no such file; the folder holds no complete checkpoint")
     return files

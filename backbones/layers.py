@@ -1,7 +1,12 @@
-"""Parts that both towers of a model use: RMSNorm, SwiGLU, rotary positions, attention; and what makes them faster.
+"""Parts that both towers of a model use: RMSNorm, SwiGLU, rotary positions. And: the same numbers, faster.
 
-Shapes: B batch, T sequence length, S keys, D hidden size, H query heads, G value (KV) heads, K head size.
+Whatever only makes things faster is here, so that the lectures need not speak of it: fused attention, matrix products
+of few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
+
+Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, K head size.
 """
+
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +28,6 @@ class RMSNorm(nn.Module):
         return (self.weight * x32).to(self.weight.dtype)
 
 
-def linear(x, weight, bias=None):
-    """x W^T + b. For the few rows of a decoding step a CPU's matrix product reads W far below the speed of its memory; cut
-    into 16 products of the same rows with a part of W each, the same sum takes a half to a third of the time."""
-    rows, parts = x.numel() // x.shape[-1], 16
-    if x.device.type == "cpu" and x.dtype == torch.float32 and rows <= 64 and len(weight) % parts == 0:
-        x_parts = x.reshape(1, rows, -1).expand(parts, -1, -1)
-        y = torch.bmm(x_parts, weight.view(parts, -1, weight.shape[1]).mT)  # [parts, rows, outputs / parts]
-        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
-        return y if bias is None else y + bias
-    return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
-
-
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
@@ -53,34 +41,9 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def attend(q, k, v, mask, causal=False, by_hand=False):
-    """softmax(q k^T / sqrt(K)) v.
-
-    q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn; mask: bool, broadcastable to
-    [B, 1, T, S], True where a query may look, or None: everywhere, or with `causal` (S = T) nowhere ahead. Returns the
-    output [B, H, T, K] and, by hand only, the weights [B, H, T, S] (else None). The fused path computes the same
-    without ever holding the weights.
-    """
-    on_cpu, groups = q.device.type == "cpu", q.shape[1] // k.shape[1]
-    shared = not by_hand and (on_cpu or mask is None)  # kernels that read a KV head once for its query heads
-    if groups > 1 and not shared:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if not by_hand:
-        how = {"attn_mask": mask, "is_causal": causal, "enable_gqa": groups > 1 and shared}
-        if on_cpu:  # its fused kernel is several times slower in bfloat16, so it runs in float32
-            with torch.autocast("cpu", enabled=False):
-                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(q.dtype), None
-        return F.scaled_dot_product_attention(q, k, v, **how), None
-    scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(dim=-1).to(q.dtype)
-    return weights @ v, weights
-
-
-def take(x, reads):
-    """Some positions of each row: x [B, T, D], reads [B, S] (columns) -> [B, S, D]."""
-    return x.take_along_dim(reads[..., None], dim=1)
+def frequencies(size, theta, device):
+    """The size/2 rotary frequencies theta^(-2i/size), float32."""
+    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
 
 
 def rotate(x, cos, sin):
@@ -90,15 +53,79 @@ def rotate(x, cos, sin):
     return (x.float() * cos + turned * sin).to(x.dtype)
 
 
-def frequencies(size, theta, device):
-    """The size/2 rotary frequencies theta^(-2i/size), float32."""
-    return 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
+# ---------------------------------------------------------------------------------------------- the same numbers, faster
 
 
-def run(block, checkpointing, x, *args):
-    """block(x, *args). With checkpointing, the backward pass computes what is inside the block a second time instead of
-    keeping it: memory of one block in place of all, for a forward pass more. Only where there is a backward pass: a
-    frozen block under the lowest adapted layer keeps nothing anyway."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, x, *args, use_reentrant=False)
-    return block(x, *args)
+class Linear(nn.Linear):
+    """x W^T + b."""
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x, weight, bias=None):
+    """x W^T + b. For the few rows of a decoding step a CPU's matrix product reads W far more slowly than its memory could
+    deliver it. As 16 products, each of the same rows with a part of W, the same sum takes a half to a third of the time."""
+    rows, parts = x.numel() // x.shape[-1], 16
+    few = x.device.type == "cpu" and x.dtype == torch.float32 and rows <= 64 and len(weight) % parts == 0
+    if not few:
+        return F.linear(x, weight, bias)
+    copies = x.reshape(1, rows, -1).expand(parts, -1, -1)
+    y = torch.bmm(copies, weight.view(parts, -1, weight.shape[1]).mT)  # [parts, rows, outputs / parts]
+    y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+def fused_attention(q, k, v, mask, causal=True):
+    """softmax(q k^T / sqrt(K)) v without ever holding the weights; the formula is `attend` in model.py.
+
+    q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn. mask: bool, broadcastable to
+    [B, 1, T, S], True where a query may look; None: causal, or everywhere if `causal` is False. Returns [B, H, T, K].
+    """
+    on_cpu, groups = q.device.type == "cpu", q.shape[1] // k.shape[1]
+    causal = causal and mask is None
+    reads_groups = on_cpu or mask is None  # kernels that read a KV head once for all of its query heads
+    if groups > 1 and not reads_groups:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    options = {"attn_mask": mask, "is_causal": causal, "enable_gqa": groups > 1 and reads_groups}
+    if on_cpu:  # its fused kernel is several times slower in bfloat16, so it runs in float32
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def compute_twice(blocks):
+    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping
+    it. That takes the memory of one block in place of all, for a forward pass more. A frozen block under the lowest
+    adapted layer keeps nothing anyway."""
+    for block in blocks:
+        block.forward = computed_twice(block.forward)
+
+
+def computed_twice(forward):
+    def forward_twice(*args):
+        if torch.is_grad_enabled():
+            return checkpoint(forward, *args, use_reentrant=False)
+        return forward(*args)
+
+    return forward_twice
+
+
+@contextmanager
+def weights_kept(layers, attend):
+    """While this lasts, the decoder's layers compute attention by `attend`, which also returns the weights, [B, H, T, S].
+    Yields the list to which each layer adds its weights."""
+    kept = []
+
+    def attend_and_keep(q, k, v, mask):
+        out, weights = attend(q, k, v, mask)
+        kept.append(weights)
+        return out
+
+    for layer in layers:
+        layer.self_attn.attend = attend_and_keep
+    try:
+        yield kept
+    finally:
+        for layer in layers:
+            layer.self_attn.attend = fused_attention

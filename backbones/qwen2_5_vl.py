@@ -1,4 +1,7 @@
-"""Qwen2.5-VL: config.json -> Config, the vision encoder with its windows, and multimodal positions.
+"""Qwen2.5-VL: config.json -> Config, the vision encoder with its windows, multimodal positions, the scale of boxes.
+
+Sources: the Qwen2.5-VL report (arXiv 2502.13923) and the published configurations; the tests hold every number against
+transformers.
 
 Shapes: P image patches, N visual tokens, W windows, S patches in the largest window, E hidden size of the encoder,
 T sequence length.
@@ -10,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.layers import MLP, Linear, RMSNorm, attend, frequencies, rotate, run
+from backbones.layers import MLP, Linear, RMSNorm, frequencies, fused_attention, rotate
 from files import InputError
+
+SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 
 
 def key(name):
@@ -20,7 +25,7 @@ def key(name):
 
 
 def fields_of(cls, raw):
-    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one lacks."""
+    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one is missing."""
     values = {f.name: raw[f.metadata["key"]] for f in fields(cls) if f.metadata}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
@@ -36,7 +41,7 @@ class VisionConfig:
     channels: int = key("in_chans")
     merge: int = key("spatial_merge_size")  # merge x merge patches become one visual token
     window: int = key("window_size")  # pixels
-    full_blocks: tuple = key("fullatt_block_indexes")  # the blocks that attend to the whole picture
+    full_blocks: tuple = key("fullatt_block_indexes")  # the blocks that attend to the complete image
     tokens_per_second: int = key("tokens_per_second")
 
     @property
@@ -69,15 +74,19 @@ class Config:
     def head_size(self):  # K
         return self.hidden // self.heads
 
+    @property
+    def family(self):
+        """The key of FAMILIES that this configuration belongs to."""
+        return self.raw["model_type"]
+
     @classmethod
     def from_dict(cls, raw, generation=None, source="config.json"):
         """Read config.json as the hub has it (flat) or as newer transformers writes it (`text_config`).
 
         raw, generation: the parsed config.json and generation_config.json (or None); source: the file's name, for
-        messages. Raises InputError for another model family, a missing key, or a value not implemented here.
+        messages. Raises InputError for a missing key, or a value not implemented here.
         """
-        if raw.get("model_type") != "qwen2_5_vl":
-            raise InputError(f"{source}: model_type is {raw.get('model_type')!r}; only 'qwen2_5_vl' is implemented")
+        # One flat dictionary, whichever form the file has.
         text = {"tie_word_embeddings": False} | raw.get("text_config", {})
         rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
         flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
@@ -86,14 +95,12 @@ class Config:
         if isinstance(flat.get("eos_token_id"), int):
             flat["eos_token_id"] = [flat["eos_token_id"]]
         try:
-            config = cls(
-                **fields_of(cls, flat),
-                vision=VisionConfig(**fields_of(VisionConfig, vision)),
-                raw=raw,
-                generation=generation,
-            )
+            vision_config = VisionConfig(**fields_of(VisionConfig, vision))
+            config = cls(**fields_of(cls, flat), vision=vision_config, raw=raw, generation=generation)
         except KeyError as missing:
-            raise InputError(f"{source}: no key {missing}; is this a whole Qwen2.5-VL configuration?") from None
+            raise InputError(f"{source}: no key {missing}; is this a complete Qwen2.5-VL configuration?") from None
+
+        # What this code does not compute is refused, not ignored.
         unsupported = {
             "use_sliding_window": flat.get("use_sliding_window", False),
             "hidden_act": {flat.get("hidden_act", "silu"), vision.get("hidden_act", "silu")} != {"silu"},
@@ -108,35 +115,39 @@ class Config:
         return config
 
 
-def patch_places(grids, merge):
-    """Where each patch lies, in the order in which data.py cuts them: merge x merge blocks stay together.
+def patch_coordinates(grids, merge):
+    """Slice, row and column of each patch, in the order in which data.py cuts them: merge x merge blocks stay together.
 
-    grids [images, 3]: slices, rows and columns in patches. Returns three long [P]: picture slice (an image, or two
-    frames of a video, counted through the batch), row, column.
+    grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a video; slices are
+    counted through the batch. Returns long [3, P].
     """
-    places, slices = [], 0
+    coordinates, slices = [], 0
     for t, h, w in grids.tolist():
         s, y, x = torch.meshgrid(torch.arange(t) + slices, torch.arange(h), torch.arange(w), indexing="ij")
         blocks = (t, h // merge, merge, w // merge, merge)
-        places.append(torch.stack([p.reshape(blocks).transpose(2, 3).flatten() for p in (s, y, x)]))
+        coordinates.append(torch.stack([c.reshape(blocks).transpose(2, 3).flatten() for c in (s, y, x)]))
         slices += t
-    return torch.cat(places, dim=1)
+    return torch.cat(coordinates, dim=1)
 
 
-def group_patches(key):
-    """Lay out patches that attend to one another (equal `key`, long [P]) as rows of a table.
+def group_patches(labels):
+    """Lay out patches that attend to one another (equal `labels`, long [P]) as lines of a table.
 
-    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; valid [W, S] bool or None when
-    every group is full; slot [P]: where each patch stands in the flattened table.
+    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; valid [W, S] bool, or None if
+    every group is full; slot [P]: the place of each patch in the flattened table.
     """
-    _, group, size = key.unique(return_inverse=True, return_counts=True)
+    _, group, size = labels.unique(return_inverse=True, return_counts=True)
+
+    # Number the patches within their group: their rank in an order by groups, less the rank of the group's first.
     order = group.argsort(stable=True)
     first = size.cumsum(0) - size
     within = torch.empty_like(group)
-    within[order] = torch.arange(len(key)) - first[group[order]]
+    within[order] = torch.arange(len(labels)) - first[group[order]]
+
+    # Every group gets a line as long as the largest group.
     slot = group * size.max() + within
     table = torch.full((len(size) * int(size.max()),), -1)
-    table[slot] = torch.arange(len(key))
+    table[slot] = torch.arange(len(labels))
     table = table.view(len(size), -1)
     valid = table >= 0
     return table.clamp(min=0), None if valid.all() else valid, slot
@@ -156,6 +167,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionAttention(nn.Module):
+    """Attention within groups of patches: windows, or complete slices."""
+
     def __init__(self, c):
         super().__init__()
         self.heads = c.heads
@@ -168,7 +181,7 @@ class VisionAttention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = (y[table].transpose(1, 2) for y in (q, k, v))  # [W, heads, S, K]
         mask = None if valid is None else valid[:, None, None, :]
-        out, _ = attend(q, k, v, mask)  # all windows at once
+        out = fused_attention(q, k, v, mask, causal=False)  # all windows at once
         return self.proj(out.transpose(1, 2).flatten(2).flatten(0, 1)[slot])  # [P, E]
 
 
@@ -200,7 +213,7 @@ class PatchMerger(nn.Module):
 
 class VisionEncoder(nn.Module):
     """Patches -> visual tokens: a transformer with 2-D rotary positions that attends within windows of 8 x 8 patches,
-    and in a few blocks over the whole picture slice."""
+    and in a few blocks over the complete slice."""
 
     def __init__(self, c, out):
         super().__init__()
@@ -208,49 +221,61 @@ class VisionEncoder(nn.Module):
         self.patch_embed = PatchEmbed(c)
         self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
         self.merger = PatchMerger(c, out)
-        self.checkpointing = False  # see `run`
 
     def forward(self, patches, grids):
         """patches [P, 1176], grids [images, 3] (slices, rows, columns in patches) -> [N, D], images in order."""
         c = self.config
         if len(patches) != int(grids.prod(dim=1).sum()):
             raise ValueError(f"{len(patches)} patches, but the grids {grids.tolist()} speak of {grids.prod(1).sum()}")
-        slices, rows, columns = patch_places(grids.cpu(), c.merge)
-        side = c.window // c.patch_size  # of a window, in patches; ragged at the right and bottom edge
+        device = patches.device
+        slices, rows, columns = patch_coordinates(grids.cpu(), c.merge)
+
+        # Who attends to whom: windows of side x side patches, ragged at the right and bottom edge, or complete slices.
+        side = c.window // c.patch_size
         wide = int(grids.max()) // side + 1
-        windows = group_patches((slices * wide + rows // side) * wide + columns // side)
-        whole = group_patches(slices)
-        windows, whole = (
-            tuple(y if y is None else y.to(patches.device, non_blocking=True) for y in x) for x in (windows, whole)
-        )
+        windows = on_device(group_patches((slices * wide + rows // side) * wide + columns // side), device)
+        complete = on_device(group_patches(slices), device)
 
         # 2-D rotary positions: one half of the frequencies turns with the row, the other with the column.
-        place = torch.stack([rows, columns], dim=1).to(patches.device, non_blocking=True)
+        coordinates = torch.stack([rows, columns], dim=1).to(device, non_blocking=True)  # [P, 2]
         size = c.hidden // c.heads
-        angles = (place[:, :, None] * frequencies(size // 2, 10000.0, patches.device)).flatten(1)  # [P, K/2]
-        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, K]
+        angles = (coordinates[:, :, None] * frequencies(size // 2, 10000.0, device)).flatten(1)  # [P, size/2]
+        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, size]
         cos, sin = angles.cos(), angles.sin()
 
-        x = self.patch_embed(patches).float()  # the residual stream, as in the decoder
+        x = self.patch_embed(patches).float()  # [P, E]: the residual stream is float32, as in the decoder
         for i, block in enumerate(self.blocks):
-            x = run(block, self.checkpointing, x, cos, sin, whole if i in c.full_blocks else windows)
-        return self.merger(x)
+            x = block(x, cos, sin, complete if i in c.full_blocks else windows)
+        return self.merger(x)  # [N, D]
+
+
+def on_device(groups, device):
+    """table, valid, slot of `group_patches` on the device where the patches are."""
+    return [None if t is None else t.to(device, non_blocking=True) for t in groups]
 
 
 def positions(config, ids, grids, fps=2.0):
-    """Multimodal positions of one row, [T][3]. Text counts on in all three; visual tokens count time, rows and columns
-    from there, and text goes on behind the largest of the three. Time runs by the clock: tokens_per_second a second,
-    rounded down, so that the slices of a slow video lie further apart; the only slice of an image is at 0."""
-    c, seen = config.vision, iter(grids)
-    positions, start, i = [], 0, 0
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
+
+    Text counts on in all three. Visual tokens count time, rows and columns from there, and the text after them continues
+    after the largest of the three. Time runs by the clock: tokens_per_second a second, rounded down, so the slices of a
+    slow video are further from each other. The only slice of an image is at time 0.
+    """
+    c, remaining = config.vision, iter(grids)
+    found, start, i = [], 0, 0
     while i < len(ids):
-        if ids[i] in (config.image_token, config.video_token):
-            t, h, w = next(seen)
-            h, w = h // c.merge, w // c.merge
-            times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
-            positions += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
-            start, i = start + max(times[-1] + 1, h, w), i + t * h * w
-        else:
-            positions.append((start,) * 3)
+        if ids[i] not in (config.image_token, config.video_token):
+            found.append((start, start, start))
             start, i = start + 1, i + 1
-    return positions
+            continue
+        t, h, w = next(remaining)
+        h, w = h // c.merge, w // c.merge  # in visual tokens
+        times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
+        found += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
+        start, i = start + max(times[-1] + 1, h, w), i + t * h * w
+    return found
+
+
+def box_scale(resized):
+    """(width, height) of the image in the numbers that the model writes: whole pixels of the resized image."""
+    return resized

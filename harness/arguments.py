@@ -1,151 +1,217 @@
-"""The command line of train.py."""
+"""The command line of train.py. `python train.py --help` is the documentation of its flags."""
 
 import argparse
 
 from files import InputError
-from tasks import DATASETS
+from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
 from tasks.scenes import DRAWN
 
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
-LEARNING_RATES = {"image-lora": 5e-3, "lora": 1e-3, "full": 1e-5, "none": 0.0}
-DRAWN_LEARNING_RATES = {"image-lora": 2e-2, "lora": 4e-3, "full": 5e-4, "none": 0.0}  # a small model, larger steps
-DRAWN_DEFAULTS = {"limit": 4800, "batch": 32, "steps": 500, "gate": 1.0, "eval_limit": 300, "eval_batch": 100}
-DRAWN_DEFAULTS |= {"workers": 0, "cache_vision": 1.0}  # its pictures are small, and in memory anyway
 TINY_HEADS = 15  # of its 20: a quarter of so few heads is not enough for the demo's look
+DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose images are small and in memory anyway)
+    "limit": (2000, 4800),
+    "batch": (8, 32),
+    "gamma": (0.01, 1.0),
+    "eval_limit": (500, 300),
+    "eval_batch": (32, 100),
+    "workers": (2, 0),
+    "cache_vision": (0.0, 1.0),
+}
+LEARNING_RATES = {  # of real data, of drawn data: a small model takes larger steps
+    "image-lora": (5e-3, 2e-2),
+    "ablation": (5e-3, 2e-2),
+    "lora": (1e-3, 4e-3),
+    "full": (1e-5, 5e-4),
+    "none": (0.0, 0.0),
+}
+ABLATIONS = {"path": "v", "tokens": "visual", "norm": True, "shared": True, "learn_gamma": True}  # as in the paper
+AT_LEAST_ONE = ("rank", "batch", "accumulate", "steps", "probe_samples", "eval_batch", "max_new_tokens", "save_every")
+EXAMPLES = """
+examples:
+  python train.py                                        the tiny model, offline, on a laptop
+  python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
+  python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
+"""
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog=f"For drawn data (scenes, ...) the defaults are {DRAWN_DEFAULTS}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    flag = argparse.BooleanOptionalAction
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Every flag with its default, if that is one value; the examples at the end as they are."""
 
-    g = parser.add_argument_group("model")
-    g.add_argument("--model", default="tiny", help="checkpoint folder or hub id; tiny: the model that comes with this")
-    g.add_argument("--min-pixels", type=int, help="smallest area of a resized image (default: the checkpoint's)")
-    g.add_argument("--from-scratch", action=flag, default=False, help="random weights for the model's config.json")
-    g.add_argument("--max-pixels", type=int, help=f"largest area of a resized image; 784 are one token ({MAX_PIXELS})")
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
-    g = parser.add_argument_group("data")
-    known = "a data set is NAME or NAME=FOLDER"
-    g.add_argument("--data", help=f"training data: {', '.join(DATASETS)}; {known} (default: scenes)")
-    g.add_argument("--data-root", help="folder of --data (default: data/NAME; refcoco: else fetched into a cache)")
-    g.add_argument(
-        "--annotations", default=ANNOTATIONS, help="where to fetch RefCOCO's from: hub file, URL or zip file"
-    )
-    g.add_argument("--image-url", default=COCO_IMAGES, help="where to fetch RefCOCO's images from")
-    g.add_argument("--train-split", default="train", help="split to probe and train on")
-    g.add_argument("--eval", nargs="+", metavar="NAME", help="data sets to evaluate on (default: --data)")
-    g.add_argument("--eval-split", help="their split (default: by data set, mostly val)")
-    g.add_argument("--limit", type=int, default=2000, help="training rows; 0: all")
-    g.add_argument("--eval-limit", type=int, default=500, help="evaluation rows of each data set; 0: all")
-    g.add_argument("--preamble", type=int, default=0, help="words of unrelated text before each question")
-    g.add_argument(
-        "--also",
-        nargs="*",
-        metavar="NAME",
-        help="further data sets to evaluate on, such as gsm8k (scenes: scenes-day sums)",
-    )
 
-    g = parser.add_argument_group("method")
-    g.add_argument(
-        "--method", choices=LEARNING_RATES, default="image-lora", help="what is trained; none: only evaluate"
-    )
-    g.add_argument("--rank", type=int, default=8, help="R")
-    g.add_argument("--alpha", type=float, default=16, help="alpha; updates are scaled by alpha / R")
-    g.add_argument("--gate", type=float, default=0.01, help="gamma at the start; the tiny model learns faster from 1")
-    g.add_argument("--heads", type=int, help="budget: value heads in all (default: a quarter of them)")
-    g.add_argument(
-        "--tau", type=float, default=0.5, help="a layer's share of the budget goes with its score to this power"
-    )
-    g.add_argument("--selection", default="probe", help="probe, gate, random, all, or a heads.json of another run")
-    g.add_argument("--continue-from", metavar="ADAPTER", help="start from an Image-LoRA, in the heads it also has")
-    g.add_argument("--probe-samples", type=int, default=64, help="training rows to probe with")
-    g.add_argument("--probe-seed", type=int, default=0, help="draws the probe's A and its rows")
+def parse_args(argv, methods, criteria):
+    """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value.
 
-    g = parser.add_argument_group("ablations", "one decision of the method taken otherwise; see imagelora.Ablation")
-    g.add_argument("--path", choices=("v", "k", "q", "o"), default="v", help="projection that Image-LoRA adapts")
-    g.add_argument("--tokens", choices=("visual", "text", "all"), default="visual", help="tokens that it adapts")
-    g.add_argument("--norm", action=flag, default=True, help="1 / sqrt(n), the selection-size normalization")
-    g.add_argument("--shared", action=flag, default=True, help="one A a layer, not one a head")
-    g.add_argument("--learn-gate", action=flag, default=True, help="learn gamma; else it is 1")
-    g.add_argument("--targets", default="qkvo", help="projections that --method lora adapts")
-
-    g = parser.add_argument_group("optimisation")
-    g.add_argument("--steps", type=int, help="optimiser steps (default: one pass over the training rows)")
-    g.add_argument("--epochs", type=float, help="instead of --steps: passes over the training rows")
-    g.add_argument("--batch", type=int, default=8, help="rows of one forward and backward pass")
-    g.add_argument("--accumulate", type=int, default=1, help="passes of one optimiser step")
-    g.add_argument("--share-images", action=flag, default=True, help="questions about one picture share one row")
-    g.add_argument("--checkpointing", action=flag, default=False, help="less memory, a third more time: see model.run")
-    g.add_argument("--lr", type=float, help=f"peak learning rate (default by method: {LEARNING_RATES})")
-    g.add_argument(
-        "--warmup", type=float, default=0.05, help="share of the steps over which the rate rises; then cosine"
-    )
-    g.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    g.add_argument("--seed", type=int, default=0, help="draws initial weights and the order of the data")
-
-    g = parser.add_argument_group("run")
-    g.add_argument("--out", help="folder of the run (default: runs/TIME-DATA-METHOD)")
-    g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is one")
-    g.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the frozen model; with --method full, of the arithmetic",
-    )
-    g.add_argument("--workers", type=int, default=2, help="processes that read and cut pictures ahead of the steps")
-    g.add_argument(
-        "--cache-vision",
-        type=float,
-        default=0.0,
-        metavar="GIB",
-        help="encode each picture once a run and keep its embeddings in memory, up to so many GiB",
-    )
-    g.add_argument("--eval-only", action=flag, default=False, help="train nothing; with --adapter also evaluate that")
-    g.add_argument("--adapter", help="adapter.safetensors to evaluate, at the resolution it was trained at")
-    g.add_argument("--image", nargs="*", default=[], help="with --eval-only and --prompt: ask about these pictures")
-    g.add_argument("--prompt", help="with --eval-only: the question; answered before and after --adapter")
-    g.add_argument("--base", action=flag, default=True, help="also evaluate the model before it is trained")
-    g.add_argument("--eval-batch", type=int, default=32, help="rows generated at once")
-    g.add_argument(
-        "--max-new-tokens",
-        type=int,
-        help="longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)",
-    )
-    g.add_argument(
-        "--save-every", type=int, default=100, help="steps between saved states, from which --resume goes on"
-    )
-    g.add_argument("--keep-states", action=flag, default=False, help="keep each saved state, as state-STEP.pt")
-    g.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its own arguments")
+    methods: what --method may be; criteria: what --selection may be besides the usual. Ends the program with code 2 for
+    flags that make no sense; raises InputError for an unknown data set.
+    """
+    parser = make_parser(methods, criteria)
     args = parser.parse_args(argv)
-    args.data = args.data or (args.eval[0] if args.eval and args.eval_only else "scenes")
-    args.data, _, folder = args.data.partition("=")
-    args.data_root = folder or args.data_root
-    if args.steps is not None and args.epochs is not None:
-        parser.error("--steps and --epochs exclude each other")
-    if args.data in DRAWN:  # what the command line does not say, the kind of data decides
-        defaults = {name: value for name, value in DRAWN_DEFAULTS.items() if name != "steps" or not args.epochs}
-        parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
-        args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"data": args.data, "data_root": args.data_root})
-    for name in (args.data, *(args.eval or []), *(args.also or [])):
-        if name.partition("=")[0] not in DATASETS:
-            raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    found = vars(args)
 
-    if not args.targets or set(args.targets) - set("qkvo"):
-        parser.error(f"--targets {args.targets}: choose from q, k, v, o")
-    for name in ("rank", "batch", "accumulate", "probe_samples", "eval_batch", "max_new_tokens", "save_every"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps must be at least 1, got {args.steps}")
-    if (args.adapter or args.prompt) and not args.eval_only:
-        parser.error("--adapter and --prompt need --eval-only")
-    if args.image and not args.prompt:
-        parser.error("--image needs --prompt")
-    if args.method == "full":
-        args.cache_vision = 0.0  # the encoder itself is trained
-    return args
+    # A data set is NAME or NAME=FOLDER.
+    known = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
+    found["data"], _, folder = (args.data or known).partition("=")
+    found["data_root"] = folder or args.data_root
+    for name in (found["data"], *(args.eval or []), *(args.also or [])):
+        if name.partition("=")[0] not in TASKS:
+            raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
+
+    # What the command line does not say depends on the data.
+    drawn = found["data"] in DRAWN
+    defaults = {name: values[drawn] for name, values in DEFAULTS.items()}
+    found = defaults | {name: value for name, value in found.items() if value is not None or name not in defaults}
+    if found["steps"] is None and found["epochs"] is None and drawn:
+        found["steps"] = 500
+    if found["heads"] is None and drawn and args.model == "tiny":
+        found["heads"] = TINY_HEADS
+    if found["method"] == "image-lora" and any(found[name] != usual for name, usual in ABLATIONS.items()):
+        found["method"] = "ablation"
+    if found["lr"] is None:
+        rates = LEARNING_RATES.get(found["method"], LEARNING_RATES["lora"])
+        found["lr"] = rates[drawn]
+    if found["method"] == "full":
+        found["cache_vision"] = 0.0  # the encoder itself is trained
+
+    if problem := nonsense(found):
+        parser.error(problem)
+    return argparse.Namespace(**found)
+
+
+def nonsense(found):
+    """What is wrong with {flag: value}, or None."""
+    if found["steps"] is not None and found["epochs"] is not None:
+        return "--steps and --epochs exclude each other"
+    if not found["targets"] or set(found["targets"]) - set("qkvo"):
+        return f"--targets {found['targets']}: choose from q, k, v, o"
+    for name in AT_LEAST_ONE:
+        if found[name] is not None and found[name] < 1:
+            return f"--{name.replace('_', '-')} must be at least 1, got {found[name]}"
+    if (found["adapter"] or found["prompt"]) and not found["eval_only"]:
+        return "--adapter and --prompt need --eval-only"
+    if found["image"] and not found["prompt"]:
+        return "--image needs --prompt"
+    return None
+
+
+def evaluation_sets(args):
+    """What --eval and --also name: [(data set, its folder or None, its split, room for an answer), ...]. The accuracy of
+    the first is the run's."""
+    also = args.also
+    if also is None:
+        also = ["scenes-day", "sums"] if args.data == "scenes" and not args.eval else []
+    sets = []
+    for named in [*(args.eval or [args.data]), *also]:
+        name, _, folder = named.partition("=")
+        if not folder and name == args.data:
+            folder = args.data_root
+        split = args.eval_split
+        if named in also and name not in DRAWN:  # it may have other splits
+            split = None
+        room = args.max_new_tokens or TASKS[name].new_tokens
+        sets.append((name, folder, split or TASKS[name].eval_split, room))
+    return sets
+
+
+def make_parser(methods, criteria):
+    """The flags in groups: first the ten that matter most. A flag whose default depends on others has None here; its
+    help says what it will be."""
+    about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
+    parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    yes_no = argparse.BooleanOptionalAction
+
+    def group(title):
+        g = parser.add_argument_group(title)
+
+        def add(name, help, default=None, **options):
+            g.add_argument(name, help=help, default=default, **options)
+
+        return add
+
+    add = group("the ten flags that matter first")
+    add("--model", "checkpoint folder or hub id; tiny: the model that comes with this program", "tiny")
+    add("--data", f"data set, NAME or NAME=FOLDER: {', '.join(TASKS)} (default: scenes)")
+    add("--data-root", "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)")
+    add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
+    add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
+    add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 500)", type=int)
+    add("--lr", f"peak learning rate (default by method, real and drawn data: {LEARNING_RATES})", type=float)
+    add("--max-pixels", f"largest area of a resized image; 784 are one token (default: {MAX_PIXELS})", type=int)
+    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)")
+    add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
+
+    add = group("instead of training")
+    add("--eval-only", "train nothing; with --adapter also evaluate that", False, action=yes_no)
+    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at")
+    add("--prompt", "with --eval-only: one question, answered before and after --adapter")
+    add("--image", "with --prompt: ask about these images", [], nargs="*")
+    add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
+    add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
+
+    add = group("model")
+    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
+    add("--from-scratch", "random weights for the model's config.json", False, action=yes_no)
+    add("--device", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", "auto")
+    dtypes = ("auto", "float32", "bfloat16")
+    add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
+
+    add = group("data")
+    add("--train-split", "split to probe and train on", "train")
+    add("--limit", f"training rows; 0: all ({by_data('limit')})", type=int)
+    add("--eval", "data sets to evaluate on (default: --data)", nargs="+", metavar="NAME")
+    add("--also", "further data sets to evaluate on (default for scenes: scenes-day sums)", nargs="*", metavar="NAME")
+    add("--eval-split", "their split (default: by data set, mostly val)")
+    add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=int)
+    add("--annotations", "where to fetch RefCOCO's from: hub file, URL or zip file", ANNOTATIONS)
+    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES)
+    add("--preamble", "words of unrelated text before each question", 0, type=int)
+
+    add = group("method")
+    add("--rank", "R", 8, type=int)
+    add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
+    add("--gamma", f"gamma at the start; the tiny model learns faster from 1 ({by_data('gamma')})", type=float)
+    add("--selection", f"probe, {', '.join(criteria)}, random, all, or a heads.json of another run", "probe")
+    add("--tau", "a layer's share of the budget goes with its score to this power", 0.5, type=float)
+    add("--probe-samples", "training rows to probe with", 64, type=int)
+    add("--probe-seed", "draws the probe's A and its rows", 0, type=int)
+    add("--targets", "projections that --method lora adapts", "qkvo")
+    add("--continue-from", "start from an Image-LoRA, in the heads it also has", metavar="ADAPTER")
+
+    add = group("ablations: one decision of the method taken otherwise, see variants/ablations.py")
+    add("--path", "projection that Image-LoRA adapts", "v", choices=("v", "k", "q", "o"))
+    add("--tokens", "tokens that it adapts", "visual", choices=("visual", "text", "all"))
+    add("--norm", "1 / sqrt(n), the selection-size normalization", True, action=yes_no)
+    add("--shared", "one A a layer, not one a head", True, action=yes_no)
+    add("--learn-gamma", "learn gamma; else it is 1", True, action=yes_no)
+
+    add = group("optimisation")
+    add("--epochs", "instead of --steps: passes over the training rows", type=float)
+    add("--batch", f"examples of one forward and backward pass ({by_data('batch')})", type=int)
+    add("--accumulate", "passes of one optimiser step", 1, type=int)
+    add("--warmup", "share of the steps over which the rate rises; then it follows a cosine", 0.05, type=float)
+    add("--clip", "largest norm of the gradient", 1.0, type=float)
+    add("--seed", "draws initial weights and the order of the data", 0, type=int)
+
+    add = group("speed and memory: the same results")
+    add("--share-images", "questions about one image share one row", True, action=yes_no)
+    add("--cache-vision", f"GiB for embeddings of images, each encoded once ({by_data('cache_vision')})", type=float)
+    add("--checkpointing", "less memory, a third more time", False, action=yes_no)
+    add("--workers", f"processes that read and cut images ahead of the steps ({by_data('workers')})", type=int)
+    add("--eval-batch", f"questions answered at once ({by_data('eval_batch')})", type=int)
+
+    add = group("evaluation and saving")
+    add("--base", "also evaluate the model before it is trained", True, action=yes_no)
+    tokens = "longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)"
+    add("--max-new-tokens", tokens, type=int)
+    add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
+    add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
+    return parser
+
+
+def by_data(name):
+    """The default of a flag that depends on the data, in words."""
+    real, drawn = DEFAULTS[name]
+    return f"default: {real}; drawn data: {drawn}"

@@ -1,9 +1,5 @@
-"""Generated answers -> scores -> accuracies."""
+"""Generated answers -> predictions -> accuracies."""
 
-import argparse
-import sys
-from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -12,10 +8,11 @@ import torch.distributed as dist
 
 from data import Example
 from files import InputError
+from harness import figures
 from harness.processes import RANK, WORLD, progress
-from tasks import DATASETS, score
-from tasks.boxes import compare_boxes
-from tasks.images import image_key, image_size
+from tasks import score
+from tasks.boxes import box_from_model, compare_boxes, parse_box
+from tasks.images import open_image
 from tasks.rows import json_rows, reading
 
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
@@ -32,96 +29,71 @@ TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at 
 )
 
 
-def by_picture(examples):
-    """Row numbers in groups: all rows about the same pictures together, a row without pictures on its own."""
-    groups = defaultdict(list)
-    for i, e in enumerate(examples):
-        groups[tuple(image_key(image) for image in e.visuals) or i].append(i)
+def by_image(examples):
+    """Numbers of examples in groups: all about the same images together, one without images on its own."""
+    groups = {}
+    for i, example in enumerate(examples):
+        shown = tuple(visual.key for visual in example.visuals)
+        groups.setdefault(shown or i, []).append(i)
     return list(groups.values())
 
 
-def evaluation_batches(args, processor, examples):
-    """Row numbers in batches of at most --eval-batch: questions about one picture together (they share its row, unless
-    --no-share-images), rows of like length together (little padding)."""
-    groups = by_picture(examples) if args.share_images else [[i] for i in range(len(examples))]
-    groups = [g[k : k + args.eval_batch] for g in groups for k in range(0, len(g), args.eval_batch)]
-    counts = [processor.count(e) for e in examples]
+def evaluation_batches(processor, examples, size, share_images):
+    """Numbers of examples in batches of at most `size`: questions about one image together (they share its row, if
+    `share_images`), rows of like length together (little padding)."""
+    groups = by_image(examples) if share_images else [[i] for i in range(len(examples))]
+    groups = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+    lengths = [processor.count(e)[0] for e in examples]
     batches = []
-    for group in sorted(groups, key=lambda g: sum(t for t, _ in (counts[i] for i in g))):
-        if not batches or len(batches[-1]) + len(group) > args.eval_batch:
+    for group in sorted(groups, key=lambda group: sum(lengths[i] for i in group)):
+        if not batches or len(batches[-1]) + len(group) > size:
             batches.append([])
         batches[-1] += group
     return batches
 
 
-def new_tokens(args, name):
-    """The room for an answer to a question of a data set."""
-    return args.max_new_tokens or DATASETS[name].new_tokens
+def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_images=True):
+    """Generate an answer of at most `room` tokens to every example and score it: a list of predictions, in the order of
+    the examples. Several processes take turns at the batches and put the answers together.
 
-
-def evaluate(args, vlm, processor, examples, name, known):
-    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
-    processes take turns at the batches and put the answers together."""
-    room = new_tokens(args, name)
-    written = torch.full((len(examples), room), -1)  # token ids; -1: nothing
+    name: of the data set; known: {Visual.key: embeddings}; size: questions answered at once.
+    """
+    generated = torch.full((len(examples), room), -1)  # token ids; -1: nothing
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for rows in evaluation_batches(args, processor, examples)[RANK::WORLD]:
-            questions = [replace(examples[i], answer=None) for i in rows]
-            batch = processor(questions, args.share_images, known).to(vlm.device)
-            for i, ids in zip(rows, vlm.generate(batch, room)):
-                written[i, : len(ids)] = torch.tensor(ids)
-            bar.update(len(rows) * WORLD)
+        for numbers in evaluation_batches(processor, examples, size, share_images)[RANK::WORLD]:
+            batch = processor([examples[i].question() for i in numbers], share_images, known)
+            for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), room)):
+                generated[i, : len(ids)] = torch.tensor(ids)
+            bar.update(len(numbers) * WORLD)
     if WORLD > 1:
-        written = written.to(vlm.device)
-        dist.all_reduce(written, dist.ReduceOp.MAX)  # a process has -1 where another one wrote
-    texts = [processor.decode([t for t in row if t >= 0]) for row in written.tolist()]
+        generated = generated.to(vlm.device)
+        dist.all_reduce(generated, dist.ReduceOp.MAX)  # a process has -1 where another one has an answer
+    texts = [processor.decode([t for t in ids if t >= 0]) for ids in generated.tolist()]
     return [prediction(e, text, processor, name) for e, text in zip(examples, texts)]
 
 
-@torch.no_grad()
-def text_logits(vlm, processor):
-    """The logits of the built-in text prompts, each on its own."""
-    device = vlm.device
-    return [vlm(processor([Example([], prompt)]).to(device)).cpu() for prompt in TEXT_PROMPTS]
-
-
 def prediction(example, text, processor, data=""):
-    """A generated text and all that its score follows from: a row of predictions.jsonl."""
-    metric = example.metric or ("exact" if isinstance(example.answer, str) else "iou")
-    boxed = metric in ("iou", "point")
-    row = {
+    """A generated text and all that its score follows from: a line of predictions.jsonl."""
+    boxed = not isinstance(example.answer, str)
+    metric = example.metric or ("iou" if boxed else "exact")
+    size = resized = None
+    if metric in ("iou", "point"):  # boxes go from the numbers that the model writes to pixels of the file
+        size, resized = example.visuals[0].size, processor.box_scale(example.visuals[0])
+    found = {
         "data": data,
         "source": example.source,
         "kind": example.kind,
         "group": example.group,
-        "images": [str(image) if isinstance(image, (str, Path)) else "drawn" for image in example.images],
+        "images": [str(visual) for visual in example.visuals if not visual.is_video],
         "videos": len(example.videos),
         "prompt": example.prompt,
         "text": text,
         "metric": metric,
         "reference": example.answer if example.reference is None else example.reference,
-        "size": image_size(example.images[0]) if boxed else None,
-        "resized": processor.resized(example.images[0]) if boxed else None,
+        "size": size,
+        "resized": resized,
     }
-    return row | score(metric, text, row["reference"], row["size"], row["resized"])
-
-
-def rescore(file):
-    """Compute every score of a predictions.jsonl anew, from its text and reference alone, and print the summaries of the
-    base and the tuned model. Returns the number of rows whose score differs from the one written there."""
-    rows, differ = {}, 0
-    for row, source in json_rows(Path(file)):
-        with reading(source, "predictions.jsonl"):
-            found = score(row["metric"], row["text"], row["reference"], row["size"], row["resized"])
-            differ += found["score"] != row["score"]
-            rows.setdefault(row["when"], []).append(row | found)
-    for when, predictions in rows.items():
-        found = summary(predictions)
-        for kind, value in found["by_kind"].items():
-            print(f"{when:6} {kind:40} {value:7.1%}")
-        print(f"{when:6} {'answers that could not be read':40} {found['parse_failures']:7}")
-    print(f"{sum(map(len, rows.values()))} answers scored anew, {differ} scores differ from those in {file}")
-    return differ
+    return found | score(metric, text, found["reference"], size, resized)
 
 
 def mean(values):
@@ -129,46 +101,83 @@ def mean(values):
 
 
 def summary(predictions, data=None):
-    """Scored rows -> accuracies, parse failures and how predicted boxes differ from the references.
+    """Predictions -> accuracies, parse failures and how predicted boxes differ from the references.
 
     predictions: dicts with data, kind, group, metric, parsed, score, failed, reference, size, images, perhaps videos.
-    data: the data set whose accuracy is "accuracy" (None: all rows); it is that of its rows with images, if it has any,
-    and leaves out kind "prior" (ViLP's first image measures what the model would say without looking).
-    text_accuracy is that of rows without image and video; by_kind has the mean score of each "data kind" and of each
-    "data group"; boxes compares those of `data`. A mean over nothing is None.
+    data: the data set whose accuracy is "accuracy" (None: all of them). That is the accuracy of its questions with
+    images, if it has any, without kind "prior": ViLP's first image measures what the model would say without looking.
+    text_accuracy is that of questions without image and video. by_kind has the mean score of each "data kind" and of
+    each "data group". boxes compares those of `data`. A mean over nothing is None.
     """
     kinds = {}
-    for row in predictions:
-        kind = row.get("kind") or ""
-        for name in dict.fromkeys([kind, row.get("group") or kind]):  # once if they are the same
-            kinds.setdefault(f"{row['data']} {name}".strip(), []).append(row["score"])
-    own = [row for row in predictions if data in (None, row["data"]) and row.get("kind") != "prior"]
-    seen = [row for row in own if row.get("images") or row.get("videos")]
-    text_rows = [row["score"] for row in predictions if not row.get("images") and not row.get("videos")]
+    for p in predictions:
+        kind = p.get("kind") or ""
+        for name in dict.fromkeys([kind, p.get("group") or kind]):  # once if they are the same
+            kinds.setdefault(f"{p['data']} {name}".strip(), []).append(p["score"])
+    own = [p for p in predictions if data in (None, p["data"]) and p.get("kind") != "prior"]
+    with_image = [p for p in own if p.get("images") or p.get("videos")]
+    text = [p["score"] for p in predictions if not p.get("images") and not p.get("videos")]
     return {
-        "accuracy": mean([row["score"] for row in seen or own]),
-        "text_accuracy": mean(text_rows),
+        "accuracy": mean([p["score"] for p in with_image or own]),
+        "text_accuracy": mean(text),
         "by_kind": {name: mean(scores) for name, scores in kinds.items()},
-        "parse_failures": sum(bool(row["failed"]) for row in predictions),
-        "boxes": compare_boxes([row for row in own if row.get("metric") == "iou" and row["parsed"]]),
+        "parse_failures": sum(bool(p["failed"]) for p in predictions),
+        "boxes": compare_boxes([p for p in own if p.get("metric") == "iou" and p["parsed"]]),
     }
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Compute the scores of a run's answers anew, from its predictions.jsonl."
-    )
-    parser.add_argument("command", choices=["score"])
-    parser.add_argument("file", type=Path, help="RUN/predictions.jsonl")
-    args = parser.parse_args(argv)
-    try:
-        if not args.file.exists():
-            raise InputError(f"{args.file}: no such file")
-        rescore(args.file)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+@torch.no_grad()
+def text_logits(vlm, processor):
+    """The logits of the built-in text prompts, each on its own."""
+    return [vlm(processor([Example([], prompt)]).to(vlm.device)).cpu() for prompt in TEXT_PROMPTS]
 
 
-if __name__ == "__main__":
-    main()
+def ask(vlm, processor, images, prompt, room):
+    """One question about any images: (the answer's text, its box in pixels of the only image's file or None)."""
+    example = Example(images, prompt, source="--prompt")
+    batch = processor([example]).to(vlm.device)
+    text = processor.decode(vlm.generate(batch, room)[0])
+    box = parse_box(text)
+    if box is None or len(images) != 1:
+        return text, None
+    (visual,) = example.visuals
+    return text, box_from_model(box, visual.size, processor.box_scale(visual))
+
+
+def answer_one(vlm, processor, images, prompt, room, tune, out):
+    """One question about any images, answered by the frozen model and, if tune() attaches an adapter, with that. Boxes
+    in the answers are drawn on the image, if it is one."""
+    item = {"caption": prompt}
+    for when in ("base", "tuned") if tune else ("base",):
+        if when == "tuned":
+            tune()
+        text, box = ask(vlm, processor, images, prompt, room)
+        item[when] = box or text
+        print(f"{when:8} {text}")
+        if box:
+            print(f"         box in pixels of the image: {[round(c) for c in box]}")
+    if len(images) == 1:
+        out.mkdir(parents=True, exist_ok=True)
+        figures.examples(out / "answer.png", [item | {"image": open_image(images[0])}], side=640)
+        print(f"         drawn in {out / 'answer.png'}")
+
+
+def score_again(file):
+    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
+    base and the tuned model. Returns the number of lines whose score differs. Raises InputError for a broken file."""
+    if not Path(file).exists():
+        raise InputError(f"{file}: no such file")
+    found, differ = {}, 0
+    for line, source in json_rows(Path(file)):
+        with reading(source, "predictions.jsonl"):
+            scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
+            differ += scored["score"] != line["score"]
+            found.setdefault(line["when"], []).append(line | scored)
+    for when, predictions in found.items():
+        result = summary(predictions)
+        for kind, value in result["by_kind"].items():
+            print(f"{when:6} {kind:40} {value:7.1%}")
+        print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")
+    count = sum(map(len, found.values()))
+    print(f"{count} answers scored again, {differ} scores differ from those in {file}")
+    return differ

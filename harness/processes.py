@@ -1,7 +1,9 @@
-"""Device, processes that share a step, memory, progress bars."""
+"""The device, the processes that share a step, memory, progress bars. What differs by platform is here."""
 
+import io
 import os
 import sys
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -9,11 +11,28 @@ from tqdm import tqdm
 
 from files import InputError
 
-RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))  # torchrun
+RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
+
+
+@contextmanager
+def all_processes():
+    """Join the other processes of this run, if there are any. The first process speaks for all."""
+    if WORLD == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if RANK > 0:
+        sys.stdout = io.StringIO()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def choose_device(name, dtype):
-    """(device, dtype): by default bfloat16 on a GPU, float32 on the CPU."""
+    """The flags --device and --dtype -> (device, dtype): by default bfloat16 on a GPU, float32 on the CPU. Raises
+    InputError for a device that is not here."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
@@ -33,9 +52,10 @@ def progress(*args, leave=False, **kwargs):
 
 def sum_over_processes(parameters, sums):
     """Add up the gradients, and a vector of sums, over the processes that share a step: one message, no rounding but
-    that of the order of adding. The whole of data parallelism, since every process holds the same frozen model."""
+    that of the order of adding. This is all of data parallelism, since every process holds the same frozen model."""
     for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
     dist.all_reduce(message)
     *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
@@ -45,11 +65,12 @@ def sum_over_processes(parameters, sums):
 
 
 def peak_memory(device):
-    """Bytes: of the GPU's allocator, or of the process; None where the platform does not say (Windows)."""
+    """Bytes: of the GPU's allocator, or of the process. None where the platform does not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

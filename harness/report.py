@@ -1,25 +1,68 @@
-"""What a run says: at its start, as pictures, as a table."""
+"""What a run says: at its start, at each step, as a report, as pictures, as a table."""
 
+import json
+import math
 import platform
 import re
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, median
 
+from files import InputError, write_text
 from harness import figures
+from harness.evaluate import summary
+from harness.processes import WORLD, peak_memory
 from tasks.images import open_image
-from tasks.rows import REFCOCO_PROMPT
 
 HERE = Path(__file__).parent.parent
+STARTED = time.perf_counter()
 
 
 def show_example(processor, example):
-    """Print one row as the model reads it, the supervised part marked; runs of image tokens are counted."""
-    ids, supervised = processor.tokens(example)
-    text = processor.tokenizer.decode(ids[:supervised], skip_special_tokens=False)
+    """Print one example as the model reads it, the supervised part marked; runs of image tokens are counted."""
+    ids, answer_start, _ = processor.tokens(example)
+    text = processor.tokenizer.decode(ids[:answer_start], skip_special_tokens=False)
     text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
-    answer = processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False)
+    answer = processor.tokenizer.decode(ids[answer_start:], skip_special_tokens=False)
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
+
+
+def show_method(method, parameters, steps, rows, lr, heads):
+    """Print what will be trained. rows: examples behind one step."""
+    trainable = sum(p.numel() for p in parameters)
+    print(f"method   {method}: {trainable:,} trainable parameters, {steps} steps of {rows} rows, learning rate {lr}")
+    if heads:
+        print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items()))
+
+
+def show_probe(out, heads, scores):
+    """Print every value head with its score, the highest first, and draw the map. scores [L][G]; heads {layer: [heads]}."""
+    ranked = sorted(
+        ((score, layer, h) for layer, row in enumerate(scores) for h, score in enumerate(row)), reverse=True
+    )
+    print(f"{'layer':>5} {'head':>4} {'score':>10}")
+    for score, layer, h in ranked:
+        selected = "  selected" if h in heads.get(layer, []) else ""
+        print(f"{layer:5} {h:4} {score:10.4g}{selected}")
+    figures.head_map(out / "heads.png", scores, heads)
+    print(f"drawn in {out / 'heads.png'}")
+
+
+def finish_line(line, device):
+    """The line of a step for log.jsonl, and a few words of it for the progress bar. Its "sums" come from the device:
+    loss, supervised tokens, tokens, visual tokens. Raises InputError if the loss is not finite."""
+    loss, supervised, tokens, visual_tokens = line["sums"].tolist()
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {line['step']}; lower --lr (now {line['lr']:.3g})")
+    peak = peak_memory(device)
+    line = {name: value for name, value in line.items() if name != "sums"}
+    line |= {"loss": loss / supervised, "tokens": tokens, "visual_tokens": visual_tokens}
+    line["peak_mib"] = None if peak is None else peak / 2**20
+    memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
+    words = "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
+    return line, words
 
 
 def versions():
@@ -36,7 +79,40 @@ def commit():
         return None
 
 
-def draw_figures(out, report, scores, log, examples, predictions):
+def measured(vlm, adapter, parameters, steps, log, logit_change, predictions, main_data):
+    """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
+    accuracy is the run's; log: a line a step."""
+    flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
+    summaries = {when: summary(found, main_data) for when, found in predictions.items()}
+    return {
+        "steps": steps,
+        "trainable_parameters": sum(p.numel() for p in parameters),
+        "parameters": sum(p.numel() for p in vlm.parameters()),
+        "adapter_flops_per_step": mean(flops) if flops else None,
+        "train_seconds": sum(line["ms"] for line in log) / 1000,
+        "step_ms": median(line["ms"] for line in log) if log else None,
+        "wall_seconds": time.perf_counter() - STARTED,
+        "seconds_to_first_step": log[0]["elapsed"] if log else None,
+        "processes": WORLD,
+        "peak_memory_bytes": peak_memory(vlm.device),
+        "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
+        **summaries,
+        "text_logit_max_change": logit_change,
+        "heads": adapter.heads if adapter else None,
+    }
+
+
+def write(out, arguments, measured, log, predictions, command):
+    """Write report.json, log.jsonl and predictions.jsonl into the run's folder. arguments: {flag: value}."""
+    made_by = {name: arguments[name] for name in ("method", "seed", "data")}
+    how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
+    lines = [p | {"when": when} for when, found in predictions.items() for p in found]
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1) + "\n")
+
+
+def draw(out, report, scores, log, examples, predictions):
     """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
     if report["heads"]:
         figures.head_map(out / "heads.png", scores, report["heads"])
@@ -45,47 +121,48 @@ def draw_figures(out, report, scores, log, examples, predictions):
         losses = [(line["step"], line["loss"]) for line in log]
         figures.curve(out / "curve.png", losses, [point for point in accuracy if point[1] is not None])
     items = []
-    for i, e in enumerate(examples):
-        if len(e.visuals) == 1 and len(items) < 12:
-            (image,) = e.visuals
-            image = image[len(image) // 2] if isinstance(image, tuple) else image  # of a video, the frame in the middle
-            item = {"image": open_image(image), "caption": expression(e.prompt), "reference": e.answer}
-            for name, when in (("before", "base"), ("after", "tuned")):
-                if predictions[when]:
-                    found = predictions[when][i]["parsed"]
-                    is_point = predictions[when][i]["metric"] == "point" and found
-                    item[name] = [found[0] - 4, found[1] - 4, found[0] + 4, found[1] + 4] if is_point else found
-            items.append(item)
+    for i, example in enumerate(examples):
+        if len(example.visuals) == 1 and len(items) < 12:
+            answers = {when: found[i] for when, found in predictions.items() if found}
+            items.append(example_item(example, answers))
     if items:
         figures.examples(out / "examples.png", items)
 
 
-def expression(prompt):
-    """What a RefCOCO prompt asks for; any other prompt as it is."""
-    before, behind = REFCOCO_PROMPT.split("{}")
-    return prompt.removeprefix(before).removesuffix(behind)
+def example_item(example, answers):
+    """One tile of examples.png: the image (of a video, the frame in the middle), what is asked for, the reference and
+    the answers. A point is drawn as a small box."""
+    frames = example.visuals[0].frames
+    item = {"image": open_image(frames[len(frames) // 2]), "reference": example.answer}
+    item["caption"] = example.caption or example.prompt
+    for when, answer in answers.items():
+        found = answer["parsed"]
+        if answer["metric"] == "point" and found:
+            x, y = found
+            found = [x - 4, y - 4, x + 4, y + 4]
+        item[when] = found
+    return item
 
 
 def print_table(report):
-    """The run in a few lines: before, after and what it cost."""
+    """The run in a few lines: base, tuned, and what it cost."""
 
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
 
-    base, tuned = report["base"]["by_kind"], report["tuned"]["by_kind"]
-    rows = [(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%")) for kind in base | tuned]
-    failures = report["parse_failures"]
-    rows.append(("answers without a box", str(failures["base"]), str(failures["tuned"])))
-    print(f"\n  {'':32}{'before':>14}{'after':>14}")
-    for name, before, after in rows:
-        print(f"  {name:32}{before:>14}{after:>14}")
+    base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
+    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
+    for kind in base | tuned:
+        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}")
+    print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
+
     boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
     if boxes and boxes["count"]:
         centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(
-            f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})"
-        )
+        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal", end="")
+        print(f" (90 %: up to {centre['p90']:.1%})")
         print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
+
     trainable, total = report["trainable_parameters"], report["parameters"]
     print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")

@@ -137,9 +137,7 @@ def test_every_analysis_runs(rates, quick, monkeypatch, capsys):
     few["ratio"] = (few["ratio"][0], short)
     monkeypatch.setattr(command, "SUITES", few)
     more = "--steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
-    command.main(
-        ["all", *quick, "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more]
-    )
+    command.main(["all", *quick, "--seeds", "0", "--runs", str(rates / "runs"), "--out", str(rates), "--more", more])
     for name in names:
         for _, table in json.loads((rates / f"{name}.json").read_text())["tables"][1:]:
             assert table and len({tuple(row) for row in table.values()}) == 1

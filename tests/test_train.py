@@ -373,7 +373,16 @@ def test_a_run_without_the_module_resource_and_with_spawned_workers_ends_in_the_
 ):
     out, _ = finished
     (tmp_path / "start.py").write_text(WITHOUT_RESOURCE)
-    args = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, "--workers=1", "--out", str(tmp_path / "run")]
+    args = [
+        "--model",
+        str(checkpoint),
+        "--data",
+        "scenes-day",
+        *SMALL_RUN,
+        "--workers=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     command = [sys.executable, str(tmp_path / "start.py"), str(ROOT), *args]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     subprocess.run(command, check=True, capture_output=True, env=environment)

@@ -1,0 +1,121 @@
+"""The method with one thing changed: ablations are their formulas, criteria what they say."""
+
+import pytest
+import torch
+from conftest import picture, randomised
+from torch.utils.flop_counter import FlopCounterMode
+
+from data import Example
+from imagelora import ImageLoRA, load_adapter
+from probe import head_scores
+from variants.ablations import Ablation
+
+HEADS = {0: [1], 2: [0, 1]}
+
+
+@pytest.fixture
+def mixed(processor):
+    """Rows with one image, without, with two; padded."""
+    return processor(
+        [
+            Example([picture(90, 60)], "Where is the ring?", "[1, 2, 3, 4]"),
+            Example([], "How many apples are left?", "12"),
+            Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one"),
+        ]
+    )
+
+
+@pytest.fixture
+def batches(processor):
+    return [processor([Example([picture(60, 90, i)], "Where is it?", f"[{i}, 2, 3, 4]")]) for i in range(3)]
+
+
+# -- ablations
+
+SWITCHES = [
+    {"path": "k"}, {"path": "q"}, {"path": "o"}, {"tokens": "text"}, {"tokens": "all"}, {"norm": False},
+    {"shared": False}, {"gamma": None},
+]  # fmt: skip
+
+
+def dense(update, path, x, y, visual_mask, config):
+    """An ablated update, head by head, with the token mask as a factor."""
+    M = {"visual": visual_mask, "text": ~visual_mask, "all": torch.ones_like(visual_mask)}[update.tokens][..., None]
+    W = update.width
+    out = y.clone()
+    for i, h in enumerate(update.heads.tolist()):
+        here = slice(h * W, (h + 1) * W)
+        A = update.A[i] if update.A.dim() == 3 else update.A
+        if path == "o":
+            out += update.s * (M * x[..., here]) @ A @ update.B
+        else:
+            out[..., here] += update.s * (M * x) @ A @ update.B[i]
+    return out
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_ablation_is_its_formula_and_leaves_the_frozen_model_at_step_0(vlm, mixed, switch, tmp_path):
+    frozen, path = vlm(mixed), switch.get("path", "v")
+    adapter = Ablation(vlm.config, HEADS, rank=3, **switch).attach(vlm)
+    assert (vlm(mixed) - frozen).abs().max() <= 1e-6
+    update = randomised(adapter).layers["2"]
+    B, T = mixed.input_ids.shape
+    x, y = torch.randn(B, T, 64), torch.randn(B, T, {"q": 64, "o": 64}.get(path, 32))
+    expected = dense(update, path, x, y, mixed.visual_mask, vlm.config)
+    assert (update(y.clone(), x, mixed.visual_index) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    tuned = vlm(mixed)
+    assert (tuned - frozen).abs().max() > 1e-3
+    untouched = torch.equal(tuned[1], frozen[1])  # the row without an image
+    assert untouched == (switch.get("tokens", "visual") == "visual")
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    load_adapter(tmp_path / "a.safetensors", vlm)
+    assert torch.equal(vlm(mixed), tuned)
+
+
+def test_the_switches_of_an_ablation_are_what_they_say(vlm):
+    def update(**switch):
+        return Ablation(vlm.config, HEADS, **switch).layers["2"]
+
+    assert update(norm=False).s == update().s * 2**0.5
+    assert update(shared=False).A.shape == (2, 64, 8) and update().A.shape == (64, 8)
+    assert update(gamma=None).gamma == 1 and not update(gamma=None).gamma.requires_grad
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_the_flops_of_ablations_equal_torchs_counter(vlm, switch):
+    adapter = randomised(Ablation(vlm.config, HEADS, rank=4, **switch))
+    path = switch.get("path", "v")
+    with FlopCounterMode(display=False) as counter:
+        for update in adapter.layers.values():
+            x = torch.randn(1, 20, 64, requires_grad=True)
+            update(torch.randn(1, 20, {"q": 64, "o": 64}.get(path, 32)), x, torch.arange(7)).sum().backward()
+    assert adapter.flops(20, 7) == counter.get_total_flops()
+
+
+# -- criteria
+
+
+def test_the_second_order_score_is_its_formula(vlm, batches):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        probe = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gamma=1.0).attach(vlm)
+    B = [layer.B for layer in probe.layers.values()]
+    each = [torch.stack(torch.autograd.grad(vlm.loss(b), B))[1, 0, 0] for b in batches]  # layer 1, head 0
+    probe.detach()
+    g = sum(each) / 3
+    fisher = sum(torch.outer(e, e) for e in each) / 3
+    expected = (g @ g) ** 2 / (g @ fisher @ g)
+    assert head_scores(vlm, batches, "second-order", seed=3)[1, 0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_weight_norms_and_chance_look_at_no_batch(vlm):
+    W = vlm.model.layers[2].self_attn.v_proj.weight[16:32]  # value head 1
+    assert head_scores(vlm, None, "weight-norm")[2, 1].item() == pytest.approx(W.square().sum().item(), rel=1e-5)
+    assert torch.equal(head_scores(vlm, None, "chance", 1), head_scores(vlm, None, "chance", 1))
+
+
+def test_the_learned_mask_moves_the_heads_that_reach_the_loss(vlm, batches):
+    vlm.model.layers[1].self_attn.o_proj.weight.data[:, 2 * vlm.config.head_size : 4 * vlm.config.head_size] = 0
+    scores = head_scores(vlm, batches, "learned-mask")
+    assert scores[1, 1] == 0 and (scores.flatten() > 0).sum() == 5
