@@ -25,23 +25,24 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
 REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
-LINES = {  # text of a link in README.md: its file, and what is on the line (the first such line) that it leads to
-    "visual_mask": ("data.py", "visual_mask="),
-    "visual_index": ("data.py", "visual_index="),
-    "M": ("imagelora.py", "M = visual_mask"),
-    "A": ("imagelora.py", "self.A = nn.Parameter("),
-    "B": ("imagelora.py", "self.B = nn.Parameter("),
-    "gamma": ("imagelora.py", "self.gamma = nn.Parameter("),
-    "scale": ("imagelora.py", "self.scale = alpha /"),
-    "norm": ("imagelora.py", "self.norm ="),
-    "heads": ("imagelora.py", 'self.register_buffer("heads"'),
-    "s": ("imagelora.py", "return self.scale * self.gamma * self.norm"),
-    "masked": ("imagelora.py", "self.s * (M * x) @ self.A @ self.B"),
-    "forward": ("imagelora.py", "def forward(self, v, x, visual_index)"),
-    "adapted": ("model.py", 'v = self.adapted("v", v, x, visual_index)'),
-    "rank1": ("probe.py", "def rank1("),
-    "select_heads": ("probe.py", "** tau"),
+LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
+    "visual_mask=": "visual_mask=",
+    "visual_index=": "visual_index=",
+    "M = visual_mask": "M = visual_mask",
+    "self.A": "self.A = nn.Parameter(",
+    "self.B": "self.B = nn.Parameter(",
+    "self.gamma": "self.gamma = nn.Parameter(",
+    "self.scale": "self.scale = alpha /",
+    "self.norm": "self.norm =",
+    "heads": 'self.register_buffer("heads"',
+    "s": "return self.scale * self.gamma * self.norm",
+    "masked": "self.s * (M * x) @ self.A @ self.B",
+    "forward": "def forward(self, v, x, visual_index)",
+    "self.adapted": 'v = self.adapted("v", v, x, visual_index)',
+    "rank1": "def rank1(",
+    "tau": "** tau",
 }
+CODE_LINK = re.compile(r"\| `([^`]+)` \| \[([\w/]+\.py):\d+\]\([\w/]+\.py#L\d+\)")
 
 
 def page(name):
@@ -52,24 +53,21 @@ def page(name):
 
 
 def refreshed(text):
-    """README.md with the line numbers of today in its links to code."""
+    """The front page with today's line numbers in its links to code."""
 
     def link(match):
-        name, file = match["name"], match["file"]
-        assert name in LINES, f"{match[0]}: say in LINES what its line holds"
-        named, piece = LINES[name]
-        assert named == file, f"{match[0]}: LINES says {named}"
+        code, file = match.groups()
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        number = next((i for i, line in enumerate(lines, start=1) if piece in line), None)
-        assert number, f"{match[0]}: no line of {file} holds {piece!r}"
-        return f"[`{name}`]({file}#L{number})"
+        number = next((i for i, line in enumerate(lines, start=1) if LINES[code] in line), None)
+        assert number, f"{code}: no line of {file} holds {LINES[code]!r}"
+        return f"| `{code}` | [{file}:{number}]({file}#L{number})"
 
-    return re.sub(r"\[`(?P<name>\w+)`\]\((?P<file>[\w/]+\.py)#L\d+\)", link, text)
+    return CODE_LINK.sub(link, text)
 
 
 def test_every_symbol_of_the_paper_is_on_the_line_that_the_front_page_links():
     assert refreshed(README) == README, "run: python tests/test_docs.py"
-    assert set(re.findall(r"\[`(\w+)`\]\([\w/]+\.py#L\d+\)", README)) == LINES.keys()
+    assert {code for code, _ in CODE_LINK.findall(README)} == LINES.keys()
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
