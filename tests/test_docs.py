@@ -212,6 +212,24 @@ def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
         assert row == [full[row[0]][column] for column in columns]
 
 
+def test_the_front_page_compares_with_lora_as_the_main_suite_does():
+    """ "A fifth of LoRA's parameters and about a 45th of its FLOPs", "five points behind"."""
+    rows = (cells(line) for line in (ROOT / "results/main.md").read_text(encoding="utf-8").splitlines())
+    numbers = {
+        row[0]: [float(cell.split()[0].replace(",", "")) for cell in row[1:]]
+        for row in rows
+        if len(row) > 8 and "LoRA" in row[0]
+    }
+    lora, ours = numbers["LoRA q,k,v,o"], [numbers["Image-LoRA, all heads"], numbers["Image-LoRA, 15 probed heads"]]
+    assert [round(lora[5] / row[5]) for row in ours] == [5, 5]
+    assert round(mean(lora[6] / row[6] for row in ours)) == 45
+    assert round(lora[0] - ours[0][0]) == 5
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "TODO" not in EVERYTHING
+
+
 def test_every_data_set_has_a_row():
     named = {name for name in tasks.TASKS if not name.startswith(("scenes", "sums"))}
     assert len(named) > 10
