@@ -8,7 +8,7 @@
     attention     where an answer looks in an image
 
 A "picture" is what is drawn here; an "image" is what the model sees. The colours are those of Okabe and Ito, which
-people with any colour vision tell apart. What matters is also said by line style, outline or words.
+people with any colour vision can distinguish. What matters is also said by line style, outline or words.
 """
 
 import itertools
@@ -61,7 +61,7 @@ def shade(value):
 
 
 def head_map(path, scores, heads):
-    """Layers x value heads: the shade is the influence (square root, relative to the largest), an outline the selection.
+    """Layers x value heads: the shade is the influence (square root, relative to the largest), outlined the selected.
 
     scores: lists [L][G], or None where heads were not scored; heads: {layer: [heads]}.
     """
@@ -157,7 +157,7 @@ def curve(path, losses, evaluations):
 
 
 def outlined(pen, box, colour, width, dash=0):
-    """A box whose line has a white edge, so that it is seen on any image. dash: the length of its dashes, 0 for none."""
+    """A box whose line has a white edge, so that it is seen on any image. dash: length of its dashes, 0 for none."""
     x1, y1, x2, y2 = box
     x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
     for edge, ink in ((1, WHITE), (0, colour)):
@@ -364,7 +364,8 @@ def method(path):
     for x, colour, words in ((720, PALE, "the frozen value, unchanged"), (1130, ORANGE, "the frozen value + update")):
         pen.rectangle((x, 738, x + 31, 769), colour)
         pen.text((x + 46, 754), words, BLACK, font(25), anchor="lm")
-    caption = "Image-LoRA changes the values of visual tokens in the selected heads. q, k, o and all other values stay frozen."
+    caption = "Image-LoRA changes the values of visual tokens in the selected heads. "
+    caption += "q, k, o and all other values stay frozen."
     pen.line((60, 812, 1600, 812), PALE, 3)
     pen.text((830, 858), caption, BLACK, font(27), anchor="mm")
     picture.save(path, optimize=True)

@@ -77,11 +77,10 @@ def test_every_link_leads_to_a_file(file):
 
 
 def test_every_file_of_the_results_is_linked():
-    """But for the suites' tables, which are in docs/experiments.md themselves (tests/test_experiments.py)."""
-    files = {file.name for file in (ROOT / "results").iterdir()}
-    tables = {name for name in files if name.removesuffix(".json").removesuffix(".md") + ".md" in files}
+    """But for the suites' own, whose tables docs/experiments.md is filled from (tests/test_experiments.py)."""
+    suites = {file.name for file in RESULTS if "tables" in json.loads(file.read_text())}
     linked = set(re.findall(r"results/([\w.-]+)\)", EVERYTHING))
-    assert files - tables - linked == set()
+    assert {file.name for file in (ROOT / "results").iterdir()} - suites - linked == set()
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
@@ -200,30 +199,31 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
-    """Of its table, which is made of the reports (tests/test_experiments.py), with fewer columns."""
-    lines = (ROOT / "results/main.md").read_text(encoding="utf-8").splitlines()
+def main_suite():
+    """The first table of `main` in docs/experiments.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
+    lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
     header, _, *rows = (cells(line) for line in lines if line.startswith("|"))
-    full = {row[0]: dict(zip(header, row)) for row in rows}
-    shown = README[README.index("| | new look") :].split("\n\n")[0].splitlines()
-    columns, _, *rows = (cells(line) for line in shown)
+    return {row[0]: dict(zip(header, row)) for row in rows}
+
+
+def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
+    full = main_suite()
+    columns, _, *rows = map(cells, README[README.index("| | new look") :].split("\n\n")[0].splitlines())
     assert len(rows) == 7
     for row in rows:
         assert row == [full[row[0]][column] for column in columns]
 
 
 def test_the_front_page_compares_with_lora_as_the_main_suite_does():
-    """ "A fifth of LoRA's parameters and about a 45th of its FLOPs", "five points behind"."""
-    rows = (cells(line) for line in (ROOT / "results/main.md").read_text(encoding="utf-8").splitlines())
-    numbers = {
-        row[0]: [float(cell.split()[0].replace(",", "")) for cell in row[1:]]
-        for row in rows
-        if len(row) > 8 and "LoRA" in row[0]
-    }
-    lora, ours = numbers["LoRA q,k,v,o"], [numbers["Image-LoRA, all heads"], numbers["Image-LoRA, 15 probed heads"]]
-    assert [round(lora[5] / row[5]) for row in ours] == [5, 5]
-    assert round(mean(lora[6] / row[6] for row in ours)) == 45
-    assert round(lora[0] - ours[0][0]) == 5
+    """Said there: "a fifth of LoRA's parameters and about a 45th of its FLOPs", "five points below"."""
+
+    def number(row, column):
+        return float(main_suite()[row][column].split()[0].replace(",", ""))
+
+    lora, ours = "LoRA q,k,v,o", ("Image-LoRA, all heads", "Image-LoRA, 15 probed heads")
+    assert [round(number(lora, "parameters") / number(row, "parameters")) for row in ours] == [5, 5]
+    assert round(mean(number(lora, "FLOPs a step") / number(row, "FLOPs a step") for row in ours)) == 45
+    assert round(number(lora, "new look") - number(ours[0], "new look")) == 5
 
 
 def test_nothing_is_left_to_fill_in():
