@@ -1,16 +1,31 @@
-"""Every picture the program draws, with Pillow alone: the head map, the training curve, boxes on images.
+"""Every picture that the program draws, with Pillow alone.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; what matters is also said by line
-style, outline or words.
+    method        where Image-LoRA touches attention: `python -m harness.figures docs/method.png`
+    head_map      the influence of every value head, the selected ones outlined
+    curve         the training loss and the accuracy
+    examples      images with the reference's box and the models' boxes
+    dots          a suite's results, one dot a seed
+    attention     where an answer looks in an image
+
+A "picture" is what is drawn here; an "image" is what the model sees. The colours are those of Okabe and Ito, which
+people with any colour vision can distinguish. What matters is also said by line style, outline or words.
 """
 
 import itertools
 import math
+import re
+import sys
 
 from PIL import Image, ImageDraw, ImageFont
 
-BLACK, GREY, WHITE = (20, 20, 20), (150, 150, 150), (255, 255, 255)
-ORANGE, BLUE, GREEN = (230, 159, 0), (0, 114, 178), (0, 158, 115)
+BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
+ORANGE, BLUE, GREEN, PALE_ORANGE = (230, 159, 0), (0, 114, 178), (0, 158, 115), (252, 240, 214)
+
+
+def canvas(width, height):
+    """An empty picture and the pen that draws in it."""
+    picture = Image.new("RGB", (width, height), WHITE)
+    return picture, ImageDraw.Draw(picture)
 
 
 def font(size):
@@ -18,11 +33,12 @@ def font(size):
 
 
 def text_width(text, size):
+    """In pixels, rounded up."""
     return math.ceil(font(size).getlength(text))
 
 
 def wrap(text, size, width, lines):
-    """Break a text into at most `lines` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    """Break a text into at most `lines` lines of `width` pixels. What does not fit ends in an ellipsis."""
     wrapped, rest = [], text.split()
     while rest and len(wrapped) < lines:
         line = rest.pop(0)
@@ -39,15 +55,15 @@ def wrap(text, size, width, lines):
 
 
 def shade(value):
-    """0 .. 1 -> white to dark blue, even in lightness."""
+    """A value from 0 to 1 as a colour from white to dark blue, even in lightness."""
     light, dark = (247, 251, 255), (8, 48, 107)
     return tuple(round(a + (b - a) * value) for a, b in zip(light, dark))
 
 
 def head_map(path, scores, heads):
-    """Layers x value heads, shaded by influence (square root, relative to the largest), selected heads outlined.
+    """Layers x value heads: the shade is the influence (square root, relative to the largest), outlined the selected.
 
-    scores: list of lists [L][G], or None where heads were not scored; heads: {layer: [heads]}.
+    scores: lists [L][G], or None where heads were not scored; heads: {layer: [heads]}.
     """
     picked = {(layer, h) for layer, hs in heads.items() for h in hs}
     if scores is None:
@@ -59,8 +75,7 @@ def head_map(path, scores, heads):
     scale_words, bar = "score (square-root scale)", 240
     width = max(left + G * cell + 40, left + bar + 14 + text_width(scale_words, 15) + 20)
     height = top + L * cell + 110
-    image = Image.new("RGB", (width, height), WHITE)
-    pen = ImageDraw.Draw(image)
+    picture, pen = canvas(width, height)
     pen.text((20, 16), "Influence of value heads", BLACK, font(24))
     pen.text((20, 48), f"{len(picked)} of {L * G} heads selected (outlined)", BLACK, font(17))
     for layer in range(L):
@@ -74,9 +89,9 @@ def head_map(path, scores, heads):
     for h in range(G):
         pen.text((left + (h + 0.5) * cell, top - 8), str(h), BLACK, font(min(16, cell)), anchor="mb")
     pen.text((left + G * cell / 2, top + L * cell + 8), "value head", BLACK, font(16), anchor="mt")
-    label = Image.new("RGB", (60, 22), WHITE)
-    ImageDraw.Draw(label).text((30, 11), "layer", BLACK, font(16), anchor="mm")
-    image.paste(label.rotate(90, expand=True), (22, top + L * cell // 2 - 30))
+    label, label_pen = canvas(60, 22)
+    label_pen.text((30, 11), "layer", BLACK, font(16), anchor="mm")
+    picture.paste(label.rotate(90, expand=True), (22, top + L * cell // 2 - 30))
     y = height - 52
     for i in range(bar):
         pen.line((left + i, y, left + i, y + 14), shade(i / bar))
@@ -84,7 +99,7 @@ def head_map(path, scores, heads):
     pen.text((left, y + 18), "0", BLACK, font(15), anchor="mt")
     pen.text((left + bar, y + 18), f"{largest:.2g}", BLACK, font(15), anchor="mt")
     pen.text((left + bar + 14, y + 7), scale_words, BLACK, font(15), anchor="lm")
-    image.save(path)
+    picture.save(path)
 
 
 def nice_ticks(low, high, count=5):
@@ -97,7 +112,7 @@ def nice_ticks(low, high, count=5):
 
 
 def plot(pen, frame, xs, ys, x_range, y_range, title, colour, percent=False, dots=False):
-    """One panel: axes with ticks and a line (or dots joined by a line) in the pixels of frame (x1, y1, x2, y2)."""
+    """One panel in the pixels of frame (x1, y1, x2, y2): axes with ticks, and a line with or without dots."""
     x1, y1, x2, y2 = frame
 
     def at(x, y):
@@ -124,37 +139,25 @@ def plot(pen, frame, xs, ys, x_range, y_range, title, colour, percent=False, dot
 
 
 def curve(path, losses, evaluations):
-    """losses: [(step, training loss)]; evaluations: [(step, accuracy)]. Two panels, one above the other."""
-    image = Image.new("RGB", (860, 700), WHITE)
-    pen = ImageDraw.Draw(image)
+    """Two panels, one below the other. losses: [(step, training loss)]; evaluations: [(step, accuracy)]."""
+    picture, pen = canvas(860, 700)
     steps = [s for s, _ in losses + evaluations]
     x_range = (0, max(steps, default=1) or 1)
     if losses:
         xs, ys = zip(*losses)
         window = max(1, len(ys) // 50)  # a running mean, so that the trend is seen through the noise
         smooth = [sum(ys[max(0, i - window) : i + 1]) / len(ys[max(0, i - window) : i + 1]) for i in range(len(ys))]
-        plot(
-            pen, (90, 60, 830, 280), xs, smooth, x_range, (0, max(smooth) * 1.05), "training loss (running mean)", BLUE
-        )
+        losses_range = (0, max(smooth) * 1.05)
+        plot(pen, (90, 60, 830, 280), xs, smooth, x_range, losses_range, "training loss (running mean)", BLUE)
     if evaluations:
         xs, ys = zip(*evaluations)
-        plot(
-            pen,
-            (90, 400, 830, 620),
-            xs,
-            ys,
-            x_range,
-            (0, 1),
-            "accuracy on held-out rows",
-            ORANGE,
-            percent=True,
-            dots=True,
-        )
-    image.save(path)
+        title = "accuracy on held-out rows"
+        plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), title, ORANGE, percent=True, dots=True)
+    picture.save(path)
 
 
 def outlined(pen, box, colour, width, dash=0):
-    """A box whose line has a white edge, so that it is seen on any picture; dash > 0 breaks the line."""
+    """A box whose line has a white edge, so that it is seen on any image. dash: length of its dashes, 0 for none."""
     x1, y1, x2, y2 = box
     x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
     for edge, ink in ((1, WHITE), (0, colour)):
@@ -170,10 +173,10 @@ def outlined(pen, box, colour, width, dash=0):
 
 
 def examples(path, items, columns=4, side=300):
-    """A grid of pictures with the reference, the base model's and the tuned model's answer.
+    """A grid of images, each with the reference's, the base model's and the tuned model's answer.
 
-    items: dicts with "image" (PIL), "caption", and "reference", "before", "after": a box in pixels of the image, a
-    text, or None for none (before or after may be missing altogether).
+    items: dicts with "image" (PIL) and "caption". Their "reference", "before" and "after" are a box in pixels of the
+    image, a text, or None for an answer without a box; "before" or "after" may be missing.
     """
     columns = min(columns, len(items))
     styles = {"reference": (GREEN, 7), "before": (ORANGE, 3, 7), "after": (BLUE, 3)}  # colour, line width, dash
@@ -182,8 +185,7 @@ def examples(path, items, columns=4, side=300):
     scales = [side / max(item["image"].size) for item in items]
     heights = [round(item["image"].height * scale) for item, scale in zip(items, scales)]
     rows = [max(heights[i : i + columns]) + foot for i in range(0, len(items), columns)]
-    sheet = Image.new("RGB", (max(columns * (side + gap) + gap, 560), top + sum(rows)), WHITE)
-    pen = ImageDraw.Draw(sheet)
+    picture, pen = canvas(max(columns * (side + gap) + gap, 560), top + sum(rows))
     x = gap
     for name in shown:
         outlined(pen, (x, 20, x + 34, 42), *styles[name])
@@ -192,7 +194,7 @@ def examples(path, items, columns=4, side=300):
     for i, item in enumerate(items):
         x, y, scale = gap + i % columns * (side + gap), top + sum(rows[: i // columns]), scales[i]
         image = item["image"].resize([max(1, round(c * scale)) for c in item["image"].size])
-        sheet.paste(image, (x, y))
+        picture.paste(image, (x, y))
         lines = [(line, BLACK) for line in wrap(item["caption"], 16, side, 2)]
         for name in shown:
             answer = item.get(name)
@@ -206,26 +208,26 @@ def examples(path, items, columns=4, side=300):
                 lines.append((f"{name}: no box", GREY))
         for j, (line, colour) in enumerate(lines[:4]):
             pen.text((x, y + image.height + 6 + 21 * j), line, colour, font(16))
-    sheet.save(path)
+    picture.save(path)
 
 
 def dots(path, title, panels):
-    """Panels below each other, each a title and rows of dots (one a seed) with their mean as a bar:
-    panels [(title, {row: [number or None, ...]})]."""
+    """Panels below each other. Each has a title and a line of dots for each name, one dot a seed, the mean as a bar:
+    panels [(title, {name: [number or None, ...]})]."""
     left = 30 + max(text_width(name, 17) for _, values in panels for name in values)
     line, width, top, bottom = 34, 560, 60, 60
     heights = [top + line * len(values) + bottom for _, values in panels]
-    image = Image.new("RGB", (left + width + 110, 60 + sum(heights)), WHITE)
-    pen = ImageDraw.Draw(image)
+    picture, pen = canvas(left + width + 110, 60 + sum(heights))
     for i, part in enumerate(wrap(title, 20, left + width + 80, 2)):
         pen.text((20, 14 + 26 * i), part, BLACK, font(20))
     for (name, values), y in zip(panels, itertools.accumulate(heights, initial=60)):
         pen.text((left, y + 22), name, BLACK, font(16))
-        dot_rows(pen, values, left, y + top, width, line)
-    image.save(path)
+        dot_lines(pen, values, left, y + top, width, line)
+    picture.save(path)
 
 
-def dot_rows(pen, values, left, top, width, line):
+def dot_lines(pen, values, left, top, width, line):
+    """One panel of `dots`: a line of `line` pixels for each name, with one axis for all."""
     found = [v for vs in values.values() for v in vs if v is not None]
     low, high = min(found, default=0), max(found, default=1)
     edge = 0.05 * (high - low) + 0.02
@@ -248,25 +250,126 @@ def dot_rows(pen, values, left, top, width, line):
             pen.text((left + width + 14, y), f"{m:.2f}", BLACK, font(16), anchor="lm")
 
 
-def attention(path, picture, caption, maps, side=180):
-    """Attention over a picture, a row for each model: maps {row: [(title, weights of its visual tokens), ...]}, the
-    tokens row by row on a square grid. Bright is attended to; each map is scaled to its own largest weight."""
-    columns, left, top = max(len(row) for row in maps.values()), 30 + max(text_width(name, 17) for name in maps), 80
-    image = Image.new("RGB", (left + columns * (side + 12) + 20, top + len(maps) * (side + 40)), WHITE)
-    pen = ImageDraw.Draw(image)
+def attention(path, image, caption, maps, side=180):
+    """Where an answer looks in an image: a line of maps for each model, {model: [(title, weights), ...]}, with one
+    weight for each visual token, row by row on a square grid. Bright is looked at; each map has its own scale."""
+    columns, left, top = max(len(line) for line in maps.values()), 30 + max(text_width(name, 17) for name in maps), 80
+    picture, pen = canvas(left + columns * (side + 12) + 20, top + len(maps) * (side + 40))
     pen.text((20, 16), "Where the answer looks", BLACK, font(24))
     pen.text((20, 48), caption, BLACK, font(17))
-    picture = picture.convert("L").convert("RGB").resize((side, side))
-    for i, (name, row) in enumerate(maps.items()):
+    image = image.convert("L").convert("RGB").resize((side, side))
+    dark = Image.blend(image, Image.new("RGB", image.size), 0.75)
+    for i, (name, line) in enumerate(maps.items()):
         y = top + i * (side + 40)
         pen.text((left - 14, y + side / 2), name, BLACK, font(17), anchor="rm")
-        for j, (title, weights) in enumerate(row):
+        for j, (title, weights) in enumerate(line):
             x, grid = left + j * (side + 12), math.isqrt(len(weights))
             light = Image.new("L", (grid, grid))
             light.putdata([round(255 * w / (max(weights) or 1)) for w in weights])
             light = light.resize((side, side), Image.Resampling.NEAREST)
-            image.paste(
-                Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size), 0.75), light), (x, y)
-            )
+            picture.paste(Image.composite(image, dark, light), (x, y))
             pen.text((x, y + side + 6), title, BLACK, font(15))
-    image.save(path)
+    picture.save(path)
+
+
+def symbols(pen, x, y, text, size, colour=BLACK):
+    """Write a formula around (x, y): _ lowers what follows it, ^ raises it, ~ goes over it ("~V^(h)")."""
+    parts = re.findall(r"([_^~]?)(\([^)]*\)|(?<=[_^~]).|[^_^~]+)", text)
+    sizes = [round(0.62 * size) if mark in ("_", "^") else size for mark, _ in parts]
+    x -= sum(font(s).getlength(part) for (_, part), s in zip(parts, sizes)) / 2
+    for (mark, part), s in zip(parts, sizes):
+        middle = x + font(s).getlength(part) / 2
+        base = y + size * (0.36 + {"_": 0.16, "^": -0.4}.get(mark, 0))
+        pen.text((middle, base), part, colour, font(s), anchor="ms")
+        if mark == "~":
+            pen.text((middle, base - 0.5 * size), "~", colour, font(s), anchor="ms")
+        x += font(s).getlength(part)
+
+
+def box(pen, frame, text, colour=GREY, size=32):
+    """A box with a formula in its middle: grey is frozen, orange is what Image-LoRA adds."""
+    pen.rounded_rectangle(frame, 12, PALE if colour == GREY else PALE_ORANGE, colour, 4)
+    symbols(pen, (frame[0] + frame[2]) / 2, (frame[1] + frame[3]) / 2, text, size)
+
+
+def arrow(pen, *points, colour=GREY):
+    """A line through points that lie beside or below each other, with a head at its end."""
+    (x1, y1), (x2, y2) = points[-2:]
+    dx, dy = (x2 > x1) - (x2 < x1), (y2 > y1) - (y2 < y1)
+    x, y = x2 - 16 * dx, y2 - 16 * dy  # where the head begins
+    pen.line([*points[:-1], (x, y)], colour, 5, joint="curve")
+    pen.polygon([(x2, y2), (x - 10 * dy, y + 10 * dx), (x + 10 * dy, y - 10 * dx)], colour)
+
+
+def method(path):
+    """Where Image-LoRA touches attention. Left: the four paths of a layer. Right: its values, heads x tokens."""
+    picture, pen = canvas(1660, 920)
+    pen.rounded_rectangle((8, 8, 1651, 911), 24, outline=GREY, width=3)
+
+    # left: queries and keys decide who is looked at, values what is taken from there
+    pen.text((60, 46), "One attention layer", BLACK, font(36))
+    box(pen, (60, 160, 470, 220), "X")
+    for x, name, end in ((110, "q", 430), (240, "k", 430), (410, "v", 590)):
+        arrow(pen, (x, 220), (x, 290))
+        arrow(pen, (x, 350), (x, end))
+        box(pen, (x - 50, 290, x + 50, 350), name, ORANGE if name == "v" else GREY)
+    box(pen, (60, 430, 290, 490), "softmax(q k)", size=30)
+    arrow(pen, (175, 490), (175, 590))
+    for x, y, words in ((190, 532, "who is"), (190, 560, "looked at"), (398, 440, "what"), (398, 468, "is taken")):
+        pen.text((x, y), words, BLACK, font(24), anchor="lm" if x < 200 else "rm")
+    box(pen, (60, 590, 470, 650), "weighted sum of values", size=30)
+    arrow(pen, (265, 650), (265, 710))
+    box(pen, (215, 710, 315, 770), "o")
+    for start, end in ((292, 150), (348, 770)):  # the value path, enlarged
+        pen.line((464, start, 545, end), ORANGE, 3)
+
+    # right: a column is a token, a row a value head
+    left, top, cell, row, selected = 812, 330, 36, 64, (1, 3)
+    pen.text((575, 46), "Its values: a column is a token, a row is a head", BLACK, font(36))
+    x = left
+    for name, count in (("system", 3), ("visual tokens", 6), ("question", 4), ("answer", 3)):
+        visual = name == "visual tokens"
+        pen.text((x + count * cell / 2, 138), name, GREEN if visual else BLACK, font(25), anchor="mm")
+        for i in range(count):
+            pen.rectangle((x, 162, x + cell - 5, 194), GREEN if visual else PALE)
+            pen.text((x + cell / 2 - 2, 222), str(int(visual)), GREEN if visual else GREY, font(28), anchor="mm")
+            for h in range(4):
+                touched = visual and h in selected
+                pen.rectangle((x, top + h * row, x + cell - 5, top + h * row + 50), ORANGE if touched else PALE)
+            x += cell
+        if visual:
+            middle = x - count * cell / 2
+    right = x - 5
+    symbols(pen, left - 26, 178, "X", 30)
+    symbols(pen, left - 26, 222, "M", 30, GREEN)
+
+    # the frozen weights come from the left, the update from the right
+    arrow(pen, (left - 46, 178), (620, 178), (620, top))
+    box(pen, (575, top, 665, top + 4 * row - 14), "W_V")
+    arrow(pen, (middle, 242), (middle, 282), (1565, 282), (1565, top + row), colour=ORANGE)
+    symbols(pen, 1485, 258, "M X", 30)
+    box(pen, (1530, top + row, 1600, top + 4 * row - 14), "A", ORANGE)
+    for h in range(4):
+        y = top + h * row + 25
+        pen.text((left - 20, y), f"head {h}", BLUE if h in selected else GREY, font(25), anchor="rm")
+        arrow(pen, (665, y), (700, y))
+        if h in selected:
+            arrow(pen, (1530, y), (1496, y), colour=ORANGE)
+            box(pen, (1412, y - 25, 1496, y + 25), f"B^({h})", ORANGE)
+            arrow(pen, (1412, y), (right + 8, y), colour=ORANGE)
+    pen.text((620, top + 4 * row + 18), "frozen", BLACK, font(25), anchor="mm")
+    pen.text((1506, top + 4 * row + 18), "trained", BLACK, font(25), anchor="mm")
+
+    symbols(pen, 1090, 672, "~V^(h)  =  X W_V^(h)  +  s M X A B^(h)", 44)
+    for x, colour, words in ((720, PALE, "the frozen value, unchanged"), (1130, ORANGE, "the frozen value + update")):
+        pen.rectangle((x, 738, x + 31, 769), colour)
+        pen.text((x + 46, 754), words, BLACK, font(25), anchor="lm")
+    caption = "Image-LoRA changes the values of visual tokens in the selected heads. "
+    caption += "q, k, o and all other values stay frozen."
+    pen.line((60, 812, 1600, 812), PALE, 3)
+    pen.text((830, 858), caption, BLACK, font(27), anchor="mm")
+    picture.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    method(sys.argv[1])

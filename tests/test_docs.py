@@ -1,0 +1,295 @@
+"""The front page and docs/ say what the reports, the flags and the code say.
+
+`python tests/test_docs.py` writes the line numbers of README.md's links to code again, after the code has moved.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from statistics import mean, stdev
+
+import pytest
+import torch
+from conftest import ROOT, picture
+
+import imagelora
+import probe
+import tasks
+from model import VLM
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {file: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+EVERYTHING = "\n".join(PAGES.values())
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
+REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
+
+LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
+    "visual_mask=": "visual_mask=",
+    "visual_index=": "visual_index=",
+    "M = visual_mask": "M = visual_mask",
+    "self.A": "self.A = nn.Parameter(",
+    "self.B": "self.B = nn.Parameter(",
+    "self.gamma": "self.gamma = nn.Parameter(",
+    "self.scale": "self.scale = alpha /",
+    "self.norm": "self.norm =",
+    "heads": 'self.register_buffer("heads"',
+    "s": "return self.scale * self.gamma * self.norm",
+    "masked": "self.s * (M * x) @ self.A @ self.B",
+    "forward": "def forward(self, v, x, visual_index)",
+    "self.adapted": 'v = self.adapted("v", v, x, visual_index)',
+    "rank1": "def rank1(",
+    "tau": "** tau",
+}
+CODE_LINK = re.compile(r"\| `([^`]+)` \| \[([\w/]+\.py):\d+\]\([\w/]+\.py#L\d+\)")
+
+
+def page(name):
+    return PAGES[ROOT / "docs" / name]
+
+
+# -- links
+
+
+def refreshed(text):
+    """The front page with today's line numbers in its links to code."""
+
+    def link(match):
+        code, file = match.groups()
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        number = next((i for i, line in enumerate(lines, start=1) if LINES[code] in line), None)
+        assert number, f"{code}: no line of {file} holds {LINES[code]!r}"
+        return f"| `{code}` | [{file}:{number}]({file}#L{number})"
+
+    return CODE_LINK.sub(link, text)
+
+
+def test_every_symbol_of_the_paper_is_on_the_line_that_the_front_page_links():
+    assert refreshed(README) == README, "run: python tests/test_docs.py"
+    assert {code for code, _ in CODE_LINK.findall(README)} == LINES.keys()
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+def test_every_link_leads_to_a_file(file):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[file]):
+        assert target.startswith("https://") or (file.parent / target).exists(), target
+
+
+def test_every_file_of_the_results_is_linked():
+    """But for the suites' own, whose tables docs/experiments.md is filled from (tests/test_experiments.py)."""
+    suites = {file.name for file in RESULTS if "tables" in json.loads(file.read_text())}
+    linked = set(re.findall(r"results/([\w.-]+)\)", EVERYTHING))
+    assert {file.name for file in (ROOT / "results").iterdir()} - suites - linked == set()
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+def test_files_and_tests_that_a_page_names_exist(file):
+    for command in re.findall(r"python (?:-m (\w+)|([\w/]+\.py))", PAGES[file]):
+        name = next(filter(None, command))
+        assert name in ("pytest",) or (ROOT / name).exists(), name
+    for name in re.findall(r"\btests/[\w*]+\.py|\btest_[\w*]+\.py", PAGES[file]):
+        assert list((ROOT / "tests").glob(name.removeprefix("tests/"))), name
+    for name, where in re.findall(r"`([\w.]+)` \(([\w/]+\.py)\)", PAGES[file]):
+        source = (ROOT / where).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"\b(class|def) {part}\b|\b{part}\b.* =", source), f"{name} in {where}"
+
+
+# -- flags and commands
+
+
+def test_the_front_page_has_its_two_commands():
+    lines = README.splitlines()
+    assert "pip install -r requirements.txt && python train.py" in lines
+    assert "pip install -r requirements.txt && python -m pytest" in lines
+
+
+def test_every_flag_that_a_page_names_exists():
+    known = {"--nproc-per-node"}  # torchrun's
+    for program in (["train.py"], ["-m", "experiments"]):
+        command = [sys.executable, *program, "--help"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        known |= set(re.findall(r"--[a-z][\w-]*", said))
+    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - known == set()
+
+
+# -- tables
+
+
+def percent(value):
+    return "not measured" if value is None else f"{value:.1%}"
+
+
+def table_row(file):
+    """The line of the table of runs that belongs to a report."""
+    r = json.loads(file.read_text())
+    cells = [
+        f"[{file.stem}](../results/{file.name})",
+        percent(r["base"]["accuracy"]),
+        percent(r["tuned"]["accuracy"]),
+        percent(r["base"]["text_accuracy"]),
+        percent(r["tuned"]["text_accuracy"]),
+        f"{r['text_logit_max_change']:.3g}",
+        f"{r['trainable_parameters']:,}",
+        f"{r['train_seconds']:.0f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
+def test_the_table_of_runs_is_made_of_the_reports(file):
+    assert table_row(file) in page("tiny.md").splitlines()
+
+
+def bench_rows(file):
+    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth."""
+    r = json.loads(file.read_text())
+    rows = []
+    for name, ratio in r.get("ratios", {}).items():
+        memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
+        rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
+    for row in r.get("rows", []):
+        cells = [row["side"], row["expressions"], row["tokens"], row["visual_tokens"], f"{row['seconds']:.1f} s"]
+        cells += [f"{row['bytes'] / 2**20:,.0f} MiB", f"{row['adapter_flops']:.3g}"]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
+
+
+@pytest.mark.parametrize("file", BENCHES, ids=lambda file: file.stem)
+def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
+    rows = bench_rows(file)
+    assert rows and [row for row in rows if row not in page("speed.md").splitlines()] == []
+
+
+def test_the_front_page_quotes_the_speed_that_was_measured():
+    ratios = json.loads((ROOT / "results/bench-steps.json").read_text())["ratios"]
+    one, seven = ratios["one expression a row"], ratios["seven expressions a picture"]
+    said = " ".join(README.split())
+    assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in said
+    assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in said
+
+
+def demo_table():
+    """The table of the demo on held-out scenes: mean and standard deviation over three seeds."""
+    runs = {
+        method: [json.loads((ROOT / f"results/test-{method}-{seed}.json").read_text()) for seed in (0, 1, 2)]
+        for method in ("image-lora", "lora")
+    }
+    kinds = ("scenes grounding", "scenes-day grounding", "scenes-day attribute", "sums text")
+    base = runs["lora"][0]["base"]["by_kind"]
+    columns = ["grounding, blurred", "by day", "attributes by day", "text", "largest change of a text logit"]
+    columns += ["parameters", "adapter FLOPs a step"]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines += [f"| before | {' | '.join(f'{base[kind]:.1%}' for kind in kinds)} | | | |"]
+    for method, reports in runs.items():
+        values = [[100 * r["tuned"]["by_kind"][kind] for r in reports] for kind in kinds]
+        cells = [f"{mean(v):.1f} ± {stdev(v):.1f} %" for v in values]
+        cells += [f"{max(r['text_logit_max_change'] for r in reports):.3g}", f"{reports[0]['trainable_parameters']:,}"]
+        cells += [f"{mean(r['adapter_flops_per_step'] for r in reports):.2e}"]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_the_table_of_the_demo_is_made_of_its_reports():
+    assert "\n".join(demo_table()) in page("tiny.md")
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def main_suite():
+    """The first table of `main` in docs/experiments.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
+    lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
+    header, _, *rows = (cells(line) for line in lines if line.startswith("|"))
+    return {row[0]: dict(zip(header, row)) for row in rows}
+
+
+def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
+    full = main_suite()
+    columns, _, *rows = map(cells, README[README.index("| | new look") :].split("\n\n")[0].splitlines())
+    assert len(rows) == 7
+    for row in rows:
+        assert row == [full[row[0]][column] for column in columns]
+
+
+def test_the_front_page_compares_with_lora_as_the_main_suite_does():
+    """Said there: "a fifth of LoRA's parameters and about a 45th of its FLOPs", "five points below"."""
+
+    def number(row, column):
+        return float(main_suite()[row][column].split()[0].replace(",", ""))
+
+    lora, ours = "LoRA q,k,v,o", ("Image-LoRA, all heads", "Image-LoRA, 15 probed heads")
+    assert [round(number(lora, "parameters") / number(row, "parameters")) for row in ours] == [5, 5]
+    assert round(mean(number(lora, "FLOPs a step") / number(row, "FLOPs a step") for row in ours)) == 45
+    assert round(number(lora, "new look") - number(ours[0], "new look")) == 5
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "TODO" not in EVERYTHING
+
+
+def test_every_data_set_has_a_row():
+    named = {name for name in tasks.TASKS if not name.startswith(("scenes", "sums"))}
+    assert len(named) > 10
+    assert [name for name in named if f"| `{name}`" not in page("datasets.md")] == []
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_reports_hold_no_paths_of_the_machine_they_were_made_on(file):
+    assert not re.search(r'"/|[ =]/', file.read_text())
+
+
+# -- snippets
+
+
+def run_snippet(name, known, **replaced):
+    """Run the Python on the front page that holds `name`, where the names `known` are known; return all names."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if name in code)
+    for old, new in replaced.items():
+        code = code.replace(old, new)
+    found = dict(known)
+    exec(code, found)  # noqa: S102 (our own front page)
+    return found
+
+
+def test_the_snippet_in_python_runs(tmp_path, monkeypatch):
+    picture(80, 60).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    found = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "tiny")})
+    assert all(p.grad is not None for p in found["adapter"].parameters())
+    assert all(p.grad is None for p in found["vlm"].parameters())
+
+
+def test_the_data_set_of_the_front_page_loads(tmp_path, monkeypatch):
+    rows = run_snippet("capitals", {})["capitals"]
+    monkeypatch.setitem(tasks.TASKS, "capitals", tasks.Task(rows))
+    (tmp_path / "train.jsonl").write_text('{"country": "Peru", "capital": "Lima"}\n')
+    (row,) = tasks.load("capitals", tmp_path, "train")
+    assert (row["prompt"], row["answer"]) == ("What is the capital of Peru?", "Lima")
+
+
+def test_the_method_of_the_front_page_is_attached_saved_and_loaded(tmp_path, checkpoint, monkeypatch):
+    method = run_snippet("RankStableLoRA", vars(imagelora))["RankStableLoRA"]
+    monkeypatch.setitem(imagelora.METHODS, "rslora", method)
+    vlm = VLM.from_pretrained(checkpoint)
+    adapter = method(vlm.config, rank=4, alpha=16).attach(vlm)
+    adapter.save(tmp_path / "adapter.safetensors")
+    adapter.detach()
+    loaded = imagelora.load_adapter(tmp_path / "adapter.safetensors", vlm)
+    assert type(loaded) is method
+    assert {update.scale for update in loaded.updates.values()} == {16 / 4**0.5}
+
+
+def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
+    monkeypatch.setitem(probe.CRITERIA, "late", run_snippet("late", {"torch": torch})["late"])
+    vlm = VLM.from_pretrained(ROOT / "tiny")
+    scores = probe.head_scores(vlm, [], "late")
+    heads = probe.select_heads(scores, 2 * vlm.config.value_heads, tau=1)
+    assert scores.shape == (vlm.config.layers, vlm.config.value_heads)
+    assert len(heads[vlm.config.layers - 1]) > len(heads[1])
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(refreshed(README), encoding="utf-8")
