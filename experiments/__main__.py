@@ -74,7 +74,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: the project's own)")
     parser.add_argument("--more", default="", help='further flags for every run, such as "--steps 50"')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "docs" in args.suites and args.out.resolve() != RESULTS.resolve():
+        parser.error("docs: the page shows the project's own results; leave out --out")
+    return args
 
 
 def available_cores():
@@ -98,8 +101,6 @@ def main(argv=None):
         for suite in suites:
             run_suite(suite, args.seeds, args.out, launcher)
         if "docs" in args.suites:
-            if args.out.resolve() != RESULTS.resolve():
-                raise InputError("docs: the page shows the project's own results; leave out --out")
             refresh_page()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -226,7 +226,7 @@ def test_the_pages_links_and_pictures_are_there():
         there = link[1:] in sections if link.startswith("#") else (PAGE.parent / link).exists()
         assert there, link
     for suite in suites.SUITES:
-        assert f"(../results/{suite}.png)" in page
+        assert f"(../results/{suite}.png)" in page and f"(../results/{suite}.json)" in page
 
 
 @pytest.mark.parametrize(
