@@ -1,16 +1,23 @@
-"""What a suite says beyond its rows: ({row: reports}, args) -> (tables, sentences)."""
+"""What a suite says beyond its rows.
+
+First the analyses that need only the reports of the runs; then those that measure trained models again. Each returns
+tables, sentences or both; ANALYSES, at the end, says which suite has which, and what it uses.
+"""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
 import torch
 
 import train
+from data import Processor
 from experiments.comparisons import compared, jaccard, spearman
-from experiments.runs import rate, run_all
+from experiments.runs import rate, read_rates, run_all
 from experiments.suites import COMMON, FEW
-from experiments.tables import accuracy
+from experiments.tables import accuracies, accuracy
 from files import read_json
 from harness import figures
 from harness.arguments import parse_args
@@ -18,6 +25,7 @@ from harness.encodings import encode_pictures
 from harness.evaluate import evaluate
 from harness.report import expression
 from imagelora import load_adapter
+from model import VLM
 from probe import head_scores, save_selection, select_heads
 from tasks.images import open_image
 
@@ -26,228 +34,334 @@ def folder(report):
     return Path(report["arguments"]["out"])
 
 
+def adapter_file(report):
+    return folder(report) / "adapter.safetensors"
+
+
 def scores_of(report):
     """The probe's scores, [L, G], that a run wrote down."""
     return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
 
 
-def model_and_rows(args, data="", split="test", limit=300):
-    """(settings, vlm, processor, at most `limit` rows of the suites' data set, their pictures encoded)."""
-    settings = parse_args(f"{COMMON} {data} {args.more}".split())
-    vlm, processor = train.load_model(settings)
-    limit = min(limit, (settings.limit if split == "train" else settings.eval_limit) or limit)
-    rows = train.load_rows(settings, settings.data, settings.data_root, split, limit, processor)
-    rows = [e for e in rows if e.images]
-    return settings, vlm, processor, rows, encode_pictures(settings, vlm, processor, rows)
+# ========== From the reports alone ==========
 
 
-def accuracies(reports):
-    return {name: [accuracy(r) for r in rs] for name, rs in reports.items()}
-
-
-def compare_with_lora(reports, args):
-    """Every row against the first LoRA, and probed heads against as many random ones."""
-    found, lora = accuracies(reports), next(name for name in reports if name.startswith("LoRA"))
-    others = [name for name in reports if name not in ("base", lora)]
-    sentences = [compared(f"{name}, against LoRA", found[name], found[lora]) for name in others]
-    for name in others:
-        if (drawn := name.replace("probed", "random")) != name:
-            sentences.append(compared(f"{name}, against random ones", found[name], found[drawn]))
-    return [], sentences
-
-
-def look_by_look(reports, args):
+def compare_with_lora(reports):
+    """Sentences: every row against the first LoRA, and probed heads against as many random ones."""
     found = accuracies(reports)
-    looks = [name.removesuffix(", LoRA") for name in reports if name.endswith(", LoRA")]
-    pairs = [(look, found[f"{look}, Image-LoRA"], found[f"{look}, LoRA"]) for look in looks]
-    return [], [compared(f"{look}, Image-LoRA against LoRA", ours, lora) for look, ours, lora in pairs]
+    lora = next(row for row in reports if row.startswith("LoRA"))
+    others = [row for row in reports if row not in ("base", lora)]
+    sentences = [compared(f"{row}, against LoRA", found[row], found[lora]) for row in others]
+    for row in others:
+        if "probed" in row:
+            drawn = row.replace("probed", "random")
+            sentences.append(compared(f"{row}, against random ones", found[row], found[drawn]))
+    return sentences
 
 
-def unevenness(reports, args):
-    chosen = [[len(hs) for hs in r["heads"].values()] for r in reports["as in the paper"]]
-    return [], [f"Heads picked in each adapted layer, by seed: {chosen}; 1/sqrt(n) matters where these differ."]
+def compare_look_by_look(reports):
+    """Sentences: Image-LoRA against LoRA, in each look."""
+    found, sentences = accuracies(reports), []
+    for row in reports:
+        if row.endswith(", LoRA"):
+            look = row.removesuffix(", LoRA")
+            ours = found[f"{look}, Image-LoRA"]
+            sentences.append(compared(f"{look}, Image-LoRA against LoRA", ours, found[row]))
+    return sentences
 
 
-def savings(reports, args):
-    """The visual share of the tokens, and the adapter FLOPs of Image-LoRA over those of LoRA: in proportion."""
+def heads_of_layers(reports):
+    """A sentence: how unevenly the heads are spread over the layers. 1/sqrt(n) can only matter if they are."""
+    counts = []
+    for report in reports["as in the paper"]:
+        counts.append([len(heads) for heads in report["heads"].values()])
+    return [f"Heads picked in each adapted layer, by seed: {counts}; 1/sqrt(n) matters where these differ."]
+
+
+def savings(reports):
+    """A table: the visual share of the tokens, and the adapter FLOPs of Image-LoRA over those of LoRA. The second is in
+    proportion to the first."""
     table = {}
-    for name in reports:
-        if name.endswith(", LoRA"):
-            share = name.removesuffix(", LoRA")
-            lines = (folder(reports[name][0]) / "log.jsonl").read_text().splitlines()
-            log = [json.loads(line) for line in lines]
-            visual = sum(x["visual_tokens"] for x in log) / sum(x["tokens"] for x in log)
-            pairs = zip(reports[f"{share}, Image-LoRA"], reports[name])
-            ratios = [a["adapter_flops_per_step"] / b["adapter_flops_per_step"] for a, b in pairs]
-            table[share] = {
-                "visual share": [visual],
-                "FLOPs over LoRA's": [mean(ratios)],
-                "one over the other": [mean(ratios) / visual],
-            }
-    return [("Visual share of the tokens and adapter FLOPs", table)], []
+    for row, loras in reports.items():
+        if not row.endswith(", LoRA"):
+            continue
+        name = row.removesuffix(", LoRA")
+
+        # The share of visual tokens, from the log of the first run: one line a step.
+        lines = (folder(loras[0]) / "log.jsonl").read_text().splitlines()
+        steps = [json.loads(line) for line in lines]
+        visual = sum(step["visual_tokens"] for step in steps) / sum(step["tokens"] for step in steps)
+
+        # FLOPs against FLOPs, seed by seed.
+        pairs = zip(reports[f"{name}, Image-LoRA"], loras)
+        ratio = mean(ours["adapter_flops_per_step"] / lora["adapter_flops_per_step"] for ours, lora in pairs)
+        table[name] = {"visual share": [visual], "FLOPs over LoRA's": [ratio], "one over the other": [ratio / visual]}
+    return [("Visual share of the tokens and adapter FLOPs", table)]
 
 
-def agreement(reports, args):
-    """Rank correlation of the criteria's scores, seed by seed."""
-    scored = [name for name in reports if name != "random"]
-    found = {name: [scores_of(r).flatten().tolist() for r in reports[name]] for name in scored}
-    table = {a: {b: [spearman(*pair) for pair in zip(found[a], found[b])] for b in scored} for a in scored}
-    return [("Rank correlation of the scores", table)], []
+def agreement(reports):
+    """A table: rank correlation of the criteria's scores, seed by seed."""
+    scores = {}
+    for criterion, found in reports.items():
+        if criterion != "random":  # which has no scores
+            scores[criterion] = [scores_of(report).flatten().tolist() for report in found]
+    table = {}
+    for a, of_a in scores.items():
+        table[a] = {}
+        for b, of_b in scores.items():
+            table[a][b] = [spearman(x, y) for x, y in zip(of_a, of_b)]
+    return [("Rank correlation of the scores", table)]
 
 
-def switched_off(reports, args):
-    """Every head of a trained adapter switched off (its B set to 0) in turn: accuracy and loss on held-out rows."""
-    settings, vlm, processor, rows, known = model_and_rows(args)
-    batches = [processor(rows[i : i + 50], True, known).to(vlm.device) for i in range(0, len(rows), 50)]
+# ========== With the model ==========
 
-    def measured():
-        predictions = evaluate(settings, vlm, processor, rows, settings.data, known)
+
+@dataclass(frozen=True)
+class Stage:
+    """A model, and examples with images to measure it on."""
+
+    vlm: VLM
+    processor: Processor
+    examples: list
+    encoded: dict  # {image key: visual embeddings}
+    predict: Callable  # () -> an answer to every example, generated and scored
+
+    def batch(self, examples, share_images=False):
+        return self.processor(examples, share_images, self.encoded).to(self.vlm.device)
+
+    def batches(self, size, share_images=False):
+        starts = range(0, len(self.examples), size)
+        return [self.batch(self.examples[i : i + size], share_images) for i in starts]
+
+    def probe(self, count, seed):
+        """Scores [L, G] of the heads, by `count` of the examples. A model with an adapter is probed with it."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.examples), generator=generator)[:count].tolist()
+        return head_scores(self.vlm, (self.batch([self.examples[i]]) for i in order), seed=seed)
+
+
+def model_and_examples(more, data="", split="test", limit=300):
+    """The Stage of the suites: their model, and at most `limit` examples of their data set.
+
+    more: further flags, as for the runs; data: flags for another data set. Whatever train.py and its harness offer is
+    called here and nowhere else.
+    """
+    settings = parse_args(f"{COMMON} {data} {more}".split())
+    vlm, processor = train.load_model(settings)
+    most = settings.limit if split == "train" else settings.eval_limit
+    limit = min(limit, most or limit)
+    examples = train.load_rows(settings, settings.data, settings.data_root, split, limit, processor)
+    examples = [example for example in examples if example.images]
+    encoded = encode_pictures(settings, vlm, processor, examples)
+
+    def predict():
+        return evaluate(settings, vlm, processor, examples, settings.data, encoded)
+
+    return Stage(vlm, processor, examples, encoded, predict)
+
+
+def switched_off(reports, more):
+    """Two tables: every head of a trained adapter is switched off in turn. Do accuracy and loss on held-out examples
+    follow the head's probe score?"""
+    stage = model_and_examples(more)
+    batches = stage.batches(50, share_images=True)
+
+    def measure():
+        """(accuracy, loss)."""
+        right = mean(prediction["score"] for prediction in stage.predict())
         with torch.no_grad():
-            return mean(p["score"] for p in predictions), mean(vlm.loss(batch).item() for batch in batches)
+            return right, mean(stage.vlm.loss(batch).item() for batch in batches)
 
-    table = {
-        "score and lost accuracy": {"rank correlation": []},
-        "score and rise of the loss": {"rank correlation": []},
-    }
-    drops = {"the median head": {"lost accuracy": []}, "the worst head": {"lost accuracy": []}}
+    by_accuracy, by_loss, medians, worst = [], [], [], []  # a value for each seed
     for report in next(iter(reports.values())):
-        adapter, scores = load_adapter(folder(report) / "adapter.safetensors", vlm), scores_of(report)
-        whole, found = measured(), []
-        for layer, heads in adapter.heads.items():
-            B = adapter.layers[str(layer)].B.data
-            for i, h in enumerate(heads):
-                kept = B[i].clone()
-                B[i] = 0
-                right, loss = measured()
-                found.append((scores[layer, h].item(), whole[0] - right, loss - whole[1]))
-                B[i] = kept
+        adapter, scores = load_adapter(adapter_file(report), stage.vlm), scores_of(report)
+        accuracy_with_all, loss_with_all = measure()
+
+        score_of_head, lost, risen = [], [], []  # a value for each head
+        for layer, head, (right, loss) in without_each_head(adapter, measure):
+            score_of_head.append(scores[layer, head].item())
+            lost.append(accuracy_with_all - right)
+            risen.append(loss - loss_with_all)
         adapter.detach()
-        score, *lost = zip(*found)
-        for row, values in zip(table.values(), lost):
-            row["rank correlation"].append(spearman(score, values))
-        for row, value in zip(drops.values(), (median(lost[0]), max(lost[0]))):
-            row["lost accuracy"].append(value)
-    return [("Over the heads of a trained adapter", table), ("Accuracy lost without one head", drops)], []
+
+        by_accuracy.append(spearman(score_of_head, lost))
+        by_loss.append(spearman(score_of_head, risen))
+        medians.append(median(lost))
+        worst.append(max(lost))
+
+    correlations = {
+        "score and lost accuracy": {"rank correlation": by_accuracy},
+        "score and rise of the loss": {"rank correlation": by_loss},
+    }
+    drops = {
+        "the median head": {"lost accuracy": medians},
+        "the worst head": {"lost accuracy": worst},
+    }
+    return [("Over the heads of a trained adapter", correlations), ("Accuracy lost without one head", drops)]
 
 
-def probed(vlm, processor, rows, known, count, seed):
-    """Scores of the model as it is, an adapter included, by `count` of the rows."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return head_scores(vlm, (processor([rows[i]], known=known).to(vlm.device) for i in order), seed=seed)
-
-
-def agreeing(a, b):
-    """Two tensors of scores, [L, G], as two measures."""
-    overlap = jaccard(select_heads(a, FEW), select_heads(b, FEW))
-    return overlap, spearman(a.flatten().tolist(), b.flatten().tolist())
+def without_each_head(adapter, measure):
+    """Yield (layer, head, what `measure` says without it) for every head of an adapter. A head with B = 0 is off."""
+    for layer, heads in adapter.heads.items():
+        B = adapter.layers[str(layer)].B.data  # [n, R, K]
+        for i, head in enumerate(heads):
+            kept = B[i].clone()
+            B[i] = 0
+            yield layer, head, measure()
+            B[i] = kept
 
 
 OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")
 
 
-def stable(reports, args):
-    """Selections by probes of other sizes, seeds and looks, against 256 rows of the suites' look and a seed of its own."""
-    _, *stage = model_and_rows(args, split="train", limit=1200)  # model, processor, rows, known pictures
-    reference = probed(*stage, 256, seed=99)
+def agreeing(a, b):
+    """How alike two probes are, by their scores [L, G]: the two measures that OVERLAP names."""
+    overlap = jaccard(select_heads(a, FEW), select_heads(b, FEW))
+    return overlap, spearman(a.flatten().tolist(), b.flatten().tolist())
+
+
+def stable(seeds, more):
+    """A table: probes of other sizes, seeds and looks, against one with 256 examples of the suites' look and a seed of its
+    own."""
+    blurred = model_and_examples(more, split="train", limit=1200)
+    reference = blurred.probe(256, seed=99)
     table = {}
+
+    def compare(name, stage, count):
+        found = [agreeing(stage.probe(count, seed), reference) for seed in seeds]
+        table[name] = dict(zip(OVERLAP, zip(*found)))
+
     for count in (1, 4, 16, 64, 256):
-        found = [agreeing(probed(*stage, count, seed), reference) for seed in args.seeds]
-        table[f"{count} row{'s' * (count > 1)}"] = dict(zip(OVERLAP, zip(*found)))
+        plural = "s" if count > 1 else ""
+        compare(f"{count} example{plural}", blurred, count)
     for look in ("day", "dusk", "fog", "noise", "negative"):
-        _, *stage = model_and_rows(args, f"--data scenes-{look}", "train", 1200)
-        found = [agreeing(probed(*stage, 256, seed), reference) for seed in args.seeds]
-        table[f"look {look}, 256 rows"] = dict(zip(OVERLAP, zip(*found)))
-    return [("Against 256 other rows of the look blur", table)], []
+        stage = model_and_examples(more, f"--data scenes-{look}", split="train", limit=1200)
+        compare(f"look {look}, 256 examples", stage, 256)
+    return [("Against 256 other examples of the look blur", table)]
 
 
-def moving(reports, args):
-    """Probe the model at its saved states; and train the second half with the heads that a probe half way picks, or with
-    the old ones again."""
-    _, vlm, processor, rows, known = model_and_rows(args, split="train", limit=1200)
-    table, second = {}, []
-    for seed, report in zip(args.seeds, reports["Image-LoRA, all heads"]):
-        first = probed(vlm, processor, rows, known, 64, seed)
-        found = {"before, other rows": probed(vlm, processor, rows, known, 64, seed + 1000)}
-        adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
-        for state in sorted(folder(report).glob("state-*.pt"), key=lambda file: int(file.stem.split("-")[1])):
-            for p, saved in zip(adapter.parameters(), torch.load(state, weights_only=True)["parameters"]):
-                p.data.copy_(saved)
-            name = f"after {state.stem.split('-')[1]} steps"
-            found[name] = probed(vlm, processor, rows, known, 64, seed)
-        adapter.detach()
-        for name, scores in found.items():
+def moving(reports, seeds, rates, launcher):
+    """A table: the model probed at its saved states. A sentence: does it help to pick the heads again half way?"""
+    stage = model_and_examples(launcher.more, split="train", limit=1200)
+    table = {}
+    for seed, report in zip(seeds, reports["Image-LoRA, all heads"]):
+        first = stage.probe(64, seed)
+        for name, scores in probes_of_training(stage, report, seed):
+            row = table.setdefault(name, {column: [] for column in OVERLAP})
             for column, value in zip(OVERLAP, agreeing(scores, first)):
-                table.setdefault(name, {}).setdefault(column, []).append(value)
+                row[column].append(value)
 
-    half = f"--heads {FEW} --lr {rate('', args)} --steps 100"
-    halves = run_all([f"{half} --seed {seed} --probe-seed {seed}" for seed in args.seeds], args)
-    for seed, report in zip(args.seeds, halves):
-        adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
-        later = select_heads(probed(vlm, processor, rows, known, 64, seed), FEW)
-        adapter.detach()
-        save_selection(folder(report) / "later.json", later)
-        for heads in ("heads.json", "later.json"):
-            start = f"--continue-from {folder(report) / 'adapter.safetensors'} --selection {folder(report) / heads}"
-            second.append(f"{half} --seed {seed} {start}")
-    found = [accuracy(r) for r in run_all(second, args)]
-    sentence = compared(f"Second 100 steps with {FEW} heads picked anew, against the old ones", found[1::2], found[::2])
+    old, new = second_halves(stage, seeds, rate("", rates), launcher)
+    sentence = compared(f"Second 100 steps with {FEW} heads picked again, against the old ones", new, old)
     return [("Probes of the model in training, against one before it", table)], [sentence]
 
 
-def attending(reports, args):
-    """The share of the attention of the answer's tokens that goes to visual tokens; and maps over the first picture of the
-    head that changes most in each layer."""
-    *_, vlm, processor, rows, known = model_and_rows(args, limit=60)
-    batches = [processor(rows[i : i + 20], known=known).to(vlm.device) for i in range(0, len(rows), 20)]
+def probes_of_training(stage, report, seed):
+    """Yield (name, scores [L, G]): a second probe of the frozen model, then the model at each saved state of a run."""
+    yield "before, other examples", stage.probe(64, seed + 1000)
 
-    @torch.no_grad()
-    def shares():
-        """[L, H]: mean over the supervised positions; and the maps of the first row, [L, H, its visual tokens]."""
-        total, maps = 0, None
-        for batch in batches:
-            weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
-            to_image = (weights * batch.visual_mask[:, None, None]).sum(dim=-1)  # [L, B, H, T]
-            asks = batch.follows != -100  # [B, T]: the positions whose next token is supervised
-            total = total + (to_image * asks[:, None]).sum(dim=(1, 3)) / asks.sum() / len(batches)
-            if maps is None:
-                maps = weights[:, 0][:, :, asks[0]].mean(dim=2)[..., batch.visual_mask[0]]
-        return total, maps
+    def steps(file):
+        return int(file.stem.removeprefix("state-"))
 
-    seen = {"base": [shares()]}
-    for name, rs in reports.items():
-        seen[name] = []
-        for report in rs:
-            adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
-            seen[name].append(shares())
+    adapter = load_adapter(adapter_file(report), stage.vlm)
+    for file in sorted(folder(report).glob("state-*.pt"), key=steps):
+        state = torch.load(file, weights_only=True)
+        for parameter, saved in zip(adapter.parameters(), state["parameters"]):
+            parameter.data.copy_(saved)
+        yield f"after {steps(file)} steps", stage.probe(64, seed)
+    adapter.detach()
+
+
+def second_halves(stage, seeds, lr, launcher):
+    """Train 100 steps; then 100 more, with the same heads and with those that a probe half way picks. (accuracies with the
+    old heads, with the new ones), a value for each seed."""
+    half = f"--heads {FEW} --lr {lr} --steps 100"
+    first_halves = run_all([f"{half} --seed {seed} --probe-seed {seed}" for seed in seeds], launcher, "drift")
+
+    # Pick the heads again half way, with the adapter attached.
+    runs = []
+    for seed, report in zip(seeds, first_halves):
+        adapter = load_adapter(adapter_file(report), stage.vlm)
+        later = select_heads(stage.probe(64, seed), FEW)
+        adapter.detach()
+        save_selection(folder(report) / "later.json", later)
+        for heads in ("heads.json", "later.json"):
+            start = f"--continue-from {adapter_file(report)} --selection {folder(report) / heads}"
+            runs.append(f"{half} --seed {seed} {start}")
+
+    found = [accuracy(report) for report in run_all(runs, launcher, "drift")]
+    return found[::2], found[1::2]
+
+
+def attending(reports, more, picture):
+    """A table: the share of the attention of the answer's tokens that goes to visual tokens. Also draws `picture`: maps
+    over the first image, in each layer of the head that changes most."""
+    stage = model_and_examples(more, limit=60)
+    batches = stage.batches(20)
+
+    # {row: [(shares [L, H], maps [L, H, visual tokens of the first example]) of each seed]}
+    found = {"base": [visual_attention(stage.vlm, batches)]}
+    for row, of_seeds in reports.items():
+        found[row] = []
+        for report in of_seeds:
+            adapter = load_adapter(adapter_file(report), stage.vlm)
+            found[row].append(visual_attention(stage.vlm, batches))
             adapter.detach()
-    base, layers = seen["base"][0][0], range(vlm.config.layers)
-    table = {
-        name: {
-            "mean over heads": [share.mean().item() for share, _ in found],
-            "largest change of one": [(share - base).abs().max().item() for share, _ in found],
-            **{f"layer {i}": [share[i].mean().item() for share, _ in found] for i in layers},
+
+    base, _ = found["base"][0]
+    table = {}
+    for row, of_seeds in found.items():
+        shares = [share for share, _ in of_seeds]
+        table[row] = {
+            "mean over heads": [share.mean().item() for share in shares],
+            "largest change of one": [(share - base).abs().max().item() for share in shares],
         }
-        for name, found in seen.items()
-    }
-    heads = (seen["Image-LoRA"][0][0] - base).abs().argmax(dim=1).tolist()
-    maps = {
-        name: [(f"layer {i}, head {h}", found[0][1][i, h].tolist()) for i, h in enumerate(heads)]
-        for name, found in seen.items()
-    }
-    caption = expression(rows[0].prompt)
-    figures.attention(args.out / "attention-maps.png", open_image(rows[0].images[0]), caption, maps)
-    return [("Share of the answer's attention that goes to visual tokens", table)], []
+        for layer in range(len(base)):
+            table[row][f"layer {layer}"] = [share[layer].mean().item() for share in shares]
+
+    # The maps of the first seed.
+    ours, _ = found["Image-LoRA"][0]
+    changed_most = (ours - base).abs().argmax(dim=1).tolist()  # [L]
+    maps = {}
+    for row, of_seeds in found.items():
+        _, weights = of_seeds[0]
+        maps[row] = [(f"layer {i}, head {h}", weights[i, h].tolist()) for i, h in enumerate(changed_most)]
+    example = stage.examples[0]
+    figures.attention(picture, open_image(example.images[0]), expression(example.prompt), maps)
+    return [("Share of the answer's attention that goes to visual tokens", table)]
 
 
-ANALYSES = {
-    "main": compare_with_lora,
-    "ablation": unevenness,
-    "ratio": savings,
-    "criteria": agreement,
-    "faithful": switched_off,
-    "stability": stable,
-    "drift": moving,
-    "attention": attending,
-    "bottleneck": compare_with_lora,
-    "looks": look_by_look,
+@torch.no_grad()
+def visual_attention(vlm, batches):
+    """(shares [L, H] of the attention that goes to visual tokens, mean over the positions that predict the answer;
+    maps [L, H, N]: the attention to each visual token of the first example)."""
+    shares, maps = 0, None
+    for batch in batches:
+        weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
+        to_image = (weights * batch.visual_mask[:, None, None]).sum(dim=-1)  # [L, B, H, T]
+        predicts = batch.follows != -100  # [B, T]: the next token is one of the answer
+        share = (to_image * predicts[:, None]).sum(dim=(1, 3)) / predicts.sum()  # [L, H]
+        shares = shares + share / len(batches)
+        if maps is None:
+            first = weights[:, 0][:, :, predicts[0]].mean(dim=2)  # [L, H, T]
+            maps = first[..., batch.visual_mask[0]]
+    return shares, maps
+
+
+# ========== Which suite has which ==========
+
+ANALYSES = {  # suite: (reports, seeds, out, launcher) -> (tables, sentences)
+    "main": lambda reports, *_: ([], compare_with_lora(reports)),
+    "ablation": lambda reports, *_: ([], heads_of_layers(reports)),
+    "ratio": lambda reports, *_: (savings(reports), []),
+    "criteria": lambda reports, *_: (agreement(reports), []),
+    "faithful": lambda reports, seeds, out, launcher: (switched_off(reports, launcher.more), []),
+    "stability": lambda reports, seeds, out, launcher: (stable(seeds, launcher.more), []),
+    "drift": lambda reports, seeds, out, launcher: moving(reports, seeds, read_rates(out), launcher),
+    "attention": lambda reports, seeds, out, launcher: (
+        attending(reports, launcher.more, out / "attention-maps.png"),
+        [],
+    ),
+    "bottleneck": lambda reports, *_: ([], compare_with_lora(reports)),
+    "looks": lambda reports, *_: ([], compare_look_by_look(reports)),
 }

@@ -1,4 +1,8 @@
-"""Runs of train.py: each row of a suite once for every seed, resumed where it was interrupted; learning rates."""
+"""Runs of train.py: every row of a suite once for each seed; and the search for learning rates.
+
+A run is one call of train.py and has a folder, which is named by its flags: two suites that need the same run share it.
+A run with a report is done. One that was interrupted continues from its last saved state.
+"""
 
 import hashlib
 import json
@@ -7,6 +11,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,66 +19,113 @@ from tqdm import tqdm
 from experiments.suites import COMMON, SEARCHED
 from files import InputError, read_json, write_text
 
-HERE = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
+RATES = "learning-rates.json"  # in the folder of the results
 
 
-def words(flags):
-    """ "--rank 8 --no-norm" -> {("--rank", "8"), ("--no-norm",)}."""
-    return {tuple(part.split()) for part in re.findall(r"--[^-]\S*(?: (?!--)\S+)*", flags)}
+@dataclass(frozen=True)
+class Launcher:
+    """How runs are started."""
+
+    folder: Path  # where the folders of the runs are
+    jobs: int  # runs at a time
+    cores: int  # which these share
+    more: str = ""  # further flags for every run
 
 
-def rate(flags, args):
-    """The learning rate found for a row's flags; 0 where nothing is trained."""
-    if "--method none" in flags:
-        return 0.0
-    rates = read_json(args.out / "learning-rates.json")["rates"]
-    fitting = [key for key in SEARCHED if words(key) <= words(flags)]
-    return rates[max(fitting, key=lambda key: len(words(key)))]
+def run_all(flags_of_runs, launcher, title, common=COMMON):
+    """[flags] -> [report]. Starts train.py for each that has no report yet, `launcher.jobs` at a time; `title` names the
+    progress bar. Raises InputError, with the last line that a failed run printed."""
+    with ThreadPoolExecutor(launcher.jobs) as pool, tqdm(total=len(flags_of_runs), desc=title, unit="run") as bar:
+
+        def run(flags):
+            report = run_one(flags, launcher, common)
+            bar.update()
+            return report
+
+        return list(pool.map(run, flags_of_runs))
 
 
-def run_all(rows, args, common=COMMON):
-    """[flags] -> [report]: train.py for each that has no report yet, --jobs at a time, each with its share of the cores.
-    Raises InputError with the last line that a failed run said."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, args.cores // args.jobs))}
+def run_one(flags, launcher, common=COMMON):
+    """The report of one run, which is made, continued or only read."""
+    arguments = f"{common} {flags} {launcher.more}".split()
+    folder = launcher.folder / folder_name(flags, arguments)
 
-    def one(flags):
-        command = f"{common} {flags} {args.more}".split()
-        name = f"{re.sub(r'[^A-Za-z0-9.]+', '-', flags).strip('-')[:60]}-{hashlib.sha1(repr(command).encode()).hexdigest()[:6]}"
-        folder = args.runs / name
-        if not (folder / "report.json").exists():
-            command = ["--resume", str(folder)] if (folder / "state.pt").exists() else [*command, "--out", str(folder)]
-            command = [sys.executable, str(HERE / "train.py"), *command]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            if done.returncode:
-                raise InputError(f"{folder}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        bar.update()
-        return read_json(folder / "report.json")
+    # Done?
+    report = folder / "report.json"
+    if report.exists():
+        return read_json(report)
 
-    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(rows), desc=args.suite, unit="run") as bar:
-        return list(pool.map(one, rows))
+    # Interrupted? Then it continues, with the arguments that it wrote down.
+    if (folder / "state.pt").exists():
+        arguments = ["--resume", str(folder)]
+    else:
+        arguments += ["--out", str(folder)]
 
-
-def search_rates(args):
-    """The same small search for every method and rank: a few rates, one seed, the best accuracy on the split "val"."""
-    common = COMMON.replace("--eval-split test", "--eval-split val") + " --also"
-    pairs = [(key, lr) for key, rates in SEARCHED.items() for lr in rates]
-    reports = run_all([f"{key} --lr {lr}".strip() for key, lr in pairs], args, common)
-    found = {key: {} for key in SEARCHED}
-    for (key, lr), report in zip(pairs, reports):
-        found[key][lr] = report["tuned"]["accuracy"]
-    best = {key: max(accuracies, key=accuracies.get) for key, accuracies in found.items()}
-    result = {"flags": f"{common} {args.more}".strip(), "rates": best, "accuracy": found}
-    write_text(args.out / "learning-rates.json", json.dumps(result, indent=1) + "\n")
+    # Each of the runs at a time has its share of the cores.
+    threads = max(1, launcher.cores // launcher.jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        printed = done.stderr.strip().splitlines() or ["no message"]
+        raise InputError(f"{folder}: {printed[-1]}")
+    return read_json(report)
 
 
-def run_rows(rows, args):
-    """{row: flags} -> {row: [report of each seed]}; the base model needs no second seed."""
-    jobs = []
-    for name, flags in rows.items():
-        for seed in args.seeds[:1] if "--method none" in flags else args.seeds:
-            lr = "--base" if "--method none" in flags else f"--lr {rate(flags, args)}"
-            jobs.append((name, f"{flags} {lr} --seed {seed} --probe-seed {seed}".strip()))
-    reports = {name: [] for name in rows}
-    for (name, _), report in zip(jobs, run_all([flags for _, flags in jobs], args)):
-        reports[name].append(report)
+def folder_name(flags, arguments):
+    """The flags of a run in a readable form, and a hash of all its arguments."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", flags).strip("-")[:60]
+    digest = hashlib.sha1(repr(arguments).encode()).hexdigest()[:6]
+    return f"{readable}-{digest}"
+
+
+def run_rows(rows, seeds, rates, launcher, title):
+    """{row: flags} -> {row: [report of each seed]}. The base model needs one seed only: nothing about it is drawn."""
+    runs = []  # (row, its flags with rate and seed)
+    for row, flags in rows.items():
+        trained = "--method none" not in flags
+        step = f"--lr {rate(flags, rates)}" if trained else "--base"
+        for seed in seeds if trained else seeds[:1]:
+            runs.append((row, f"{flags} {step} --seed {seed} --probe-seed {seed}".strip()))
+
+    found = run_all([flags for _, flags in runs], launcher, title)
+    reports = {row: [] for row in rows}
+    for (row, _), report in zip(runs, found):
+        reports[row].append(report)
     return reports
+
+
+# Learning rates
+
+
+def search_rates(launcher, out):
+    """The same small search for every method, rank, path and token set: four rates, one seed. The best accuracy on the
+    split "val" wins. Writes the file that `read_rates` reads."""
+    common = COMMON.replace("--eval-split test", "--eval-split val") + " --also"
+    tries = [(flags, lr) for flags, lrs in SEARCHED.items() for lr in lrs]
+    reports = run_all([f"{flags} --lr {lr}".strip() for flags, lr in tries], launcher, "rates", common)
+
+    accuracies = {flags: {} for flags in SEARCHED}
+    for (flags, lr), report in zip(tries, reports):
+        accuracies[flags][lr] = report["tuned"]["accuracy"]
+    best = {flags: max(by_rate, key=by_rate.get) for flags, by_rate in accuracies.items()}
+    result = {"flags": f"{common} {launcher.more}".strip(), "rates": best, "accuracy": accuracies}
+    write_text(out / RATES, json.dumps(result, indent=1) + "\n")
+
+
+def read_rates(out):
+    """{searched flags: best learning rate}, from the folder of the results."""
+    return read_json(out / RATES)["rates"]
+
+
+def rate(flags, rates):
+    """The learning rate for a row: that of the longest searched flags which the row's flags contain."""
+    fitting = [searched for searched in SEARCHED if flag_set(searched) <= flag_set(flags)]
+    return rates[max(fitting, key=lambda searched: len(flag_set(searched)))]
+
+
+def flag_set(flags):
+    """ "--rank 8 --no-norm" -> {("--rank", "8"), ("--no-norm",)}."""
+    each = re.findall(r"--[^-]\S*(?: (?!--)\S+)*", flags)
+    return {tuple(flag.split()) for flag in each}

@@ -1,55 +1,99 @@
-"""Tables: reports -> columns -> markdown and a picture. A table is (title, {row: {column: [a value a seed]}})."""
+"""Tables: reports -> columns -> markdown and a picture.
 
+A table is (title, {row: {column: [a value for each seed]}}). A result is what SUITE.json holds: the question, the tables,
+sentences, and how they were made.
+"""
+
+import json
+import re
+from pathlib import Path
 from statistics import mean, stdev
 
-from files import read_json, write_text
+from files import InputError, read_json, write_text
 from harness import figures
 
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"  # the project's own results, which its page shows
+PAGE = ROOT / "docs/experiments.md"
 
-def kinds(report):
-    return report["tuned"]["by_kind"] or report["base"]["by_kind"]
+
+# Reports -> columns
 
 
 def accuracy(report):
-    return report["base" if report["method"] == "none" else "tuned"]["accuracy"]
+    """The accuracy that a run is about: the base model's if nothing was trained."""
+    when = "base" if report["method"] == "none" else "tuned"
+    return report[when]["accuracy"]
 
 
-MEASURES = {  # column: (value of a report or None, how it is written)
+def accuracies(reports):
+    """{row: reports} -> {row: [accuracy of each seed]}."""
+    return {row: [accuracy(report) for report in found] for row, found in reports.items()}
+
+
+def accuracy_of(kind):
+    """A function: report -> accuracy on this kind of question, None if there was none."""
+
+    def value(report):
+        by_kind = report["tuned"]["by_kind"] or report["base"]["by_kind"]
+        return by_kind.get(kind)
+
+    return value
+
+
+MEASURES = {  # column: (value of a report, how it is written)
     "new look": (accuracy, "%"),
-    "day grounding": (lambda r: kinds(r).get("scenes-day grounding"), "%"),
-    "attributes": (lambda r: kinds(r).get("scenes-day attribute"), "%"),
-    "text": (lambda r: kinds(r).get("sums text"), "%"),
-    "text logits": (lambda r: r["text_logit_max_change"], ".2g"),
-    "parameters": (lambda r: r["trainable_parameters"], ",.0f"),
-    "FLOPs a step": (lambda r: r["adapter_flops_per_step"], ".2e"),
-    "ms a step": (lambda r: r["step_ms"], ".0f"),
-}  # fmt: skip
-FORMS = {column: form for column, (_, form) in MEASURES.items()} | {
-    "visual share": "%",
-    "FLOPs over LoRA's": "%",
-    "lost accuracy": "%",
+    "day grounding": (accuracy_of("scenes-day grounding"), "%"),
+    "attributes": (accuracy_of("scenes-day attribute"), "%"),
+    "text": (accuracy_of("sums text"), "%"),
+    "text logits": (lambda report: report["text_logit_max_change"], ".2g"),
+    "parameters": (lambda report: report["trainable_parameters"], ",.0f"),
+    "FLOPs a step": (lambda report: report["adapter_flops_per_step"], ".2e"),
+    "ms a step": (lambda report: report["step_ms"], ".0f"),
 }
+FORMS = {column: form for column, (_, form) in MEASURES.items()}
+FORMS |= {"visual share": "%", "FLOPs over LoRA's": "%", "lost accuracy": "%"}  # any other column: ".2f"
 
 
-def written(values, form):
-    """The mean over the seeds, with the standard deviation if there are several."""
+def measured(reports):
+    """{row: reports} -> the rows of a table with the columns of MEASURES."""
+    return {
+        row: {column: [value(report) for report in found] for column, (value, _) in MEASURES.items()}
+        for row, found in reports.items()
+    }
+
+
+# Columns -> markdown
+
+
+def cell(values, form):
+    """The mean over the seeds, with the standard deviation where there are several."""
     values = [v for v in values if v is not None]
     if not values:
         return "–"
     factor, places, unit = (100, ".1f", " %") if form == "%" else (1, form, "")
-    spread = f" ± {factor * stdev(values):{places}}" if len(values) > 1 and form in ("%", ".2f") else ""
-    return f"{factor * mean(values):{places}}{spread}{unit}"
+    text = f"{factor * mean(values):{places}}"
+    if len(values) > 1 and form in ("%", ".2f"):
+        text += f" ± {factor * stdev(values):{places}}"
+    return text + unit
+
+
+def has_values(column, rows):
+    return any(value is not None for row in rows.values() for value in row[column])
 
 
 def markdown(result):
-    """A suite's tables, and under them what its comparisons and its analysis say."""
+    """A suite's question and tables, and under them what its comparisons and its analysis say."""
     lines = [f"**{result['question']}**", ""]
     for title, rows in result["tables"]:
-        columns = [c for c in next(iter(rows.values())) if any(v is not None for r in rows.values() for v in r[c])]
-        lines += [f"{title}:", ""] if title else []
-        lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        if title:
+            lines += [f"{title}:", ""]
+        first = next(iter(rows.values()))
+        columns = [column for column in first if has_values(column, rows)]
+        lines.append(f"| | {' | '.join(columns)} |")
+        lines.append(f"|---|{'---|' * len(columns)}")
         for name, row in rows.items():
-            cells = [written(row[c], FORMS.get(c, ".2f")) for c in columns]
+            cells = [cell(row[column], FORMS.get(column, ".2f")) for column in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     lines += [f"- {sentence}" for sentence in result["sentences"]]
@@ -57,12 +101,57 @@ def markdown(result):
     return "\n".join(lines) + "\n"
 
 
-def render(file):
-    """SUITE.json -> SUITE.md and SUITE.png beside it."""
-    result, panels = read_json(file), []
-    write_text(file.with_suffix(".md"), markdown(result))
-    for title, found in result["tables"]:
-        column = next(iter(next(iter(found.values()))))
-        shown = f"{title}: {column}" if title else "accuracy in the new look"
-        panels.append((shown, {name: row[column] for name, row in found.items()}))
-    figures.dots(file.with_suffix(".png"), result["question"], panels)
+def draw(file, result):
+    """A picture with the first column of each table: a dot for each seed."""
+    panels = []
+    for title, rows in result["tables"]:
+        column = next(iter(next(iter(rows.values()))))
+        caption = f"{title}: {column}" if title else "accuracy in the new look"
+        panels.append((caption, {name: row[column] for name, row in rows.items()}))
+    figures.dots(file, result["question"], panels)
+
+
+# Markdown -> files
+
+
+MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->\n", re.DOTALL | re.MULTILINE)
+
+
+def places(page):
+    """The suites whose tables a page has a place for: between two marks, each alone on its line."""
+    return [suite for suite, _ in MARKED.findall(page)]
+
+
+def filled(page, results):
+    """The text of a page with every marked table made again, from SUITE.json in the folder `results`. Raises InputError
+    for a mark without an end."""
+
+    def table(match):
+        suite, old = match.groups()
+        if "<!-- table:" in old:
+            raise InputError(f"the table of {suite} has no <!-- end -->")
+        new = markdown(read_json(results / f"{suite}.json"))
+        return f"<!-- table: {suite} -->\n\n{new}\n<!-- end -->\n"
+
+    page = MARKED.sub(table, page)
+    if len(places(page)) < len(re.findall(r"^<!-- table:", page, re.MULTILINE)):
+        raise InputError("the last table has no <!-- end -->")
+    return page
+
+
+def refresh_page():
+    """Fill docs/experiments.md from the project's own results."""
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), RESULTS))
+
+
+def write_suite(suite, result, out):
+    """Write SUITE.json, SUITE.png and the tables: into the page if it has a place for them and these are the project's own
+    results, else into SUITE.md. Returns the files."""
+    data, picture, text = (out / f"{suite}.{ending}" for ending in ("json", "png", "md"))
+    write_text(data, json.dumps(result, indent=1) + "\n")
+    draw(picture, result)
+    if out.resolve() == RESULTS.resolve() and suite in places(PAGE.read_text(encoding="utf-8")):
+        refresh_page()
+        return [data, picture, PAGE]
+    write_text(text, markdown(result))
+    return [data, picture, text]
