@@ -50,7 +50,7 @@ class Example:
     prompt: text; images stand before it, then videos, unless it says "<image>" once for each of them. history: earlier
     turns of the same conversation, (prompt, answer) each. answer: text, or a box (x1, y1, x2, y2) in pixels of the only
     image as it is on disk (the processor writes it in pixels of the resized image), or None = to generate.
-    metric: a name in metrics.METRICS ("": by the answer, iou or exact); reference: what it compares with (None: the
+    metric: a name in tasks.metrics() ("": by the answer, iou or exact); reference: what it compares with (None: the
     answer); kind, group: accuracy is also counted by these; source: where it is from ("val.jsonl:17"), for messages.
     """
 
@@ -65,6 +65,7 @@ class Example:
     videos: list = field(default_factory=list)
     fps: float = 2.0
     history: tuple = ()
+    caption: str = ""
 
     @property
     def visuals(self):

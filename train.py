@@ -62,7 +62,7 @@ from probe import (
     save_selection,
     select_heads,
 )
-from tasks import DATASETS, default_root
+from tasks import TASKS, default_root
 from tasks.boxes import box_from_model, parse_box
 from tasks.images import image_size, open_image
 from tasks.scenes import DRAWN
@@ -351,7 +351,7 @@ def load_data(args, processor):
     for said in [*(args.eval or [args.data]), *also]:
         name, _, folder = said.partition("=")
         split = args.eval_split if said not in also or name in DRAWN else None  # --also: data sets with other splits
-        split, room = split or DATASETS[name].eval_split, new_tokens(args, name)
+        split, room = split or TASKS[name].eval_split, new_tokens(args, name)
         held_out[name] = load_rows(args, name, folder or roots.get(name), split, args.eval_limit, processor, room)
     if args.method == "none" or args.eval_only:
         return [], held_out

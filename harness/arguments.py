@@ -3,7 +3,7 @@
 import argparse
 
 from files import InputError
-from tasks import DATASETS
+from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
 from tasks.scenes import DRAWN
 
@@ -31,7 +31,7 @@ def parse_args(argv=None):
 
     g = parser.add_argument_group("data")
     known = "a data set is NAME or NAME=FOLDER"
-    g.add_argument("--data", help=f"training data: {', '.join(DATASETS)}; {known} (default: scenes)")
+    g.add_argument("--data", help=f"training data: {', '.join(TASKS)}; {known} (default: scenes)")
     g.add_argument("--data-root", help="folder of --data (default: data/NAME; refcoco: else fetched into a cache)")
     g.add_argument(
         "--annotations", default=ANNOTATIONS, help="where to fetch RefCOCO's from: hub file, URL or zip file"
@@ -132,8 +132,8 @@ def parse_args(argv=None):
         parser.set_defaults(**defaults, heads=TINY_HEADS if args.model == "tiny" else None)
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"data": args.data, "data_root": args.data_root})
     for name in (args.data, *(args.eval or []), *(args.also or [])):
-        if name.partition("=")[0] not in DATASETS:
-            raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+        if name.partition("=")[0] not in TASKS:
+            raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
 
     if not args.targets or set(args.targets) - set("qkvo"):
         parser.error(f"--targets {args.targets}: choose from q, k, v, o")

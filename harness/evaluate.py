@@ -13,7 +13,7 @@ import torch.distributed as dist
 from data import Example
 from files import InputError
 from harness.processes import RANK, WORLD, progress
-from tasks import DATASETS, score
+from tasks import TASKS, score
 from tasks.boxes import compare_boxes
 from tasks.images import image_key, image_size
 from tasks.rows import json_rows, reading
@@ -56,7 +56,7 @@ def evaluation_batches(args, processor, examples):
 
 def new_tokens(args, name):
     """The room for an answer to a question of a data set."""
-    return args.max_new_tokens or DATASETS[name].new_tokens
+    return args.max_new_tokens or TASKS[name].new_tokens
 
 
 def evaluate(args, vlm, processor, examples, name, known):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import figures
 from tasks.images import open_image
-from tasks.rows import REFCOCO_PROMPT
+from tasks.rows import GROUNDING_PROMPT
 
 HERE = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def draw_figures(out, report, scores, log, examples, predictions):
 
 def expression(prompt):
     """What a RefCOCO prompt asks for; any other prompt as it is."""
-    before, behind = REFCOCO_PROMPT.split("{}")
+    before, behind = GROUNDING_PROMPT.split("{}")
     return prompt.removeprefix(before).removesuffix(behind)
 
 

@@ -1,11 +1,16 @@
-"""The data sets: where their files are, prompt, rows, splits and metric, one file each. Text in, rows out; no tensors."""
+"""The tasks: text and images in, checked rows and scores out; no tensors.
 
-from collections.abc import Callable
+Every data set is one file, which says where its files are and has its prompt, loader, splits and metric. A new data set
+is one new file, or one function, and one line of TASKS.
+"""
+
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from files import InputError
+from tasks import gsm8k, nextqa, own, refcoco, scenes, screenspot, textvqa, vilp
 from tasks.boxes import score_iou, score_point
 from tasks.download import (
     ANNOTATIONS,
@@ -14,81 +19,86 @@ from tasks.download import (
     fetch_annotations,
     fetch_images,
 )
-from tasks.gsm8k import gsm8k, score_number
-from tasks.nextqa import nextqa, score_choice
-from tasks.own import jsonl, llava
-from tasks.refcoco import REFCOCO_FILES, refcoco
 from tasks.rows import checked, score_exact
-from tasks.scenes import DRAWN, drawn
-from tasks.screenspot import screenspot
-from tasks.textvqa import score_vqa, textvqa
-from tasks.vilp import score_word, vilp
 
 
-class DataSet(NamedTuple):
-    rows: Callable  # the loader: (name, root, split) -> rows with their sources
+class Task(NamedTuple):
+    """rows: the loader, (name, root, split) -> (row, source) pairs; tasks/rows.py has the keys of a row.
+    metrics: those of this task alone, by name, each (text, reference, size, resized) -> (parsed or None, 0.0 to 1.0)."""
+
+    rows: Callable
+    metrics: Mapping = {}
     eval_split: str = "val"
     new_tokens: int = 48  # room for an answer
 
 
-DATASETS = {  # a new data set is a loader and a line here
-    **dict.fromkeys(REFCOCO_FILES, DataSet(refcoco)),
-    **dict.fromkeys(("screenspot-pro", "screenspot-v2"), DataSet(screenspot)),
-    "textvqa": DataSet(textvqa),
-    "nextqa": DataSet(nextqa),
-    "vilp": DataSet(vilp),
-    "gsm8k": DataSet(gsm8k, "test", 400),
-    "jsonl": DataSet(jsonl),
-    "llava": DataSet(llava, new_tokens=200),
-    **dict.fromkeys(DRAWN, DataSet(drawn)),
+TASKS = {
+    **dict.fromkeys(refcoco.FILES, Task(refcoco.rows)),
+    **dict.fromkeys(screenspot.NAMES, Task(screenspot.rows)),
+    "textvqa": Task(textvqa.rows, {"vqa": textvqa.score}),
+    "nextqa": Task(nextqa.rows, {"choice": nextqa.score}),
+    "vilp": Task(vilp.rows, {"word": vilp.score}),
+    "gsm8k": Task(gsm8k.rows, {"number": gsm8k.score}, eval_split="test", new_tokens=400),
+    "jsonl": Task(own.jsonl),
+    "llava": Task(own.llava, new_tokens=200),
+    **dict.fromkeys(scenes.DRAWN, Task(scenes.rows)),
 }
+
+SHARED = {"exact": score_exact, "iou": score_iou, "point": score_point}  # metrics of several tasks
+
+
+# -- rows
 
 
 def default_root(name, root=None):
     """The folder of a data set: `root` or else data/NAME; None, fetch it, for a RefCOCO that is not there either."""
     folder = Path(root or Path("data") / name)
-    return None if name in REFCOCO_FILES and not root and not folder.exists() else folder
+    if name in refcoco.FILES and not root and not folder.exists():
+        return None
+    return folder
 
 
 def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_IMAGES):
     """The first `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of.
 
     root: the folder that holds the data set (drawn ones need none, but a limit). None for the RefCOCO family: fetched
-    into the cache folder, the annotations from `annotations`, the images of these examples from `image_url`. Images are
+    into the cache folder, the annotations from `annotations`, the images of these rows from `image_url`. Images are
     found and their sizes read, but not decoded. Raises InputError for an unknown name or split, a missing file or image,
     and any row that is not what it should be.
     """
-    if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
-    if name in DRAWN and not limit:
+    if name not in TASKS:
+        raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
+    if name in scenes.DRAWN and not limit:
         raise InputError(f"{name}: drawn without end; say how many examples (a limit)")
-    fetch = root is None and name in REFCOCO_FILES
+    # where the files are; annotations that are not here are fetched
+    fetch = root is None and name in refcoco.FILES
     root = cache_folder() / "refcoco" if fetch else Path(root or ".")
     if fetch:
         fetch_annotations(root, annotations)
-    rows = list(islice(DATASETS[name].rows(name, root, split), limit or None))
-    if fetch:
-        fetch_images({Path(row["image"]).name for row, _ in rows}, root, image_url)
-    rows = [checked(row, source, root) for row, source in rows]
+    # the rows, and the images of these rows alone
+    rows = list(islice(TASKS[name].rows(name, root, split), limit or None))
     if not rows:
         raise InputError(f"{root}: split {split!r} of {name} has no rows")
-    return rows
+    if fetch:
+        fetch_images({Path(row["image"]).name for row, _ in rows}, root, image_url)
+    return [checked(row, source, root) for row, source in rows]
 
 
-METRICS = {
-    "exact": score_exact,
-    "iou": score_iou,
-    "point": score_point,
-    "vqa": score_vqa,
-    "choice": score_choice,
-    "word": score_word,
-    "number": score_number,
-}
+# -- scores
+
+
+def metrics():
+    """All metrics by name: the shared ones, and those that a task has for itself. A name means the same everywhere."""
+    found = dict(SHARED)
+    for task in TASKS.values():
+        found |= task.metrics
+    return found
 
 
 def score(metric, text, reference, size=None, resized=None):
     """Score one generated text: {"parsed", "score", "failed"}. size, resized: for metrics with boxes."""
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-    parsed, value = METRICS[metric](text, reference, size, resized)
+    known = metrics()
+    if metric not in known:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    parsed, value = known[metric](text, reference, size, resized)
     return {"parsed": parsed, "score": value, "failed": parsed is None}

@@ -1,10 +1,17 @@
-"""Boxes and points: checked, converted between the image and what the model sees, read from text, scored."""
+"""Boxes and points: checked, converted between the image and what the model sees, read from text, scored.
+
+A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
+"""
 
 import math
 import re
+from statistics import quantiles
 
 from files import InputError
 from tasks.images import image_size
+
+# At most nine digits before the point: a model that repeats a digit without end would write an infinite number.
+NUMBER = r"\s*[-+]?(\d{1,9}(\.\d*)?|\.\d+)\s*"
 
 
 def corners(box):
@@ -16,22 +23,27 @@ def corners(box):
 def check_box(row, source, images):
     """The row's box as (x1, y1, x2, y2), inside its image but for a pixel of rounding."""
     box = row["bbox"]
+    # four numbers
     if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(type(n) in (int, float) for n in box)):
         raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
+    # in one image, of the size that the row says
     if len(images) != 1:
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
     width, height = image_size(images[0])
     if (row.get("width", width), row.get("height", height)) != (width, height):
         said = f"{row.get('width')} x {row.get('height')}"
         raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
+    # in pixels, corners in order, inside
     x1, y1, x2, y2 = box
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
     if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
-        raise InputError(
-            f"{source}: box {list(box)} does not lie in its image {images[0]} of {width} x {height} pixels"
-        )
+        outside = f"does not lie in its image {images[0]} of {width} x {height} pixels"
+        raise InputError(f"{source}: box {list(box)} {outside}")
     return (x1, y1, x2, y2)
+
+
+# -- between the image as it is on disk and as the model sees it
 
 
 def box_to_model(box, size, resized):
@@ -46,11 +58,13 @@ def box_from_model(box, size, resized):
     return [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy]
 
 
+# -- from text
+
+
 def read_numbers(inside):
-    """The inside of a bracket, "1, 2.5", as [1.0, 2.5]; [] if anything but numbers stands there. Nine digits before
-    the point at most: a model that repeats a digit without end would make a float that is infinite."""
+    """The inside of a bracket, "1, 2.5", as [1.0, 2.5]; [] if it holds anything but numbers."""
     numbers = inside.split(",")
-    if not all(re.fullmatch(r"\s*[-+]?(\d{1,9}(\.\d*)?|\.\d+)\s*", n) for n in numbers):
+    if not all(re.fullmatch(NUMBER, n) for n in numbers):
         return []
     return [float(n) for n in numbers]
 
@@ -73,12 +87,16 @@ def parse_point(text):
         if len(numbers) == 2:
             return numbers
         if len(numbers) == 4:
-            return [(numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2]
+            x1, y1, x2, y2 = numbers
+            return [(x1 + x2) / 2, (y1 + y2) / 2]
     return None
 
 
+# -- scores
+
+
 def iou(a, b):
-    """Intersection over union of two boxes (x1, y1, x2, y2). 0 for a box whose corners are swapped."""
+    """Intersection over union of two boxes. 0 for a box whose corners are swapped."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
@@ -88,7 +106,7 @@ def iou(a, b):
 
 def score_iou(text, reference, size, resized):
     """RefCOCO family, accuracy@0.5: right if the IoU with the reference box is at least 0.5. The reference and
-    `parsed` are x1, y1, x2, y2 in pixels of the original image."""
+    `parsed` are boxes in pixels of the original image."""
     box = parse_box(text)
     if box is None:
         return None, 0.0
@@ -97,8 +115,8 @@ def score_iou(text, reference, size, resized):
 
 
 def score_point(text, reference, size, resized):
-    """ScreenSpot family: right if the point lies in the reference box (x1, y1, x2, y2 in pixels of the original image),
-    edges included. `parsed` is [x, y] in the same pixels.
+    """ScreenSpot family: right if the point is in the reference box (in pixels of the original image), edges included.
+    `parsed` is [x, y] in the same pixels.
 
     Numbers are taken for pixels of the resized image, as Qwen2.5-VL writes them. Nothing is guessed about points on a
     scale of 0..1 or 0..1000: they are scored as written, that is, wrong.
@@ -106,24 +124,19 @@ def score_point(text, reference, size, resized):
     point = parse_point(text)
     if point is None:
         return None, 0.0
-    x, y = (n * now / seen for n, now, seen in zip(point, size, resized, strict=True))  # * first: edges stay exact
+    x, y = point
+    x, y = x * size[0] / resized[0], y * size[1] / resized[1]  # * before /, so that edges stay exact
     x1, y1, x2, y2 = reference
     return [x, y], float(x1 <= x <= x2 and y1 <= y <= y2)
 
 
-def percentile(values, share):
-    """The value below which `share` of the values lie, interpolated linearly between neighbours; None of nothing."""
-    if not values:
-        return None
-    values, place = sorted(values), share * (len(values) - 1)
-    low, high = values[math.floor(place)], values[math.ceil(place)]
-    return low + (place - math.floor(place)) * (high - low)
+# -- how boxes miss
 
 
 def compare_boxes(rows):
-    """Where predicted boxes lie and how large they are, against their references; None without rows.
+    """How far predicted boxes are from their references, and how large they are against them; None without rows.
 
-    centre_error: distance of the centres over the diagonal of the image; size_ratio: square root of predicted over
+    centre_error: distance of the centres over the diagonal of the image. size_ratio: square root of predicted over
     reference area. A predicted box without area (corners swapped) counts in neither, nor in count.
     """
     if not rows:
@@ -134,12 +147,20 @@ def compare_boxes(rows):
         if a2 > a1 and b2 > b1:
             errors.append(math.hypot(a1 + a2 - x1 - x2, b1 + b2 - y1 - y2) / 2 / math.hypot(*row["size"]))
             ratios.append(math.sqrt((a2 - a1) * (b2 - b1) / ((x2 - x1) * (y2 - y1))))
+    _, median_error, p90_error = spread(errors)
+    p10, median_ratio, p90 = spread(ratios)
     return {
         "count": len(ratios),
-        "centre_error": {"median": percentile(errors, 0.5), "p90": percentile(errors, 0.9)},
-        "size_ratio": {
-            "p10": percentile(ratios, 0.1),
-            "median": percentile(ratios, 0.5),
-            "p90": percentile(ratios, 0.9),
-        },
+        "centre_error": {"median": median_error, "p90": p90_error},
+        "size_ratio": {"p10": p10, "median": median_ratio, "p90": p90},
     }
+
+
+def spread(values):
+    """(10th percentile, median, 90th percentile), interpolated linearly between neighbours; three None of nothing."""
+    if not values:
+        return None, None, None
+    if len(values) == 1:
+        values = values * 2  # quantiles wants two at least
+    tenths = quantiles(values, n=10, method="inclusive")
+    return tenths[0], tenths[4], tenths[8]

@@ -1,5 +1,8 @@
-"""What is fetched lies in a cache folder. A file has its final name only once it is whole and checked, so whatever stops
-a run, the next one goes on; and a run that misses nothing asks neither the network nor the lock."""
+"""What is fetched from the network, in a cache folder.
+
+A file gets its final name only once it is complete and checked. So whatever stops a run, the next one continues; and a
+run that has everything uses neither the network nor the lock.
+"""
 
 import os
 import re
@@ -23,16 +26,18 @@ from files import InputError, write_text
 from tasks.images import opened
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
-WEB = ("http://", "https://")
 COCO_IMAGES = "http://images.cocodataset.org/train2014/"
+WEB = ("http://", "https://")
+AGENT = {"User-Agent": "image-lora"}
 WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte until a connection counts as lost
 TRIES, PAUSE = 3, 2.0  # of one address, and seconds between them
 
 
 def cache_folder():
-    """Where fetched data lies: $IMAGELORA_CACHE, else image-lora in $XDG_CACHE_HOME or ~/.cache."""
-    own, shared = os.environ.get("IMAGELORA_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own).expanduser() if own else Path(shared or Path.home() / ".cache") / "image-lora"
+    """Where fetched data is: $IMAGELORA_CACHE, else image-lora in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("IMAGELORA_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image-lora"
 
 
 @contextmanager
@@ -54,53 +59,29 @@ def locked(folder):
         lock.release()
 
 
-def download(url, part, stop):
-    """The bytes at an address -> the file `part`, going on where an earlier try or run left it. Raises InputError if
-    they are not there or do not come in TRIES tries; begins no further try once the Event `stop` is set."""
+def tried(fetch, url, stop):
+    """Call fetch() until it succeeds, TRIES times at most. Raises InputError, naming the address, if nothing is there or
+    all tries fail; begins no further try once the Event `stop` is set."""
     for attempt in range(TRIES):
         if stop.wait(PAUSE if attempt else 0):
             raise InputError(f"{url}: stopped")
-        have = part.stat().st_size if part.exists() else 0
-        headers = {"User-Agent": "image-lora"} | ({"Range": f"bytes={have}-"} if have else {})
         try:
-            with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
-                have *= response.status == 206  # a server that knows no ranges says 200 and sends everything
-                with open(part, "ab" if have else "wb") as file:
-                    shutil.copyfileobj(response, file)
-                size, announced = part.stat().st_size, have + int(response.headers["Content-Length"] or 0)
-            if size >= announced:
-                return
-            reason = f"the connection closed after {size:,} of {announced:,} bytes"
+            return fetch()
         except HTTPError as error:
             if error.code == 404:
                 raise InputError(f"{url}: not found (404)") from None
-            if error.code == 416:  # `part` is no shorter than what is there: start over
-                part.unlink(missing_ok=True)
             reason = error
         except (OSError, HTTPException, ValueError) as error:
             reason = error
-    raise InputError(f"{url}: not to be had in {TRIES} tries ({reason}); the same command again goes on from here")
+    raise InputError(f"{url}: failed {TRIES} times ({reason}); the same command again continues from here")
 
 
-def fetch_image(url, file, stop):
-    """Fetch one image; what does not decode is fetched once more, from its first byte."""
-    part = file.with_name(file.name + ".part")
-    for _ in range(2):
-        download(url, part, stop)
-        try:
-            with opened(part) as image:
-                image.load()
-        except InputError:
-            part.unlink()
-        else:
-            os.replace(part, file)
-            return
-    raise InputError(f"{url}: not a whole image, though fetched twice")
+# -- images: small, each fetched in one piece
 
 
 def fetch_images(names, folder, base_url=COCO_IMAGES):
-    """Fetch those of the named images that folder/train2014 lacks, each from base_url + name. Raises InputError, naming
-    the address, at the first that cannot be had; those fetched until then stay."""
+    """Fetch the named images that are missing in folder/train2014, each from base_url + name. Raises InputError, naming
+    the address, at the first that fails; those fetched until then stay."""
     images = Path(folder) / "train2014"
     names = {Path(name).name for name in names}  # they come from annotations, which must not choose the folder
 
@@ -117,19 +98,44 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
         stop = Event()
         with ThreadPoolExecutor(WORKERS) as pool, tqdm(total=len(names), desc="images", leave=False) as bar:
             try:
-                urls = [(base_url + quote(name), images / name) for name in names]
-                for job in as_completed([pool.submit(fetch_image, url, file, stop) for url, file in urls]):
+                jobs = [pool.submit(fetch_image, base_url + quote(name), images / name, stop) for name in names]
+                for job in as_completed(jobs):
                     job.result()
                     bar.update()
-            finally:  # on an error or Ctrl-C whatever is queued ends at once; the lock is held until all have
+            finally:  # on an error or Ctrl-C whatever is queued ends at once; the lock is held until all have ended
                 stop.set()
+
+
+def fetch_image(url, file, stop):
+    """Fetch one image; what does not decode is fetched once more."""
+
+    part = file.with_name(file.name + ".part")
+
+    def fetch():
+        with urlopen(Request(url, headers=AGENT), timeout=TIMEOUT) as response:
+            part.write_bytes(response.read())  # read raises HTTPException if the connection closes early
+
+    for _ in range(2):
+        tried(fetch, url, stop)
+        try:
+            with opened(part) as image:
+                image.load()
+        except InputError:
+            part.unlink()
+        else:
+            os.replace(part, file)
+            return
+    raise InputError(f"{url}: not a complete image, though fetched twice")
+
+
+# -- annotations: one archive, large, continued where a connection was lost
 
 
 def fetch_annotations(folder, source=ANNOTATIONS):
     """Unpack the JSON files of a zip archive into the folder, unless they are there from the same source.
 
-    source: a local zip file, an http(s) address, or owner/name/file of a data set on the hub. Raises InputError if it
-    cannot be had, is broken or holds no JSON file; the folder is then as it was.
+    source: a local zip file, an http(s) address, or owner/name/file of a data set on the hub. Raises InputError if the
+    archive cannot be fetched, is broken or holds no JSON file; the folder is then as it was.
     """
     folder = Path(folder)
     marker = folder / "annotations.txt"  # a line for the source, and one for each file unpacked from it
@@ -139,24 +145,27 @@ def fetch_annotations(folder, source=ANNOTATIONS):
     def recorded():
         return marker.read_text(encoding="utf-8").splitlines() if marker.exists() else [""]
 
-    def there():
-        known, *names = recorded()
-        return known == source and all((folder / name).exists() for name in names)
+    def complete():
+        recorded_source, *names = recorded()
+        return recorded_source == source and all((folder / name).exists() for name in names)
 
-    if there():
+    if complete():
         return
     with locked(folder):
-        if there():
+        if complete():  # the run that was waited for has fetched them
             return
         print(f"fetching annotations from {source} into {folder}", flush=True)
         with TemporaryDirectory(dir=folder) as new:
+            # everything that can fail happens beside the folder's own files
             try:
                 names = unpack(archive(source, Path(new)), Path(new), source)
             except InputError as error:
                 raise InputError(f"{error}; --annotations FILE_OR_URL names another archive") from None
-            for name in recorded()[1:]:  # so that no split of another source is left among the new ones
+            # the files of another source go, so that none of its splits is left among the new ones
+            for name in recorded()[1:]:
                 (folder / name).unlink(missing_ok=True)
             marker.unlink(missing_ok=True)
+            # the marker comes last: without it nothing counts as fetched
             for name in names:
                 os.replace(Path(new) / name, folder / name)
         write_text(marker, "\n".join([source, *names]) + "\n")
@@ -165,8 +174,9 @@ def fetch_annotations(folder, source=ANNOTATIONS):
 def archive(source, folder):
     """The zip file that a source of `fetch_annotations` names; one from an http(s) address comes into the folder."""
     if source.startswith(WEB):
-        download(source, folder / "archive.zip", Event())
-        return folder / "archive.zip"
+        file = folder / "archive.zip"
+        tried(lambda: continue_file(source, file), source, Event())
+        return file
     if Path(source).is_file():
         return Path(source)
     on_hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)/(.+)", source)
@@ -178,11 +188,33 @@ def archive(source, folder):
         return Path(hf_hub_download(on_hub[1], on_hub[2], repo_type="dataset"))
     except Exception as error:  # noqa: BLE001 (the hub's errors and those of its HTTP library share nothing narrower)
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise InputError(f"{source}: no such file, and not to be had from the hub: {reason}") from None
+        raise InputError(f"{source}: no such file, and the hub does not give it: {reason}") from None
+
+
+def continue_file(url, file):
+    """One try to fetch a large file, from the byte where the try before it ended. Raises OSError if it is cut again."""
+    # ask for the bytes that are missing
+    have = file.stat().st_size if file.exists() else 0
+    wanted = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        response = urlopen(Request(url, headers=AGENT | wanted), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416:  # the file is no shorter than what is there: the next try starts again
+            file.unlink(missing_ok=True)
+        raise
+    with response:
+        # a server that knows no ranges says 200 instead of 206 and sends everything
+        if response.status != 206:
+            have = 0
+        with open(file, "ab" if have else "wb") as target:
+            shutil.copyfileobj(response, target)
+        announced = have + int(response.headers["Content-Length"] or 0)
+    if file.stat().st_size < announced:
+        raise OSError(f"the connection closed after {file.stat().st_size:,} of {announced:,} bytes")
 
 
 def unpack(file, folder, source):
-    """Unpack the JSON files of a zip archive, wherever they lie in it, right into the folder -> their names.
+    """Unpack the JSON files of a zip archive, from whatever folder in it, right into `folder` -> their names.
     source: what an InputError calls it."""
     names = set()
     try:
@@ -194,7 +226,7 @@ def unpack(file, folder, source):
                         shutil.copyfileobj(packed, unpacked)
                     names.add(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source}: not a whole zip archive ({error})") from None
+        raise InputError(f"{source}: not a complete zip archive ({error})") from None
     if not names:
         raise InputError(f"{source}: no .json or .jsonl file in this archive")
     return sorted(names)

@@ -1,15 +1,20 @@
-"""Image files, animated images and folders of frames: opened, turned, measured."""
+"""Images and videos: what is at one place of a prompt, its size, its pixels.
+
+A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width, height).
+"""
 
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from PIL import Image, ImageOps
 
 from files import InputError
 
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -20,88 +25,146 @@ class Frame:
     index: int
 
 
-def resized_size(width, height, factor, min_pixels, max_pixels):
-    """The size (width, height) at which the model sees an image: sides in multiples of `factor` (28 pixels, one visual
-    token), area within min_pixels and max_pixels, shape kept as well as that allows."""
-    w, h = round(width / factor) * factor, round(height / factor) * factor
-    if w * h > max_pixels:
-        shrink = math.sqrt(width * height / max_pixels)
-        w, h = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width, height))
-    elif w * h < min_pixels:
-        grow = math.sqrt(min_pixels / (width * height))
-        w, h = (math.ceil(side * grow / factor) * factor for side in (width, height))
-    return w, h
+class Visual:
+    """What is at one place of a prompt: an image, or a video as its frames.
+
+    key: equal for two Visuals that show the same files or the same PIL objects. It is made at once and travels with the
+    Visual into other processes, where a PIL object would have another id.
+    """
+
+    def __init__(self, *frames, is_video=False):
+        if not frames:
+            raise InputError("an image or a video needs at least one frame")
+        self.frames, self.is_video = frames, is_video
+        self.key = (is_video, *(file_of_frame(frame) or id(frame) for frame in frames))
+
+    @cached_property
+    def size(self):
+        """(width, height) of the first frame, as `open_image` gives it."""
+        return image_size(self.frames[0])
+
+    def __str__(self):
+        """What messages and reports call it: the file of its first frame, or "drawn" for a PIL image."""
+        path, _ = file_of_frame(self.frames[0]) or ("drawn", 0)
+        return path
+
+
+def file_of_frame(frame):
+    """(path, index in that file) of a path or a Frame; None for a PIL image, which has its pixels in memory."""
+    if isinstance(frame, Image.Image):
+        return None
+    if isinstance(frame, Frame):
+        return str(frame.path), frame.index
+    return str(frame), 0
+
+
+def image_key(image):
+    """The key of the Visual that shows an image, or a tuple of frames as a video."""
+    if isinstance(image, tuple):
+        return Visual(*image, is_video=True).key
+    return Visual(image).key
+
+
+# -- pixels
+
+
+def open_image(frame):
+    """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
+    source = file_of_frame(frame)
+    if source is None:
+        return to_rgb(ImageOps.exif_transpose(frame))
+    path, index = source
+    with opened(path) as file:
+        file.seek(index)
+        return to_rgb(ImageOps.exif_transpose(file))
 
 
 @contextmanager
 def opened(path):
-    """An image file, opened by Pillow; whatever shows that it is not a whole image becomes an InputError naming it."""
+    """An image file, opened by Pillow. Whatever shows that it is not a complete image becomes an InputError naming it."""
     try:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's, all of them
-        raise InputError(f"{path}: not a whole image ({error})") from None
-
-
-def open_image(image):
-    """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
-    if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    with opened(image.path if isinstance(image, Frame) else image) as file:
-        file.seek(image.index if isinstance(image, Frame) else 0)
-        return to_rgb(ImageOps.exif_transpose(file))
+        raise InputError(f"{path}: not a complete image ({error})") from None
 
 
 def to_rgb(image):
+    # 16 bits a pixel: keep the upper 8
     if image.mode.startswith("I;16"):
-        image = image.point(lambda v: v / 256).convert("L")  # 16 bits a pixel: keep the upper 8
+        image = image.point(lambda v: v / 256).convert("L")
+    # transparent: lay it on white
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+# -- sizes
+
+
+def image_size(frame):
+    """(width, height) of a path, Frame or PIL image, as `open_image` will give it. Of a file it reads the header only."""
+    source = file_of_frame(frame)
+    if source is None:
+        return upright_size(frame)
+    path, _ = source
+    return file_size(path)
+
+
 @lru_cache(maxsize=65536)
 def file_size(path):
-    """(width, height) of an image file as `open_image` will give it; reads the header only."""
     with opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: on its side
-        return image.size[::-1] if turned else image.size
+        return upright_size(image)
 
 
-def image_key(image):
-    """Equal for the same path and for the same PIL object, one picture; for a video of the same frames."""
-    if isinstance(image, tuple):
-        return tuple(image_key(frame) for frame in image)
-    return id(image) if isinstance(image, Image.Image) else str(image)
+def upright_size(image):
+    """The size of a PIL image once it is turned as its EXIF tag says."""
+    width, height = image.size
+    if image.getexif().get(ORIENTATION, 1) in ON_ITS_SIDE:
+        return height, width
+    return width, height
 
 
-def image_size(image):
-    """(width, height) of a path, Frame or PIL image."""
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).size
-    return file_size(str(image.path if isinstance(image, Frame) else image))
+def resized_size(width, height, factor, min_pixels, max_pixels):
+    """The size (width, height) at which the model sees an image: sides in multiples of `factor` (28 pixels, one visual
+    token), area within min_pixels and max_pixels, shape kept as well as that allows."""
+    w, h = round(width / factor) * factor, round(height / factor) * factor
+    # too large: shrink both sides by the same ratio, then round down
+    if w * h > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        w, h = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width, height))
+    # too small: grow them, then round up
+    elif w * h < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        w, h = (math.ceil(side * grow / factor) * factor for side in (width, height))
+    return w, h
 
 
-def sample(count, wanted):
-    """`wanted` places spread evenly over range(count), first and last included; all of them if there are fewer."""
-    wanted = min(wanted, count)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
+# -- videos
 
 
 def video_frames(path, wanted):
     """(frames, seconds or None) of a video: a folder of images in the order of their names, or an animated image file.
-    At most `wanted` frames, evenly spread. Raises InputError if there is nothing to see."""
+    At most `wanted` frames, evenly spread. Raises InputError if the folder has no frames."""
+    # a folder: it says nothing about time
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
         if not files:
             raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")
         return [files[i] for i in sample(len(files), wanted)], None
+    # an animated file: each frame says how long it is shown
     with opened(path) as file:
         count, milliseconds = getattr(file, "n_frames", 1), 0
         for i in range(count):
             file.seek(i)
             milliseconds += file.info.get("duration", 0)
     return [Frame(str(path), i) for i in sample(count, wanted)], milliseconds / 1000 or None
+
+
+def sample(count, wanted):
+    """`wanted` numbers spread evenly over range(count), first and last included; all of them if there are fewer."""
+    wanted = min(wanted, count)
+    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]

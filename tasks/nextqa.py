@@ -1,4 +1,15 @@
-"""NExT-QA: questions about videos, five choices."""
+"""NExT-QA: questions about videos, five choices.
+
+    video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
+    4010069381,369,640,480,how do the two men play the instrument,0,6,CH,roll the handle,tap their feet,...
+
+files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or an animated image VIDEO.gif, named as the
+         row says or, if map_vid_vidorID.json is there, as that says (github.com/doc-doc/NExT-QA)
+frames   8, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's rate)
+prompt   that of LLaVA: the options with their letters
+splits   train, val, test
+metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive
+"""
 
 import csv
 import re
@@ -7,46 +18,61 @@ from files import InputError, read_json
 from tasks.images import video_frames
 from tasks.rows import file_of, reading
 
-NEXTQA_PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
-NEXTQA_GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
-VIDEO_FRAMES = 8
+PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDE"
+GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
+FRAMES, FRAME_RATE = 8, 30
 
 
-def nextqa(name, root, split):
-    """NExT-QA (VideoQA), multiple choice: root/<split>.csv with video, question, answer (0 to 4), type, a0 ... a4;
-    videos in root/videos, each a folder of frames or an animated image, VIDEO or, if map_vid_vidorID.json is there, as it
-    says. 8 frames, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's).
-    Metric: the letter; counted by type (CW, CH, TN, TC, TP, DC, DL, DO) and by causal, temporal, descriptive."""
-    file = file_of(root, split, "*.csv", "see the README for where to get it")
-    places = root / "map_vid_vidorID.json"
-    places = read_json(places) if places.exists() else {}
+def rows(name, root, split):
+    file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
+    names = root / "map_vid_vidorID.json"  # video -> the name of its folder or file
+    names = read_json(names) if names.exists() else {}
     with open(file, newline="", encoding="utf-8") as lines:
         for i, row in enumerate(csv.DictReader(lines), start=2):
             source = f"{file}:{i}"
             with reading(source, "NExT-QA"):
-                options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate("ABCDE"))
-                found = {"prompt": NEXTQA_PROMPT.format(row["question"].strip().rstrip("?"), options)}
-                found |= {"answer": "ABCDE"[int(row["answer"])], "metric": "choice"}
-                found |= {"kind": row["type"], "group": NEXTQA_GROUPS[row["type"][0]]}
-                video, rate = row["video"], int(row["frame_count"]) / 30
-            frames, seconds = video_frames(find_video(root, source, video, places.get(video, video)), VIDEO_FRAMES)
-            yield found | {"videos": [frames], "fps": len(frames) / (seconds or rate or 1)}, source
+                found = question(row)
+                video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
+            path = find_video(root, source, video, names.get(video, video))
+            frames, seconds = video_frames(path, FRAMES)
+            yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
+
+
+def question(row):
+    """What a row asks: the options in lines, the answer as a letter."""
+    options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
+    return {
+        "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
+        "answer": LETTERS[int(row["answer"])],
+        "metric": "choice",
+        "kind": row["type"],
+        "group": GROUPS[row["type"][0]],
+    }
 
 
 def find_video(root, source, *names):
+    """The folder of frames or the animated image of the first of these names that is there."""
     for name in names:
-        for path in (root / "videos" / f"{name}{suffix}" for suffix in ("", ".gif", ".webp", ".png")):
+        for suffix in ("", ".gif", ".webp", ".png"):
+            path = root / "videos" / f"{name}{suffix}"
             if path.exists():
                 return path
     hint = f"ffmpeg -i {names[0]}.mp4 -vf fps=2 {root}/videos/{names[0]}/%05d.jpg"
     raise InputError(f"{source}: no folder of frames or animated image {root}/videos/{names[0]}; make one: {hint}")
 
 
+def score(text, reference, *_):
+    """Right if the letter read from the text is the reference, "A".."E"."""
+    letter = parse(text)
+    return letter, float(letter == reference)
+
+
 ALONE = r"(?<![\w-])(?<!\w['’])(?:%s)(?![\w+#]|[-'’]\w)"  # "B", "(B)", "B:", but not "Ben", "B's", "C++", "A-level"
 LETTER = ALONE % "[A-E]"
 CHOICE = ALONE % r"[B-E]|A(?! +(?!is\b|because\b)[a-z])"  # "A dog" has an article, "A is right" a choice
-MARKS = r"""[\s:*"'`(\[]*"""  # what may stand before the letter: bold, quotes, brackets
-CHOICE_PATTERNS = [  # the first that is found counts
+MARKS = r"""[\s:*"'`(\[]*"""  # what may come before the letter: bold, quotes, brackets
+PATTERNS = [  # the first that is found counts
     rf"^{MARKS}({CHOICE})",
     rf"(?i:\b(?:answer(?:\s+is)?|(?:option|choice)\s+is)(?:\s+(?:option|choice))?){MARKS}({CHOICE})",
     rf"(?i:\b(?:option|choice)){MARKS}({LETTER})|\(({LETTER})\)",
@@ -54,21 +80,15 @@ CHOICE_PATTERNS = [  # the first that is found counts
 ]
 
 
-def parse_choice(text):
+def parse(text):
     """The letter A..E that generated text chooses, or None.
 
-    In this order: the letter at the start ("B", "(B) a cup"), the one after "answer" ("The answer is (B)."), after
-    "option" or in parentheses, any capital that stands alone. "A" before a lower-case word is an article. A lower-case
-    letter counts if it is the whole text."""
+    In this order: the letter at the start ("B", "(B) a cup"), the one after "answer" ("The answer is (B)."), the one
+    after "option" or in parentheses, any capital letter alone. "A" before a lower-case word is an article. A lower-case
+    letter counts if it is the complete text."""
     if small := re.fullmatch(r"\W*([a-e])\W*", text):
         return small[1].upper()
-    for pattern in CHOICE_PATTERNS:
+    for pattern in PATTERNS:
         if found := re.search(pattern, text.strip()):
             return next(letter for letter in found.groups() if letter)
     return None
-
-
-def score_choice(text, reference, *_):
-    """Multiple choice: right if the letter read from the text is the reference, "A".."E"."""
-    letter = parse_choice(text)
-    return letter, float(letter == reference)

@@ -1,27 +1,39 @@
-"""Your own rows: `jsonl`, and conversations as LLaVA has them: `llava`."""
+"""Your own data: `jsonl`, rows with images, boxes or text only; `llava`, conversations as LLaVA has them.
+
+    {"image": "photo.jpg", "sent": "the red cup", "bbox": [x1, y1, x2, y2]}
+    {"images": ["a.png", "b.png"], "prompt": "Is <image> or <image> sharper?", "answer": "the second"}
+    {"prompt": "17 + 25 =", "answer": "42"}
+
+    [{"image": "photo.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
+                                              {"from": "gpt", "value": "a cup"}, ...]}, ...]
+
+files    jsonl: <split>.jsonl; llava: <split>.json; names of images are relative to the folder
+prompt   yours; "sent" is put into GROUNDING_PROMPT. Images come before it, or where it says "<image>"
+splits   the names of your files
+metric   exact match; for boxes, in pixels of the image as it is on disk, accuracy@0.5
+"""
 
 from files import InputError
-from tasks.rows import PLACE, file_of, json_rows, placed, reading
+from tasks.rows import PLACE, file_of, json_rows, place_images, reading
 
-# what is read of your own rows
-OWN = ["image", "images", "prompt", "sent", "answer", "bbox", "width", "height", "kind"]
+KEYS = ("image", "images", "prompt", "answer", "bbox", "width", "height", "kind")  # what is read, and "sent"
 
 
 def jsonl(name, root, split):
-    """Your own rows in root/<split>.jsonl: "image" or "images" (paths relative to root; none: text only), "prompt" or
-    "sent" (put into the RefCOCO prompt), "answer" (text) or "bbox" (x1, y1, x2, y2 in pixels of the image). Images stand
-    before the prompt, or where it says "<image>". Metric: exact match, IoU for boxes."""
     for row, source in json_rows(file_of(root, split, "*.jsonl", "no .jsonl file at all")):
-        if isinstance(row, dict):
-            row = {key: row[key] for key in OWN if key in row}
-            if isinstance(row.get("prompt"), str):
-                row["prompt"] = placed(row["prompt"], row, source)
-        yield row, source
+        if not isinstance(row, dict):
+            yield row, source  # `checked` complains
+            continue
+        found = {key: row[key] for key in KEYS if key in row}
+        if "sent" in row:
+            found["caption"] = row["sent"]
+        if isinstance(row.get("prompt"), str):
+            found["prompt"] = place_images(row["prompt"], row, source)
+        yield found, source
 
 
 def llava(name, root, split):
-    """Conversations as LLaVA has them, root/<split>.json: [{"image" or "images", "conversations": [{"from": "human" or
-    "gpt", "value"}, ...]}]. Every answer is a row of its own, behind the turns before it. Metric: exact match."""
+    """Every answer of a conversation is a row of its own, with the turns before it as its history."""
     for row, source in json_rows(file_of(root, split, "*.json", "no .json file at all")):
         with reading(source, "conversations"):
             who, said = zip(*((turn["from"], turn["value"]) for turn in row["conversations"]))
@@ -29,8 +41,8 @@ def llava(name, root, split):
                 raise InputError(f"{source}: turns must alternate human, gpt; they are {list(who)}")
             if any(PLACE in text for text in said[1:]):
                 raise InputError(f"{source}: {PLACE} in a later turn; images are taken in the first one only")
-            said = placed(said[0], row, source), *said[1:]
-            pairs = list(zip(said[::2], said[1::2]))
-        for i, (prompt, answer) in enumerate(pairs):
-            seen = {key: row[key] for key in ("image", "images") if key in row}
-            yield seen | {"prompt": prompt, "answer": answer, "history": tuple(pairs[:i])}, source
+            said = place_images(said[0], row, source), *said[1:]
+            turns = list(zip(said[::2], said[1::2]))
+        images = {key: row[key] for key in ("image", "images") if key in row}
+        for i, (prompt, answer) in enumerate(turns):
+            yield images | {"prompt": prompt, "answer": answer, "history": tuple(turns[:i])}, source

@@ -1,4 +1,17 @@
-"""Rows: read from JSON files, checked, their images found."""
+"""Rows: read from JSON files, checked, their images found.
+
+A loader yields (row, source) pairs. A row is a dict with these keys, from which `checked` makes what an Example takes;
+source says where it is from ("val.jsonl:17"), so that every complaint can name it.
+
+    image or images     names of files, or PIL images; none: text only
+    videos, fps         lists of frames, and their frames a second
+    prompt              the text to ask; or caption: what to find, which is put into GROUNDING_PROMPT
+    answer              the text to learn; or bbox: a box (x1, y1, x2, y2) in pixels of the only image
+    width, height       of that image, if the file says so: then it must be true
+    metric, reference   a metric by name, and what it compares with (by default exact or iou, and the answer)
+    kind, group         accuracy is also counted by these
+    history             earlier turns of the conversation, (prompt, answer) each
+"""
 
 import json
 import re
@@ -11,10 +24,28 @@ from PIL import Image
 from files import InputError, read_json
 from tasks.boxes import check_box
 
-PLACE = "<image>"  # where an image stands in a prompt that says so
-IMAGE_FOLDERS = ("", "images", "train2014", "images/train2014", "images/mscoco/images/train2014", "train_images")
-IMAGE_FOLDERS += ("screenspotv2_image",)
-REFCOCO_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
+GROUNDING_PROMPT = (
+    "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
+)
+PLACE = "<image>"  # where an image is in a prompt that says so
+IMAGE_FOLDERS = (
+    "",
+    "images",
+    "train2014",
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "train_images",
+    "screenspotv2_image",
+)
+AS_THEY_ARE = ("kind", "group", "metric", "reference", "videos", "fps", "history")  # keys that need no check here
+NUMBER_WORDS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty
+"""
+DIGITS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}  # "seven" -> "7"
+
+
+# -- files
 
 
 def json_rows(file):
@@ -23,7 +54,8 @@ def json_rows(file):
         rows = read_json(file)
         if not isinstance(rows, list):
             raise InputError(f"{file}: expected a JSON list of rows")
-        yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
+        for i, row in enumerate(rows, start=1):
+            yield row, f"{file}, row {i}"
         return
     with open(file, "rb") as lines:
         for i, line in enumerate(lines, start=1):
@@ -34,9 +66,21 @@ def json_rows(file):
                     raise InputError(f"{file}:{i}: not JSON ({error})") from None
 
 
+def file_of(root, split, pattern, hint):
+    """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
+    splits are present."""
+    file = root / pattern.replace("*", split)
+    if file.exists():
+        return file
+    before, after = pattern.split("*")
+    present = sorted(f.name.removeprefix(before).removesuffix(after) for f in root.glob(pattern))
+    reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
+    raise InputError(f"{file}: {reason}")
+
+
 @contextmanager
 def reading(source, what):
-    """What a row lacks or holds wrongly becomes an InputError that names it."""
+    """What is missing in a row, or wrong in it, becomes an InputError that names the row."""
     try:
         yield
     except InputError:  # says it already
@@ -45,21 +89,15 @@ def reading(source, what):
         raise InputError(f"{source}: not a row of {what} as known here ({error!r})") from None
 
 
-def file_of(root, split, pattern, hint):
-    """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
-    splits are present."""
-    file = root / pattern.replace("*", split)
-    if not file.exists():
-        before, behind = pattern.split("*")
-        present = sorted(f.name.removeprefix(before).removesuffix(behind) for f in root.glob(pattern))
-        reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
-        raise InputError(f"{file}: {reason}")
-    return file
+def own_split(key):
+    """The split, "train" or "val", of a row of a benchmark that has no training split: four fifths and a fifth of its
+    images, by a checksum of the name `key`. "test" is all of it: a score for models that were not trained on it."""
+    return "val" if zlib.crc32(str(key).encode()) % 5 == 0 else "train"
 
 
-def placed(prompt, row, source):
-    """A prompt with its "<image>" places checked against the row's images; those at its very start go, since there the
-    images stand anyway."""
+def place_images(prompt, row, source):
+    """A prompt with its "<image>" places checked against the row's images. Those at its very start are dropped, since
+    images are there anyway."""
     images = len(row["images"]) if isinstance(row.get("images"), list) else int(bool(row.get("image")))
     if prompt.count(PLACE) not in (0, images):
         raise InputError(f"{source}: {prompt.count(PLACE)} x {PLACE} in the prompt, but {images} images in the row")
@@ -67,38 +105,47 @@ def placed(prompt, row, source):
     return prompt if PLACE in rest else rest
 
 
-def ours(key):
-    """Benchmarks without a training split: "train" is four fifths of their pictures and "val" the rest, by a checksum of
-    the name `key`; "test" is all of it, which only a model that was not trained on it may be scored on."""
-    return "val" if zlib.crc32(str(key).encode()) % 5 == 0 else "train"
+# -- one row
 
 
 def checked(row, source, root):
-    """Check one row -> what an Example is made of; every complaint names the row."""
+    """A row of a loader -> what an Example is made of, complete. Raises InputError, naming the row, for what is wrong."""
     if not isinstance(row, dict):
         raise InputError(f"{source}: expected an object, got {row!r:.60}")
-    images = row["images"] if "images" in row else [row["image"]] if row.get("image") else []
-    if not isinstance(images, list):
-        raise InputError(f'{source}: "images" must be a list of paths, got {images!r:.60}')
-    images = [i if isinstance(i, Image.Image) else find_image(i, source, root) for i in images]
-    if isinstance(row.get("sent"), str):
-        prompt = REFCOCO_PROMPT.format(row["sent"].strip().removesuffix("."))
-    else:
-        prompt = row.get("prompt")
-    if not isinstance(prompt, str):
-        raise InputError(f'{source}: needs a text "prompt" or "sent"')
+    images = found_images(row, source, root)
+    prompt, caption = question(row, source)
+    # the answer: a box that fits its image, or a text
     if "bbox" in row:
         answer = check_box(row, source, images)
     elif isinstance(row.get("answer"), str):
         answer = row["answer"]
     else:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
-    further = ("kind", "group", "metric", "reference", "videos", "fps", "history")
-    found = {"images": images, "prompt": prompt, "answer": answer, "source": source}
-    return found | {key: row[key] for key in further if key in row}
+    complete = {"images": images, "prompt": prompt, "caption": caption, "answer": answer, "source": source}
+    return complete | {key: row[key] for key in AS_THEY_ARE if key in row}
+
+
+def question(row, source):
+    """(prompt, caption): a caption, without the full stop at its end, is put into the prompt for boxes."""
+    if isinstance(row.get("caption"), str):
+        caption = row["caption"].strip().removesuffix(".")
+        return GROUNDING_PROMPT.format(caption), caption
+    if isinstance(row.get("prompt"), str):
+        return row["prompt"], ""
+    raise InputError(f'{source}: needs a text "prompt" or "sent"')
+
+
+def found_images(row, source, root):
+    """The row's images: paths of files that are there, or PIL images."""
+    one = [row["image"]] if row.get("image") else []
+    images = row.get("images", one)
+    if not isinstance(images, list):
+        raise InputError(f'{source}: "images" must be a list of paths, got {images!r:.60}')
+    return [image if isinstance(image, Image.Image) else find_image(image, source, root) for image in images]
 
 
 def find_image(name, source, root):
+    """The path of an image, in one of the folders where data sets keep them."""
     if isinstance(name, str):
         for folder in IMAGE_FOLDERS:
             for path in (root / folder / name, root / folder / Path(name).name):  # some lists name other folders
@@ -107,12 +154,7 @@ def find_image(name, source, root):
     raise InputError(f"{source}: its image {name} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)")
 
 
-NUMBER_WORDS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen twenty
-"""
-
-NUMBERS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}
+# -- a metric that several data sets share
 
 
 def score_exact(text, reference, *_):

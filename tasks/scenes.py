@@ -1,25 +1,33 @@
-"""The tiny world: drawn pictures of coloured shapes, questions about them, and sums; all from a seed.
+"""The drawn world: images of coloured shapes, questions about them, and sums; without end, all from a seed.
 
-A scene is a picture of 112 x 112 pixels (8 x 8 patches, 16 visual tokens) on paper that shades from left to right
-and from top to bottom. On it lie 3 or 4 things that do not touch, each with
+    {"kind": "grounding", "images": [image], "caption": "the ring left of the red square", "bbox": (12, 30, 35, 53)}
+    {"kind": "attribute", "images": [image], "prompt": "What colour is the ring?", "answer": "green"}
+
+files    none: everything is drawn on the fly; example i of a split is the same for every length
+prompt   GROUNDING_PROMPT, or the question itself
+splits   train, val, test: from different seeds
+metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
+
+A scene is an image of 112 x 112 pixels (8 x 8 patches, 16 visual tokens) on paper that shades from left to right and
+from top to bottom. On it are 3 or 4 things that do not touch, each with
 
     shape    circle, square, triangle, ring, cross, star
     colour   red, green, blue, yellow, purple, black
     size     small (20 to 25 pixels a side) or large (34 to 41)
 
-Each scene comes with seven examples, all but the sum showing the same picture object:
+Each scene comes with seven examples, all but the sum showing the same image object:
 
     three    grounding questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
              shape, size and shape, all three, or by its place beside a second thing that is itself named without doubt
-             ("the ring left of the red square": left of, right of, above, below compare the centres, 12 pixels apart
-             at least). Answer: the box, one pixel outside the drawing.
+             ("the ring left of the red square": left of, right of, above, below compare the centres, at least 12
+             pixels from each other). Answer: the box, one pixel outside the drawing.
     two      questions about attributes ("What colour is the ring?", "What shape is the red thing?", "How large is
              the star?", "How many things are there?"), answered in one word.
     one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring
-             [3, 10, 25, 32], large ..."): a dense lesson in where things are, which the grounding questions then build on.
-    one      sum in words without a picture, in the form of GSM8K: the working, then "#### " and the result.
+             [3, 10, 25, 32], large ..."): a dense lesson in where things are, which the grounding questions build on.
+    one      sum in words without an image, in the form of GSM8K: the working, then "#### " and the result.
 
-A look changes the light on the picture, never the boxes or the words; `words` changes the words instead:
+A look changes the light on the image, never the boxes or the words; `words` changes the words instead:
 
     day      as drawn; what the tiny model was pretrained on
     dusk     warm evening light: pixels x (1, .85, .7)
@@ -27,12 +35,10 @@ A look changes the light on the picture, never the boxes or the words; `words` c
     blur     out of focus: a Gaussian of radius 6.3 pixels, which also takes details away for good
     noise    normal noise of standard deviation 60 on every value
     negative pixels 255 - p, which the frozen encoder has never seen
-    words    day pictures, but attributes are answered in words of another language ("rouge"), which a change of the
+    words    day images, but attributes are answered in words of another language ("rouge"), which a change of the
              visual values can hardly teach: here Image-LoRA should lose
-    prior    blurred pictures in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
+    prior    blurred images in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
              the others), and only colours are asked for: who answers by habit is wrong (in the manner of ViLP)
-
-Splits: "train", "val" and "test" are drawn from different seeds; example i of a split is the same for every length.
 """
 
 import random
@@ -51,7 +57,7 @@ COLOURS = {
     "purple": (145, 50, 170),
     "black": (30, 30, 30),
 }
-NUMBERS = {3: "three", 4: "four"}
+COUNTS = {3: "three", 4: "four"}
 FOREIGN = {  # the words of the look `words`
     "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
     "circle": "cercle", "square": "carre", "triangle": "trigone", "ring": "anneau", "cross": "croix", "star": "etoile",
@@ -70,6 +76,9 @@ DEMO_LOOK = "blur"
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
+# -- a scene: its things, and its image
+
+
 def things(rng):
     """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out."""
     found = []
@@ -79,21 +88,23 @@ def things(rng):
             side = rng.randint(20, 25) if size == "small" else rng.randint(34, 41)
             x, y = rng.randint(3, SIDE - side - 3), rng.randint(3, SIDE - side - 3)
             box = (x, y, x + side, y + side)
-            apart = (
-                box[2] + 3 < b[0] or b[2] + 3 < box[0] or box[3] + 3 < b[1] or b[3] + 3 < box[1] for *_, b in found
-            )
-            if all(apart):
+            if not any(touch(box, other) for *_, other in found):
                 found.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
                 break
     return found if len(found) >= 3 else things(rng)
 
 
+def touch(a, b):
+    """Whether two boxes are less than 3 pixels from each other."""
+    beside = a[2] + 3 < b[0] or b[2] + 3 < a[0]
+    above = a[3] + 3 < b[1] or b[3] + 3 < a[1]
+    return not (beside or above)
+
+
 def paper():
     """The background: a soft shading that differs at every place."""
-    across, down = (
-        Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE)),
-        Image.linear_gradient("L").resize((SIDE, SIDE)),
-    )
+    down = Image.linear_gradient("L").resize((SIDE, SIDE))
+    across = Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE))
     red = across.point(lambda p: 255 - p // 2)
     green = down.point(lambda p: 250 - p // 2)
     blue = Image.blend(across, down, 0.5).point(lambda p: 150 + p * 2 // 5)
@@ -101,10 +112,10 @@ def paper():
 
 
 def draw(scene):
-    """The picture of a scene, drawn at four times the size and reduced, so that edges are smooth."""
+    """The image of a scene, drawn at four times the size and reduced, so that edges are smooth."""
     big = 4
-    picture = paper().resize((SIDE * big, SIDE * big))
-    pen = ImageDraw.Draw(picture)
+    image = paper().resize((SIDE * big, SIDE * big))
+    pen = ImageDraw.Draw(image)
     for shape, colour, _, box in scene:
         x1, y1, x2, y2 = (big * c for c in box)
         fill, w, cx, cy = COLOURS[colour], x2 - x1, (x1 + x2) / 2, (y1 + y2) / 2
@@ -119,83 +130,51 @@ def draw(scene):
         elif shape == "cross":
             pen.rectangle((cx - w * 0.15, y1, cx + w * 0.15, y2), fill=fill)
             pen.rectangle((x1, cy - w * 0.15, x2, cy + w * 0.15), fill=fill)
-        else:  # a star of four points
+        else:  # a star of four points: its tips, and between them its inner corners
             n = w * 0.14
-            points = [
-                (cx, y1),
-                (cx + n, cy - n),
-                (x2, cy),
-                (cx + n, cy + n),
-                (cx, y2),
-                (cx - n, cy + n),
-                (x1, cy),
-                (cx - n, cy - n),
-            ]
-            pen.polygon(points, fill=fill)
-    return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+            upper = [(cx, y1), (cx + n, cy - n), (x2, cy), (cx + n, cy + n)]
+            lower = [(cx, y2), (cx - n, cy + n), (x1, cy), (cx - n, cy - n)]
+            pen.polygon(upper + lower, fill=fill)
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def seen(picture, look, rng):
-    """The picture in a look."""
+def in_look(image, look, rng):
+    """The image as a look shows it."""
     if look == "dusk":
-        red, green, blue = picture.split()
+        red, green, blue = image.split()
         return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
     if look == "fog":
-        return picture.point(lambda p: p * 0.7 + 70)
+        return image.point(lambda p: p * 0.7 + 70)
     if look in ("blur", "prior"):
-        return picture.filter(ImageFilter.GaussianBlur(6.3))
+        return image.filter(ImageFilter.GaussianBlur(6.3))
     if look == "noise":
-        grain = (Image.frombytes("L", picture.size, rng.randbytes(SIDE * SIDE)) for _ in range(12))
-        planes = []
-        for plane in picture.split():  # the sum of four uniform values is close to normal
-            noise = [sum(values) for values in zip(*(next(grain).tobytes() for _ in range(4)))]
-            pixels = (min(255, max(0, round(p + (n - 510) * 60 / 147.8))) for p, n in zip(plane.tobytes(), noise))
-            planes.append(Image.frombytes("L", picture.size, bytes(pixels)))
-        return Image.merge("RGB", planes)
+        return noisy(image, rng)
     if look == "negative":
-        return picture.point(lambda p: 255 - p)
-    return picture
+        return image.point(lambda p: 255 - p)
+    return image
 
 
-def expressions(scene, target):
-    """All expressions that name the thing `target` (an index) and no other: (plain ones, relations)."""
-
-    def names(thing):
-        shape, colour, size, _ = thing
-        return [f"{shape}", f"{colour} {shape}", f"{size} {shape}", f"{size} {colour} {shape}"]
-
-    def alone(name, i):
-        return sum(name in names(thing) for thing in scene) == 1 and name in names(scene[i])
-
-    def centre(i, axis):
-        box = scene[i][3]
-        return (box[axis] + box[axis + 2]) / 2
-
-    plain = [f"the {name}" for name in names(scene[target]) if alone(name, target)]
-    related = []
-    for other in range(len(scene)):
-        anchors = [name for name in names(scene[other])[:2] if alone(name, other)]
-        for relation, (axis, sign) in RELATIONS.items():
-            fitting = [
-                i for i in range(len(scene)) if i != other and sign * (centre(i, axis) - centre(other, axis)) >= 12
-            ]
-            near = [
-                i for i in range(len(scene)) if i != other and 0 < sign * (centre(i, axis) - centre(other, axis)) < 12
-            ]
-            for head in names(scene[target])[:2]:
-                same = [i for i in fitting + near if head in names(scene[i])]
-                if target in fitting and same == [target]:
-                    related += [f"the {head} {relation} the {anchor}" for anchor in anchors]
-    return plain, related
+def noisy(image, rng):
+    """The image with normal noise; the sum of four uniform values is close to normal."""
+    grain = (rng.randbytes(SIDE * SIDE) for _ in range(12))
+    planes = []
+    for plane in image.split():
+        noise = [sum(values) for values in zip(*(next(grain) for _ in range(4)))]
+        # mean 510 and standard deviation 147.8 become 0 and 60
+        shifted = (round(p + (n - 510) * 60 / 147.8) for p, n in zip(plane.tobytes(), noise))
+        pixels = bytes(min(255, max(0, p)) for p in shifted)
+        planes.append(Image.frombytes("L", image.size, pixels))
+    return Image.merge("RGB", planes)
 
 
 def by_habit(scene, rng, share):
-    """The scene with its colours drawn anew: each shape has its usual colour with probability `share`, else another."""
-    others = {shape: [c for c in COLOURS if c != usual] for shape, usual in USUAL.items()}
-    return [
-        (shape, USUAL[shape] if rng.random() < share else rng.choice(others[shape]), size, box)
-        for shape, _, size, box in scene
-    ]
+    """The scene with its colours drawn again: each shape has its usual colour with probability `share`, else another."""
+    found = []
+    for shape, _, size, box in scene:
+        others = [c for c in COLOURS if c != USUAL[shape]]
+        colour = USUAL[shape] if rng.random() < share else rng.choice(others)
+        found.append((shape, colour, size, box))
+    return found
 
 
 def around(thing):
@@ -204,10 +183,48 @@ def around(thing):
     return (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
 
 
+# -- questions about a scene
+
+
+def names(thing):
+    """What a thing can be called, the shortest name first."""
+    shape, colour, size, _ = thing
+    return [f"{shape}", f"{colour} {shape}", f"{size} {shape}", f"{size} {colour} {shape}"]
+
+
+def expressions(scene, target):
+    """All expressions that name the thing `target` (an index) and no other: (plain ones, relations)."""
+
+    def alone(name, i):
+        return sum(name in names(thing) for thing in scene) == 1 and name in names(scene[i])
+
+    plain = [f"the {name}" for name in names(scene[target]) if alone(name, target)]
+    related = []
+    for other in range(len(scene)):
+        anchors = [name for name in names(scene[other])[:2] if alone(name, other)]
+        for relation, (axis, sign) in RELATIONS.items():
+            # how far each thing is on that side of the other one
+            distances = {i: sign * (centre(scene[i], axis) - centre(scene[other], axis)) for i in range(len(scene))}
+            del distances[other]
+            fitting = [i for i, distance in distances.items() if distance >= 12]
+            doubtful = [i for i, distance in distances.items() if 0 < distance < 12]
+            # a name does if it fits the target alone, doubtful ones included
+            for name in names(scene[target])[:2]:
+                same = [i for i in fitting + doubtful if name in names(scene[i])]
+                if target in fitting and same == [target]:
+                    related += [f"the {name} {relation} the {anchor}" for anchor in anchors]
+    return plain, related
+
+
+def centre(thing, axis):
+    box = thing[3]
+    return (box[axis] + box[axis + 2]) / 2
+
+
 def attributes(scene):
     """All (question, answer) pairs about one thing or the number of things."""
     shapes, colours = [t[0] for t in scene], [t[1] for t in scene]
-    questions = [("How many things are there?", NUMBERS[len(scene)])]
+    questions = [("How many things are there?", COUNTS[len(scene)])]
     for shape, colour, size, _ in scene:
         if shapes.count(shape) == 1:
             questions += [(f"What colour is the {shape}?", colour), (f"How large is the {shape}?", size)]
@@ -223,65 +240,76 @@ def word_problem(rng):
     kind = rng.choice("+-*")
     if kind == "+":
         a, b = rng.randint(2, 20), rng.randint(2, 20)
-        return (
-            f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?",
-            f"{a}+{b}={a + b}\n#### {a + b}",
-        )
+        question = f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?"
+        return question, f"{a}+{b}={a + b}\n#### {a + b}"
     if kind == "-":
         a = rng.randint(5, 30)
         b = rng.randint(2, a)
-        return f"{name} has {a} {what} and gives away {b}. How many {what} are left?", f"{a}-{b}={a - b}\n#### {a - b}"
+        question = f"{name} has {a} {what} and gives away {b}. How many {what} are left?"
+        return question, f"{a}-{b}={a - b}\n#### {a - b}"
     a, b = rng.randint(2, 6), rng.randint(2, 9)
-    return (
-        f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?",
-        f"{a}*{b}={a * b}\n#### {a * b}",
-    )
+    question = f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?"
+    return question, f"{a}*{b}={a * b}\n#### {a * b}"
 
 
-def rows(look, split):
-    """Endless rows {"kind", "images", "prompt" or "sent", "answer" or "bbox"} of a split in a look, seven a scene."""
+def listing(scene):
+    """Everything there is with its box, from left to right."""
+    found = []
+    for thing in sorted(scene, key=lambda thing: thing[3]):
+        shape, colour, size, _ = thing
+        found.append(f"{size} {colour} {shape} {list(around(thing))}")
+    return ", ".join(found)
+
+
+# -- rows
+
+
+def scene_rows(look, split):
+    """Rows of a split in a look without end, seven a scene."""
     number = 0
     while True:
         rng = random.Random(f"{SPLIT_SEEDS[split]}-{number}")
         scene = things(rng)
         if look == "prior":
             scene = by_habit(scene, rng, 0.9 if split == "train" else 0.0)
-        picture = seen(draw(scene), look, rng)
+        image = in_look(draw(scene), look, rng)
+
+        # three expressions; a relation for every fourth thing, and where nothing plain names it
         targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
         named = [(t, plain, related) for t, plain, related in targets if plain or related]
         for target, plain, related in (named * 3)[:3]:
             use = related if related and (not plain or rng.random() < 0.25) else plain
-            yield {"kind": "grounding", "images": [picture], "sent": rng.choice(use), "bbox": around(scene[target])}
+            box = around(scene[target])
+            yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
+
+        # two attributes
         questions = attributes(scene)
         if look == "prior":
             questions = [q for q in questions if q[0].startswith("What colour")]
         for question, answer in rng.sample(questions, min(2, len(questions))):
             answer = FOREIGN[answer] if look == "words" else answer
-            yield {"kind": "attribute", "images": [picture], "prompt": question, "answer": answer}
-        listed = sorted(scene, key=lambda thing: thing[3])
-        answer = ", ".join(
-            f"{size} {colour} {shape} {list(around(t))}" for t in listed for shape, colour, size, _ in [t]
-        )
-        yield {"kind": "listing", "images": [picture], "prompt": LISTING, "answer": answer}
+            yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
+
+        # the listing and the sum
+        yield {"kind": "listing", "images": [image], "prompt": LISTING, "answer": listing(scene)}
         question, answer = word_problem(rng)
         yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
         number += 1
 
 
-DRAWN = {  # the tiny world of tiny/py: name -> look, kinds of question
+DRAWN = {  # name -> look, kinds of question
     "scenes": (DEMO_LOOK, ("grounding",)),
     **{f"scenes-{look}": (look, ("grounding", "attribute")) for look in LOOKS},
     "scenes-prior": ("prior", ("attribute",)),
     "sums": ("day", ("text",)),
-    "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),
+    "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),  # of the tiny model
 }
 
 
-def drawn(name, root, split):
-    """Pictures and questions without end, drawn on the fly; the tiny model was pretrained on "scenes-pretraining"."""
+def rows(name, root, split):
     look, kinds = DRAWN[name]
     if split not in SPLIT_SEEDS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLIT_SEEDS)}")
-    for number, row in enumerate(rows(look, split)):
+    for number, row in enumerate(scene_rows(look, split)):
         if row["kind"] in kinds:
             yield row, f"{name} {split} {number}"

@@ -1,30 +1,48 @@
-"""ScreenSpot-Pro and ScreenSpot-v2: find a control in a screenshot."""
+"""ScreenSpot-Pro and ScreenSpot-v2: find a control in a screenshot.
+
+    {"img_filename": "autocad_windows/screenshot_1.png", "img_size": [3840, 2160], "bbox": [1240, 64, 1273, 97],
+     "instruction": "draw a circle", "ui_type": "icon", "group": "CAD"}
+
+files    Pro (hub data set likaixin/ScreenSpot-Pro): annotations/*.json, images in images/; boxes x1, y1, x2, y2
+         v2 (hub data set OS-Copilot/ScreenSpot-v2): screenspot_{desktop,mobile,web}_v2.json with "data_type" for
+         "ui_type", images in screenspotv2_image/; boxes x, y, width, height
+prompt   SeeClick's
+splits   test is everything; train and val are ours (`own_split`, by the image)
+metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
+"""
 
 from files import InputError
 from tasks.boxes import corners
-from tasks.rows import json_rows, ours, reading
+from tasks.rows import json_rows, own_split, reading
 
-SCREENSPOT_PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
+NAMES = ("screenspot-pro", "screenspot-v2")
+PROMPT = 'In this UI screenshot, what is the position of the element corresponding to the command "{}"?'
 
 
-def screenspot(name, root, split):
-    """ScreenSpot-Pro: root/annotations/*.json with "img_filename", "img_size", "bbox" x1 y1 x2 y2, "instruction",
-    "ui_type" (text or icon), "group"; ScreenSpot-v2: root/screenspot_{desktop,mobile,web}_v2.json with "bbox" x y w h,
-    "data_type", "data_source"; images in root/images (or root/screenspotv2_image). SeeClick's prompt. Metric: the point,
-    or the centre of the box, lies in the target. Splits: see `ours`; counted by text and icon, and by group."""
-    pro = name == "screenspot-pro"
-    files = sorted((root / "annotations").glob("*.json") if pro else root.glob("screenspot_*_v2.json"))
+def rows(name, root, split):
+    pattern = "annotations/*.json" if name == "screenspot-pro" else "screenspot_*_v2.json"
+    read = pro_row if name == "screenspot-pro" else v2_row
+    files = sorted(root.glob(pattern))
     if not files:
-        raise InputError(f"{root}: no {'annotations/*.json' if pro else 'screenspot_*_v2.json'} here; see the README")
+        raise InputError(f"{root}: no {pattern} here; tasks/screenspot.py says where to get it")
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     for file in files:
         for row, source in json_rows(file):
             with reading(source, name):
-                found = {"image": row["img_filename"], "prompt": SCREENSPOT_PROMPT.format(row["instruction"])}
-                found |= {"bbox": row["bbox"] if pro else corners(row["bbox"]), "metric": "point"}
-                found |= {"kind": row["ui_type" if pro else "data_type"]}
-                found |= {"group": row["group"] if pro else file.stem.split("_")[1]}
-                found |= dict(zip(("width", "height"), row["img_size"])) if pro else {}
-            if split in ("test", ours(found["image"])):
+                found = read(row, file)
+                found |= {"image": row["img_filename"], "metric": "point"}
+                found |= {"prompt": PROMPT.format(row["instruction"])}
+            if split in ("test", own_split(found["image"])):
                 yield found, source
+
+
+def pro_row(row, file):
+    width, height = row["img_size"]
+    found = {"bbox": row["bbox"], "width": width, "height": height}
+    return found | {"kind": row["ui_type"], "group": row["group"]}
+
+
+def v2_row(row, file):
+    platform = file.stem.split("_")[1]
+    return {"bbox": corners(row["bbox"]), "kind": row["data_type"], "group": platform}

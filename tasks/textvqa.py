@@ -1,29 +1,62 @@
-"""TextVQA: read text in a photograph."""
+"""TextVQA: read text in a photograph.
+
+    {"data": [{"image_id": "0054c91397f2fe05", "question": "what is the brand of phone?", "answers": [ten of them]}]}
+
+files    TextVQA_0.5.1_<split>.json, images in train_images/ (textvqa.org/dataset)
+prompt   that of LLaVA and Qwen-VL: answer with a single word or phrase
+splits   train, val (the answers of test are not public); learnt is the most frequent of the ten answers
+metric   "vqa": agreement with ten people, see `score`
+"""
 
 import re
 
 from files import read_json
-from tasks.rows import NUMBERS, file_of, reading
+from tasks.rows import DIGITS, file_of, reading
 
-TEXTVQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
+PROMPT = "{}\nAnswer the question using a single word or phrase."
 
 
-def textvqa(name, root, split):
-    """TextVQA: root/TextVQA_0.5.1_<split>.json, {"data": [{"image_id", "question", "answers" (ten)}]}, images in
-    root/train_images. The answer to learn is the most frequent one. Metric: see metrics.vqa; splits train, val (the
-    answers of test are not public)."""
-    file = file_of(root, split, "TextVQA_0.5.1_*.json", "see the README for where to get it")
+def rows(name, root, split):
+    file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
     for i, row in enumerate(read_json(file).get("data", []), start=1):
         source = f"{file}, row {i}"
         with reading(source, "TextVQA with answers"):
-            answers, prompt = row["answers"], TEXTVQA_PROMPT.format(row["question"])
-            found = {"image": f"{row['image_id']}.jpg", "prompt": prompt, "answer": max(answers, key=answers.count)}
-        yield found | {"metric": "vqa", "reference": answers}, source
+            answers = row["answers"]
+            found = {"image": f"{row['image_id']}.jpg", "prompt": PROMPT.format(row["question"])}
+            found |= {"answer": max(answers, key=answers.count), "metric": "vqa", "reference": answers}
+        yield found, source
 
 
-VQA_WORDS = {word: n for word, n in NUMBERS.items() if int(n) <= 10} | {"none": "0", "a": "", "an": "", "the": ""}
-VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-VQA_CONTRACTIONS = """
+def score(text, reference, *_):
+    """reference is a list of ten people's answers. Each is left out in turn, and the text scores min(1, matches / 3)
+    against the other nine; the result is the mean of the ten."""
+    answer = normalize(text)
+    matches = [normalize(r) == answer for r in reference]
+    thirds = sum(min(3, sum(matches) - left_out) for left_out in matches)
+    return answer, thirds / (3 * len(matches))
+
+
+def normalize(text):
+    """An answer as TextVQA compares it: lower case, no punctuation, no articles, numbers up to ten as digits,
+    contractions with their apostrophes. The oddities are the official evaluator's, kept so that scores compare."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    # A mark that is beside a space anywhere vanishes everywhere ("t - shirt-x": "t  shirtx"); else it becomes a space.
+    marks = {}
+    for mark in PUNCTUATION:
+        beside_a_space = f"{mark} " in text or f" {mark}" in text
+        marks[ord(mark)] = "" if beside_a_space else " "
+    text = text.translate(marks)
+    # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
+    # to look at the digit before as well, but it is mistyped; it also stops after 32 periods.)
+    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    words = [WORDS.get(word, word) for word in text.split()]
+    return " ".join(SPELLINGS.get(word, word) for word in words if word)
+
+
+WORDS = {word: n for word, n in DIGITS.items() if int(n) <= 10} | {"none": "0", "a": "", "an": "", "the": ""}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
     o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
@@ -33,34 +66,16 @@ VQA_CONTRACTIONS = """
     wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
 
-# Each word is known by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What
-# could be another word (its, well, were, id, lets) is not on the list; one entry is the wrong way round there.
-VQA_SPELLINGS = {
-    word[:i] + word[i + 1 :]: word
-    for word in VQA_CONTRACTIONS.split()
-    for i, letter in enumerate(word)
-    if letter == "'"
-} | {"somebody'd": "somebodyd"}
+
+def spellings():
+    """Each contraction by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What
+    could be another word (its, well, were, id, lets) is not on the list; one entry is the wrong way round there."""
+    found = {"somebody'd": "somebodyd"}
+    for word in CONTRACTIONS.split():
+        for i, letter in enumerate(word):
+            if letter == "'":
+                found[word[:i] + word[i + 1 :]] = word
+    return found
 
 
-def normalize_vqa(text):
-    """An answer as TextVQA compares it: lower case, no punctuation, no articles, numbers up to ten as digits,
-    contractions with their apostrophes. The oddities are the official evaluator's, kept so that scores compare."""
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    text = text.replace("\n", " ").replace("\t", " ").strip()
-    # A mark that stands beside a space anywhere vanishes everywhere ("t - shirt-x": "t  shirtx"), else it parts words.
-    text = text.translate({ord(p): "" if f"{p} " in text or f" {p}" in text else " " for p in VQA_PUNCTUATION})
-    # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
-    # to look at the digit before as well, but its look-behind is mistyped; it also stops after 32 periods.)
-    text = re.sub(r"\.(?!\d)", "", text, count=32)
-    words = [VQA_WORDS.get(word, word) for word in text.split()]
-    return " ".join(VQA_SPELLINGS.get(word, word) for word in words if word)
-
-
-def score_vqa(text, reference, *_):
-    """TextVQA: reference is a list of ten people's answers. Each is left out in turn, and the text scores
-    min(1, matches / 3) against the other nine; the result is the mean of the ten."""
-    answer = normalize_vqa(text)
-    matches = [normalize_vqa(r) == answer for r in reference]
-    thirds = sum(min(3, sum(matches) - left_out) for left_out in matches)
-    return answer, thirds / (3 * len(matches))
+SPELLINGS = spellings()

@@ -1,25 +1,57 @@
-"""ViLP: one word, against the language prior."""
+"""ViLP: one word, against the language prior.
+
+    {"question": "A ball is round. What shape is this ball?", "image1": "image1-0.png", "answer1": "round",
+     "image2": "image2-0.png", "answer2": "square", "image3": ..., "answer3": ...}
+
+files    vilp.jsonl, 300 rows. The hub has ViLP.parquet (data set ViLP/ViLP); pandas, which this project does without,
+         converts it:
+
+             d = pandas.read_parquet("ViLP.parquet")
+             for c in ("image1", "image2", "image3"):
+                 d[c] = [pathlib.Path(f"{c}-{i}.png").write_bytes(b) and f"{c}-{i}.png" for i, b in enumerate(d[c])]
+             d.to_json("vilp.jsonl", orient="records", lines=True)
+
+prompt   asks for one word
+splits   test is everything; train and val are ours (`own_split`, by the question)
+metric   "word": the same word after the authors' tables. Image 1 agrees with the language prior: its accuracy is the
+         kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
+"""
 
 from files import InputError
-from tasks.rows import NUMBERS, file_of, json_rows, ours, reading
+from tasks.rows import DIGITS, file_of, json_rows, own_split, reading
 
-VILP_PROMPT = "Please answer with one word: {}"
+PROMPT = "Please answer with one word: {}"
 
 
-def vilp(name, root, split):
-    """ViLP: root/vilp.jsonl, 300 rows with "question", "image1" ... "image3", "answer1" ... "answer3" (the hub has them
-    as ViLP.parquet; the README has the conversion). Image 1 agrees with the language prior: its accuracy is the kind
-    "prior"; images 2 and 3 contradict it: they are the score. Metric: one word, see metrics.word. Splits: see `ours`."""
+def rows(name, root, split):
+    """Three rows of each question, one for each of its images."""
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
-    for row, source in json_rows(file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as the README says")):
+    file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as tasks/vilp.py says")
+    for row, source in json_rows(file):
         for i in (1, 2, 3):
             with reading(source, name):
                 found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"]), "metric": "word"}
-                found |= {"prompt": VILP_PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
-            if split in ("test", ours(row["question"])):
+                found |= {"prompt": PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
+            if split in ("test", own_split(row["question"])):
                 yield found, source
 
+
+def score(text, reference, *_):
+    """Right if both are the same word after the authors' tables, and that word is not "none"."""
+    word = normalize(text.replace(".", ""))  # in a prediction all periods go, as in the authors' script
+    return word, float(word == normalize(reference) and word != "none")
+
+
+def normalize(text):
+    """A word as ViLP compares it: "Alligator." -> "crocodile", "four" -> "4", "bees" -> "bee"."""
+    word = text.lower().strip().removesuffix(".")
+    for table in TABLES:
+        word = table.get(word, word)
+    return word
+
+
+# -- the authors' tables
 
 SYNONYMS = """
     AC: air-conditioner, aircondition, airconditioner; airplane: aeroplane, plane; bag: backpack; bee: beesap;
@@ -55,22 +87,11 @@ OTHER_PLURALS = """
 
 def invert(table):
     """The text "cat: kitten; ship: boat, boats" -> {"kitten": "cat", "boat": "ship", "boats": "ship"}."""
-    entries = [" ".join(entry.split()).split(": ") for entry in table.split(";")]
-    return {word: one for one, words in entries for word in words.split(", ")}
+    found = {}
+    for entry in " ".join(table.split()).split("; "):
+        one, words = entry.split(": ")
+        found |= dict.fromkeys(words.split(", "), one)
+    return found
 
 
-WORD_TABLES = [NUMBERS, invert(SYNONYMS), {f"{word}s": word for word in PLURALS.split()} | invert(OTHER_PLURALS)]
-
-
-def normalize_word(text):
-    """A word as ViLP compares it: "Alligator." -> "crocodile", "four" -> "4", "bees" -> "bee"."""
-    word = text.lower().strip().removesuffix(".")
-    for table in WORD_TABLES:
-        word = table.get(word, word)
-    return word
-
-
-def score_word(text, reference, *_):
-    """ViLP: right if both are the same word after its authors' tables, and that word is not "none"."""
-    word = normalize_word(text.replace(".", ""))  # in a prediction all periods go, as in the authors' script
-    return word, float(word == normalize_word(reference) and word != "none")
+TABLES = [DIGITS, invert(SYNONYMS), {f"{word}s": word for word in PLURALS.split()} | invert(OTHER_PLURALS)]

@@ -13,7 +13,7 @@ from data import Example, Processor, load
 from files import InputError
 from harness.evaluate import prediction
 from tasks.images import image_size, open_image, resized_size
-from tasks.rows import REFCOCO_PROMPT
+from tasks.rows import GROUNDING_PROMPT
 from tasks.scenes import LOOKS, SHAPES, draw, expressions, paper
 from tiny.build import build_config, build_tokenizer
 
@@ -107,7 +107,7 @@ def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
     examples = [
         Example([photo], "Where?", (10.4, 20.6, 30, 40)),
         Example([], "2+2?", "4\n#### 4"),
-        Example([photo], REFCOCO_PROMPT.format("the ring"), "[1, 2, 3, 4]"),
+        Example([photo], GROUNDING_PROMPT.format("the ring"), "[1, 2, 3, 4]"),
     ]
     batch = processor(examples)
     answers = [supervised_text(processor, batch, row) for row in range(3)]
@@ -267,7 +267,7 @@ def test_the_json_forms_of_the_refcoco_family_agree(tmp_path):
     (tmp_path / "train2014").mkdir()
     picture(100, 80).save(tmp_path / "train2014/COCO_train2014_000000000007.jpg")
     image, box = "train2014/COCO_train2014_000000000007.jpg", [10, 20, 40, 60]
-    question = f"<image>{REFCOCO_PROMPT.format('the red cup')}".replace(" Answer in JSON.", "")
+    question = f"<image>{GROUNDING_PROMPT.format('the red cup')}".replace(" Answer in JSON.", "")
     forms = {
         "qwen": {"image": image, "sent": "the red cup", "bbox": box, "width": 100, "height": 80},
         "vlmr1": {"image": image, "problem": question, "solution": box},
@@ -281,7 +281,7 @@ def test_the_json_forms_of_the_refcoco_family_agree(tmp_path):
     for split, row in forms.items():
         (tmp_path / f"refcocop_{split}.json").write_text(json.dumps([row]))
         (e,) = load("refcoco+", tmp_path, split)
-        assert e.prompt == REFCOCO_PROMPT.format("the red cup") and e.answer == (10, 20, 40, 60)
+        assert e.prompt == GROUNDING_PROMPT.format("the red cup") and e.answer == (10, 20, 40, 60)
         assert e.images == [tmp_path / image]
 
 
