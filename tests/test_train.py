@@ -464,7 +464,7 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
     for content in (b"", (tmp_path / "a.png").read_bytes()[:200]):
         (tmp_path / "a.png").write_bytes(content)
         file_size.cache_clear()
-        assert "a.png: not a whole image" in refused(capsys, *arguments)
+        assert "a.png: not a complete image" in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize(

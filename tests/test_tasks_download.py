@@ -1,4 +1,4 @@
-"""Fetching: what was begun is continued, nothing half-written gets a final name, nothing is fetched twice."""
+"""Fetching: a set of images is continued, nothing incomplete gets a final name, nothing is fetched twice."""
 
 import io
 import json
@@ -84,14 +84,9 @@ def web(monkeypatch):
     web.server.server_close()
 
 
-def lying(folder):
-    """The names and contents of the images that lie in a cache folder, half ones included."""
+def in_cache(folder):
+    """The names and contents of the images in a cache folder, incomplete ones included."""
     return {file.name: file.read_bytes() for file in (folder / "train2014").iterdir()}
-
-
-def begun(folder, content):
-    (folder / "train2014").mkdir()
-    (folder / f"train2014/{NAME}.part").write_bytes(content)
 
 
 @contextmanager
@@ -115,64 +110,56 @@ def test_missing_images_are_fetched_once_and_a_second_run_asks_the_network_nothi
     fetch_images([first, first], tmp_path, web.address)
     assert capsys.readouterr().out == f"fetching 1 images from {web.address} into {tmp_path / 'train2014'}\n"
     fetch_images(IMAGES, tmp_path, web.address)
-    assert lying(tmp_path) == IMAGES
+    assert in_cache(tmp_path) == IMAGES
     assert sorted(name for name, _ in web.seen) == sorted(IMAGES)
     capsys.readouterr()
     fetch_images(IMAGES, tmp_path, web.address)
     assert len(web.seen) == len(IMAGES) and capsys.readouterr().out == ""
 
 
-def test_a_partial_image_is_continued_where_it_ends(web, tmp_path):
-    begun(tmp_path, IMAGE[:1000])
-    fetch_images([NAME], tmp_path, web.address)
-    assert web.seen == [(NAME, "bytes=1000-")]
-    assert lying(tmp_path) == {NAME: IMAGE}
+def test_what_is_left_of_an_image_is_fetched_again_from_its_first_byte(web, tmp_path):
+    (tmp_path / "train2014").mkdir()
+    for left in (IMAGE[:1000], b"?" * len(IMAGE)):
+        (tmp_path / f"train2014/{NAME}.part").write_bytes(left)
+        fetch_images([NAME], tmp_path, web.address)
+        assert in_cache(tmp_path) == {NAME: IMAGE}
+        (tmp_path / f"train2014/{NAME}").unlink()
+    assert web.seen == [(NAME, None)] * 2
 
 
-def test_a_server_that_knows_no_ranges_is_asked_once_and_its_whole_answer_taken(web, tmp_path):
-    web.ranges = False
-    begun(tmp_path, IMAGE[:1000])
-    fetch_images([NAME], tmp_path, web.address)
-    assert web.seen == [(NAME, "bytes=1000-")]
-    assert lying(tmp_path) == {NAME: IMAGE}
-
-
-def test_a_partial_file_as_long_as_the_image_is_fetched_anew(web, tmp_path):
-    begun(tmp_path, b"?" * len(IMAGE))
-    fetch_images([NAME], tmp_path, web.address)
-    assert web.seen == [(NAME, f"bytes={len(IMAGE)}-"), (NAME, None)]
-    assert lying(tmp_path) == {NAME: IMAGE}
-
-
-def test_a_connection_that_is_cut_is_continued(web, tmp_path):
+def test_a_connection_that_is_cut_is_tried_again(web, tmp_path):
     web.faults[NAME] = ["cut", 503]
     fetch_images([NAME], tmp_path, web.address)
-    assert web.seen == [(NAME, None)] + [(NAME, f"bytes={len(IMAGE) // 2}-")] * 2
-    assert lying(tmp_path) == {NAME: IMAGE}
+    assert web.seen == [(NAME, None)] * 3
+    assert in_cache(tmp_path) == {NAME: IMAGE}
 
 
 def test_silence_counts_as_a_lost_connection(web, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     web.faults[NAME] = ["hang"]
     fetch_images([NAME], tmp_path, web.address)
-    assert len(web.seen) == 2 and lying(tmp_path) == {NAME: IMAGE}
+    assert len(web.seen) == 2 and in_cache(tmp_path) == {NAME: IMAGE}
 
 
-def test_an_address_that_keeps_failing_is_named_and_the_same_command_goes_on(web, tmp_path):
-    web.faults[NAME] = ["cut", "cut", "cut"]
-    with pytest.raises(InputError, match=f"{web.address}{NAME}: not to be had .*closed.* the same command again"):
-        fetch_images([NAME], tmp_path, web.address)
-    assert len(web.seen) == 3 and list(lying(tmp_path)) == [f"{NAME}.part"]
-    have = len(lying(tmp_path)[f"{NAME}.part"])
-    fetch_images([NAME], tmp_path, web.address)
-    assert web.seen[3:] == [(NAME, f"bytes={have}-")] and lying(tmp_path) == {NAME: IMAGE}
+def test_an_address_that_keeps_failing_is_named_and_the_same_command_continues(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "WORKERS", 1)
+    last = max(IMAGES)
+    web.faults[last] = ["cut", "cut", "cut"]
+    with pytest.raises(
+        InputError, match=f"{web.address}{last}: failed 3 times .*IncompleteRead.* the same command again"
+    ):
+        fetch_images(IMAGES, tmp_path, web.address)
+    assert in_cache(tmp_path) == {name: content for name, content in IMAGES.items() if name != last}
+    asked = len(web.seen)
+    fetch_images(IMAGES, tmp_path, web.address)
+    assert web.seen[asked:] == [(last, None)] and in_cache(tmp_path) == IMAGES
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/", "nowhere/"])
 def test_an_address_that_nobody_answers_is_named(web, tmp_path, address):
-    with pytest.raises(InputError, match=f"{address}{NAME}: not to be had"):
+    with pytest.raises(InputError, match=f"{address}{NAME}: failed 3 times"):
         fetch_images([NAME], tmp_path, address)
-    assert lying(tmp_path) == {}
+    assert in_cache(tmp_path) == {}
 
 
 def test_an_image_that_is_not_there_is_named_without_a_second_try_and_ends_the_run_soon(web, tmp_path, monkeypatch):
@@ -180,14 +167,14 @@ def test_an_image_that_is_not_there_is_named_without_a_second_try_and_ends_the_r
     with pytest.raises(InputError, match=rf"^{web.address}absent.jpg: not found \(404\)$"):
         fetch_images(["absent.jpg", *(f"later {i}.jpg" for i in range(500))], tmp_path, web.address)
     assert web.seen[0] == ("absent.jpg", None) and len(web.seen) < 100
-    assert lying(tmp_path) == {}
+    assert in_cache(tmp_path) == {}
 
 
 def test_after_an_error_what_was_fetched_stays(web, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "WORKERS", 1)
     with pytest.raises(InputError, match="404"):
         fetch_images([NAME, "absent.jpg"], tmp_path, web.address)
-    assert lying(tmp_path) == {NAME: IMAGE}
+    assert in_cache(tmp_path) == {NAME: IMAGE}
 
 
 CORRUPT = pytest.mark.parametrize("corrupt", [b"<html>please log in</html>", IMAGE[: len(IMAGE) // 2], b""])
@@ -198,22 +185,22 @@ def test_a_corrupt_image_is_fetched_once_more(web, tmp_path, corrupt):
     web.faults[NAME] = [corrupt]
     fetch_images([NAME], tmp_path, web.address)
     assert web.seen == [(NAME, None)] * 2
-    assert lying(tmp_path) == {NAME: IMAGE}
+    assert in_cache(tmp_path) == {NAME: IMAGE}
 
 
 @CORRUPT
 def test_an_image_that_is_corrupt_twice_is_named_and_nothing_of_it_stays(web, tmp_path, corrupt):
     web.faults[NAME] = [corrupt] * 2
-    with pytest.raises(InputError, match=f"{web.address}{NAME}: not a whole image, though fetched twice"):
+    with pytest.raises(InputError, match=f"{web.address}{NAME}: not a complete image, though fetched twice"):
         fetch_images([NAME], tmp_path, web.address)
     assert web.seen == [(NAME, None)] * 2
-    assert lying(tmp_path) == {}
+    assert in_cache(tmp_path) == {}
 
 
 def test_the_name_of_an_image_does_not_choose_its_folder(web, tmp_path):
     folder = tmp_path / "a/b"
     fetch_images([f"../../{NAME}"], folder, web.address)
-    assert lying(folder) == {NAME: IMAGE}
+    assert in_cache(folder) == {NAME: IMAGE}
     assert [file for file in tmp_path.rglob("*.jpg") if file.parent != folder / "train2014"] == []
 
 
@@ -225,10 +212,6 @@ def test_a_folder_that_cannot_be_made_is_named(web, tmp_path):
 
 def test_of_two_processes_one_waits_and_each_image_is_fetched_once(web, tmp_path):
     web.faults[NAME] = ["hang"]  # the first holds the lock until the gate opens
-    web.files[NAME], length = (
-        IMAGE + IMAGE,
-        len(IMAGE),
-    )  # half of it is sent before: one image, as JPEG ignores the rest
     first = threading.Thread(target=fetch_images, args=(IMAGES, tmp_path, web.address))
     first.start()
     with elsewhere(f"fetch_images({list(IMAGES)}, {str(tmp_path)!r}, {web.address!r})") as second:
@@ -237,25 +220,23 @@ def test_of_two_processes_one_waits_and_each_image_is_fetched_once(web, tmp_path
         rest, errors = second.communicate(timeout=60)
     first.join()
     assert (second.returncode, rest) == (0, ""), errors
-    assert sorted(web.seen, key=str) == sorted(
-        [*((name, None) for name in IMAGES), (NAME, f"bytes={length}-")], key=str
-    )
-    assert lying(tmp_path) == IMAGES | {NAME: IMAGE + IMAGE}
+    asked = sorted(name for name, _ in web.seen)
+    assert asked == sorted([*IMAGES, NAME])  # the one that hung was asked for twice, by the first process
+    assert in_cache(tmp_path) == IMAGES
 
 
-def test_what_a_killed_process_began_is_continued(web, tmp_path):
-    web.files[NAME] = big = jpeg(1, 2000)
-    web.faults[NAME] = ["hang"]
-    part = tmp_path / f"train2014/{NAME}.part"
-    with elsewhere(f"fetch_images([{NAME!r}], {str(tmp_path)!r}, {web.address!r})") as process:
-        assert process.stdout.readline().startswith("fetching 1 images")
-        while not (part.exists() and part.stat().st_size) and process.poll() is None:
+def test_after_a_killed_process_its_images_stay_and_the_others_are_fetched(web, tmp_path):
+    last = max(IMAGES)
+    web.faults[last] = ["hang"]
+    with elsewhere(f"fetch_images({list(IMAGES)}, {str(tmp_path)!r}, {web.address!r})") as process:
+        assert process.stdout.readline().startswith("fetching 5 images")
+        while len(list(tmp_path.glob("train2014/*.jpg"))) < 4 and process.poll() is None:
             threading.Event().wait(0.01)
-    have = part.stat().st_size
-    assert 0 < have < len(big) and list(lying(tmp_path)) == [part.name]
-    fetch_images([NAME], tmp_path, web.address)
-    assert web.seen == [(NAME, None), (NAME, f"bytes={have}-")]
-    assert lying(tmp_path) == {NAME: big}
+    assert in_cache(tmp_path) == {name: content for name, content in IMAGES.items() if name != last}
+    asked = len(web.seen)
+    fetch_images(IMAGES, tmp_path, web.address)
+    assert web.seen[asked:] == [(last, None)]
+    assert in_cache(tmp_path) == IMAGES
 
 
 # -- annotations
@@ -321,23 +302,23 @@ def test_another_source_replaces_the_files_of_the_former_and_a_lost_file_is_fetc
 
 
 def damaged():
-    whole = zipped({"a.json": json.dumps(list(range(2000)))})
-    return whole[:200] + bytes(200) + whole[400:]
+    good = zipped({"a.json": json.dumps(list(range(2000)))})
+    return good[:200] + bytes(200) + good[400:]
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"<html>please log in</html>", "not a whole zip archive"),
-        (zipped(ARCHIVE)[:-30], "not a whole zip archive"),
-        (damaged(), "not a whole zip archive"),
-        (b"", "not a whole zip archive"),
+        (b"<html>please log in</html>", "not a complete zip archive"),
+        (zipped(ARCHIVE)[:-30], "not a complete zip archive"),
+        (damaged(), "not a complete zip archive"),
+        (b"", "not a complete zip archive"),
         (zipped({"readme.txt": "text"}), "no .json or .jsonl file in this archive"),
     ],
     ids=["no archive", "cut", "damaged", "empty", "without JSON"],
 )
 def test_a_broken_archive_is_named_and_leaves_the_folder_as_it_was(publish, tmp_path, content, why):
-    fetch_annotations(tmp_path / "cache", publish("whole.zip", zipped(ARCHIVE)))
+    fetch_annotations(tmp_path / "cache", publish("good.zip", zipped(ARCHIVE)))
     source = publish("broken.zip", content)
     with pytest.raises(InputError) as error:
         fetch_annotations(tmp_path / "cache", source)
@@ -361,6 +342,24 @@ def test_the_archive_of_a_cut_connection_is_continued(web, tmp_path):
     web.faults["boxes.zip"] = ["cut"]
     fetch_annotations(tmp_path, web.address + "boxes.zip")
     assert len(web.seen) == 2 and web.seen[1][1] and unpacked(tmp_path) == UNPACKED
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_partial_archive_is_continued_where_it_ends_or_taken_completely_without_ranges(web, tmp_path, ranges):
+    content, file = zipped(ARCHIVE), tmp_path / "archive.zip"
+    web.files["boxes.zip"], web.ranges = content, ranges
+    file.write_bytes(content[:100])
+    download.continue_file(web.address + "boxes.zip", file)
+    assert web.seen == [("boxes.zip", "bytes=100-")] and file.read_bytes() == content
+
+
+def test_a_partial_archive_no_shorter_than_the_archive_is_fetched_again(web, tmp_path):
+    content, file = zipped(ARCHIVE), tmp_path / "archive.zip"
+    web.files["boxes.zip"] = content
+    file.write_bytes(b"?" * len(content))
+    download.tried(lambda: download.continue_file(web.address + "boxes.zip", file), "boxes.zip", threading.Event())
+    assert web.seen == [("boxes.zip", f"bytes={len(content)}-"), ("boxes.zip", None)]
+    assert file.read_bytes() == content
 
 
 def test_an_archive_on_the_hub_is_fetched_and_one_that_is_not_there_is_named(tmp_path):
@@ -394,11 +393,11 @@ def test_an_archive_on_the_hub_is_fetched_and_one_that_is_not_there_is_named(tmp
     server.server_close()
     assert unpacked(tmp_path / "cache") == UNPACKED, errors
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("files.InputError: team/boxes/absent.zip: no such file, and not to be had from the hub: ")
+    assert last.startswith("files.InputError: team/boxes/absent.zip: no such file, and the hub does not give it: ")
     assert last.endswith("--annotations FILE_OR_URL names another archive")
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("IMAGELORA_CACHE", raising=False)
