@@ -97,8 +97,8 @@ def metrics():
 
 def score(metric, text, reference, size=None, resized=None):
     """Score one generated text: {"parsed", "score", "failed"}. size, resized: for metrics with boxes."""
-    known = metrics()
-    if metric not in known:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
-    parsed, value = known[metric](text, reference, size, resized)
+    functions = metrics()
+    if metric not in functions:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(functions)}")
+    parsed, value = functions[metric](text, reference, size, resized)
     return {"parsed": parsed, "score": value, "failed": parsed is None}

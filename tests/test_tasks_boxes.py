@@ -93,6 +93,9 @@ def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
     assert value("iou", "[100, 40, 200, 120]", reference, size, resized) == 0
 
 
+# -- points
+
+
 @pytest.mark.parametrize(
     ("text", "point"),
     [
@@ -134,6 +137,9 @@ def test_a_point_is_scaled_to_the_original_image_and_its_edges_stay_exact():
 def test_a_point_on_another_scale_is_scored_as_written():
     assert value("point", "(0.5, 0.5)", (40, 40, 60, 60)) == value("point", "(500, 500)", (40, 40, 60, 60)) == 0
     assert value("point", "(0.5, 0.5)", (0, 0, 1, 1)) == 1
+
+
+# -- percentiles
 
 
 def test_percentiles_lie_between_neighbours():

@@ -12,15 +12,15 @@ def test_drawn_rows_are_a_function_of_split_and_number(look):
     few, more = load(f"scenes-{look}", None, "val", 4), load(f"scenes-{look}", None, "val", 9)
     assert [(e.prompt, e.answer, e.kind) for e in few] == [(e.prompt, e.answer, e.kind) for e in more[:4]]
     assert few[0].images[0].tobytes() == more[0].images[0].tobytes()
-    assert few[0].images[0] is few[1].images[0]  # questions about one scene share its picture
+    assert few[0].images[0] is few[1].images[0]  # questions about one scene share its image
     assert [e.prompt for e in load(f"scenes-{look}", None, "train", 4)] != [e.prompt for e in few]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_drawn_thing_fills_its_box(shape):
     box = (30, 40, 66, 76)
-    picture = draw([(shape, "blue", "large", box)])
-    assert ImageChops.difference(picture, paper()).getbbox() == pytest.approx(box, abs=1.5)
+    image = draw([(shape, "blue", "large", box)])
+    assert ImageChops.difference(image, paper()).getbbox() == pytest.approx(box, abs=1.5)
 
 
 def test_an_expression_names_one_thing_and_no_other():

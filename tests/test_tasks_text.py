@@ -16,6 +16,9 @@ def value(metric, text, reference):
     return score(metric, text, reference)["score"]
 
 
+# -- every metric
+
+
 def test_an_unknown_metric_is_a_value_error_that_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'bleu'.*exact, iou, point"):
         score("bleu", "a", "b")
@@ -44,6 +47,9 @@ def test_an_empty_answer_in_words_is_wrong_but_has_not_failed(metric):
 def test_exact_ignores_white_space_at_the_ends_and_nothing_else():
     assert score("exact", " red\n", "red") == {"parsed": "red", "score": 1, "failed": False}
     assert value("exact", "Red", "red") == value("exact", "dark red", "red") == value("exact", "red.", "red") == 0
+
+
+# -- TextVQA
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,9 @@ def test_the_human_answers_are_normalised_too():
     assert value("vqa", "", ["the"] * 10) == 1  # by the rule: both are nothing
 
 
+# -- multiple choice
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
@@ -146,6 +155,9 @@ def test_the_chosen_letter_is_read_and_an_article_is_none(text, letter):
     assert nextqa.parse(text) == letter
     assert score("choice", text, letter or "A")["score"] == (letter is not None)
     assert value("choice", text, "E" if letter != "E" else "A") == 0
+
+
+# -- ViLP
 
 
 @pytest.mark.parametrize(
@@ -195,6 +207,9 @@ def test_vilps_tables_hold_every_official_entry_that_can_match():
     assert (len(numbers), len(synonyms), len(plurals)) == (21, 115, 90)
     assert all(word == word.lower().strip() != one for table in vilp.TABLES for word, one in table.items())
     assert vilp.normalize("Square") == "cube" and vilp.normalize("polka-dots") == "spots"
+
+
+# -- GSM8K
 
 
 @pytest.mark.parametrize(
