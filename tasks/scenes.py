@@ -168,7 +168,7 @@ def noisy(image, rng):
 
 
 def by_habit(scene, rng, share):
-    """The scene with its colours drawn again: each shape has its usual colour with probability `share`, else another."""
+    """The scene in other colours: each shape has its usual colour with probability `share`, else another."""
     found = []
     for shape, _, size, box in scene:
         others = [c for c in COLOURS if c != USUAL[shape]]
