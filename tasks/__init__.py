@@ -24,7 +24,7 @@ from tasks.rows import checked, score_exact
 
 class Task(NamedTuple):
     """rows: the loader, (name, root, split) -> (row, source) pairs; tasks/rows.py has the keys of a row.
-    metrics: those of this task alone, by name, each (text, reference, size, resized) -> (parsed or None, 0.0 to 1.0)."""
+    metrics: of this task alone, by name; each (text, reference, size, resized) -> (parsed or None, 0.0 to 1.0)."""
 
     rows: Callable
     metrics: Mapping = {}
@@ -63,8 +63,8 @@ def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_
 
     root: the folder that holds the data set (drawn ones need none, but a limit). None for the RefCOCO family: fetched
     into the cache folder, the annotations from `annotations`, the images of these rows from `image_url`. Images are
-    found and their sizes read, but not decoded. Raises InputError for an unknown name or split, a missing file or image,
-    and any row that is not what it should be.
+    found and their sizes read, but not decoded. Raises InputError for an unknown name or split, a missing file or
+    image, and any row that is not what it should be.
     """
     if name not in TASKS:
         raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
@@ -97,8 +97,8 @@ def metrics():
 
 def score(metric, text, reference, size=None, resized=None):
     """Score one generated text: {"parsed", "score", "failed"}. size, resized: for metrics with boxes."""
-    known = metrics()
-    if metric not in known:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
-    parsed, value = known[metric](text, reference, size, resized)
+    functions = metrics()
+    if metric not in functions:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(functions)}")
+    parsed, value = functions[metric](text, reference, size, resized)
     return {"parsed": parsed, "score": value, "failed": parsed is None}

@@ -60,20 +60,21 @@ def locked(folder):
 
 
 def tried(fetch, url, stop):
-    """Call fetch() until it succeeds, TRIES times at most. Raises InputError, naming the address, if nothing is there or
-    all tries fail; begins no further try once the Event `stop` is set."""
+    """Call fetch() until it succeeds, at most TRIES times. Raises InputError, naming the address, if nothing is there
+    or all tries fail; begins no further try once the Event `stop` is set."""
     for attempt in range(TRIES):
         if stop.wait(PAUSE if attempt else 0):
             raise InputError(f"{url}: stopped")
         try:
-            return fetch()
+            fetch()
+            return
         except HTTPError as error:
             if error.code == 404:
                 raise InputError(f"{url}: not found (404)") from None
             reason = error
         except (OSError, HTTPException, ValueError) as error:
             reason = error
-    raise InputError(f"{url}: failed {TRIES} times ({reason}); the same command again continues from here")
+    raise InputError(f"{url}: failed {TRIES} times ({reason}); the same command tries again")
 
 
 # -- images: small, each fetched in one piece
@@ -108,7 +109,6 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
 
 def fetch_image(url, file, stop):
     """Fetch one image; what does not decode is fetched once more."""
-
     part = file.with_name(file.name + ".part")
 
     def fetch():

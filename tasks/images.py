@@ -81,7 +81,7 @@ def open_image(frame):
 
 @contextmanager
 def opened(path):
-    """An image file, opened by Pillow. Whatever shows that it is not a complete image becomes an InputError naming it."""
+    """An image file, opened by Pillow. What shows that it is not a complete image becomes an InputError naming it."""
     try:
         with Image.open(path) as image:
             yield image
@@ -106,7 +106,7 @@ def to_rgb(image):
 
 
 def image_size(frame):
-    """(width, height) of a path, Frame or PIL image, as `open_image` will give it. Of a file it reads the header only."""
+    """(width, height) of a path, Frame or PIL image, as `open_image` will give it; reads only the header of a file."""
     source = file_of_frame(frame)
     if source is None:
         return upright_size(frame)

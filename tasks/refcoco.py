@@ -1,6 +1,7 @@
 """RefCOCO, RefCOCO+, RefCOCOg: find what a phrase describes.
 
-    {"image": "train2014/COCO_train2014_000000581857.jpg", "sent": "the lady with the blue shirt", "bbox": [103, 299, 238, 476]}
+    {"image": "train2014/COCO_train2014_000000581857.jpg", "sent": "the lady with the blue shirt",
+     "bbox": [103, 299, 238, 476]}
 
 RefCOCO+ does without words of place; the phrases of RefCOCOg are longer.
 

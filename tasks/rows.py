@@ -109,7 +109,7 @@ def place_images(prompt, row, source):
 
 
 def checked(row, source, root):
-    """A row of a loader -> what an Example is made of, complete. Raises InputError, naming the row, for what is wrong."""
+    """A row of a loader -> all that an Example is made of. Raises InputError, naming the row, for what is wrong."""
     if not isinstance(row, dict):
         raise InputError(f"{source}: expected an object, got {row!r:.60}")
     images = found_images(row, source, root)

@@ -95,7 +95,7 @@ def things(rng):
 
 
 def touch(a, b):
-    """Whether two boxes are less than 3 pixels from each other."""
+    """Whether two boxes overlap or are at most 3 pixels from each other."""
     beside = a[2] + 3 < b[0] or b[2] + 3 < a[0]
     above = a[3] + 3 < b[1] or b[3] + 3 < a[1]
     return not (beside or above)
@@ -168,7 +168,7 @@ def noisy(image, rng):
 
 
 def by_habit(scene, rng, share):
-    """The scene with its colours drawn again: each shape has its usual colour with probability `share`, else another."""
+    """The scene in other colours: each shape has its usual colour with probability `share`, else another."""
     found = []
     for shape, _, size, box in scene:
         others = [c for c in COLOURS if c != USUAL[shape]]
@@ -203,9 +203,9 @@ def expressions(scene, target):
     for other in range(len(scene)):
         anchors = [name for name in names(scene[other])[:2] if alone(name, other)]
         for relation, (axis, sign) in RELATIONS.items():
-            # how far each thing is on that side of the other one
-            distances = {i: sign * (centre(scene[i], axis) - centre(scene[other], axis)) for i in range(len(scene))}
-            del distances[other]
+            # how far each thing is on that side of the other one, in pixels
+            others = [i for i in range(len(scene)) if i != other]
+            distances = {i: sign * (centre(scene[i], axis) - centre(scene[other], axis)) for i in others}
             fitting = [i for i, distance in distances.items() if distance >= 12]
             doubtful = [i for i, distance in distances.items() if 0 < distance < 12]
             # a name does if it fits the target alone, doubtful ones included

@@ -41,7 +41,7 @@ from data import Example, Processor
 from imagelora import ImageLoRA, LoRA
 from model import VLM
 from tasks.images import image_key
-from tasks.rows import REFCOCO_PROMPT
+from tasks.rows import GROUNDING_PROMPT
 
 SHAPES = {  # of the published models; the tokens are those of the tiny model, in the full vocabulary
     "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
@@ -83,7 +83,7 @@ def rows(side, count):
     shown = picture(side, side)
     box = (side // 8, side // 4, side // 2, side - 9)
     return [
-        Example([shown], REFCOCO_PROMPT.format(EXPRESSIONS[i % len(EXPRESSIONS)]), box, source=str(i))
+        Example([shown], GROUNDING_PROMPT.format(EXPRESSIONS[i % len(EXPRESSIONS)]), box, source=str(i))
         for i in range(count)
     ]
 

@@ -228,7 +228,7 @@ def test_a_bad_picture_met_by_a_worker_is_one_line(checkpoint, tmp_path, capsys)
     with pytest.raises(SystemExit) as stop:
         train.main([*args, "--eval-limit=1", "--batch=1", "--workers=1", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "error: " in said and "3.jpg: not a whole image" in said and "Traceback" not in said
+    assert stop.value.code == 2 and "error: " in said and "3.jpg: not a complete image" in said and "Traceback" not in said
 
 
 def test_training_goes_on_from_an_adapter_in_the_heads_that_both_have(finished, checkpoint, tmp_path):
@@ -473,7 +473,7 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
     for content in (b"", (tmp_path / "a.png").read_bytes()[:200]):
         (tmp_path / "a.png").write_bytes(content)
         file_size.cache_clear()
-        assert "a.png: not a whole image" in refused(capsys, *arguments)
+        assert "a.png: not a complete image" in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from data import SYSTEM
-from tasks.rows import REFCOCO_PROMPT
-from tasks.scenes import COLOURS, FOREIGN, NUMBERS, SHAPES, rows
+from tasks.rows import GROUNDING_PROMPT
+from tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,10 +35,10 @@ PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\
 
 def corpus():
     """The words of the tiny world, each often enough to become one token, with and without a space before it."""
-    text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### ", REFCOCO_PROMPT.format("the")]
-    for row in islice(rows("day", "train"), 4000):
-        text += [row.get("prompt", ""), row.get("sent", ""), row.get("answer", "")]
-    text += [*SHAPES, *COLOURS, *NUMBERS.values(), *FOREIGN.values(), "small", "large"]
+    text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### ", GROUNDING_PROMPT.format("the")]
+    for row in islice(scene_rows("day", "train"), 4000):
+        text += [row.get("prompt", ""), row.get("caption", ""), row.get("answer", "")]
+    text += [*SHAPES, *COLOURS, *COUNTS.values(), *FOREIGN.values(), "small", "large"]
     return [t for t in text for _ in range(3)]
 
 

@@ -1,0 +1,149 @@
+"""Boxes and points: read from text, converted, scored, compared."""
+
+import random
+
+import pytest
+
+from tasks import score
+from tasks.boxes import (
+    box_from_model,
+    box_to_model,
+    iou,
+    parse_box,
+    parse_point,
+    spread,
+)
+
+SIZE = (100, 100)  # of an image that the model sees as it is
+
+
+def value(metric, text, reference, size=SIZE, resized=SIZE):
+    return score(metric, text, reference, size, resized)["score"]
+
+
+def test_iou_equals_counting_pixels_of_random_boxes():
+    rng = random.Random(0)
+    for _ in range(200):
+        boxes = []
+        for _ in range(2):
+            x, y = rng.randrange(10), rng.randrange(10)
+            boxes.append((x, y, x + rng.randrange(1, 8), y + rng.randrange(1, 8)))
+        a, b = ({(x, y) for x in range(x1, x2) for y in range(y1, y2)} for x1, y1, x2, y2 in boxes)
+        assert iou(*boxes) == iou(*boxes[::-1]) == pytest.approx(len(a & b) / len(a | b))
+
+
+def test_iou_of_boxes_without_area_or_with_swapped_corners_is_zero():
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # they touch
+    assert iou((10, 10, 0, 0), (0, 0, 10, 10)) == iou((5, 0, 5, 10), (0, 0, 10, 10)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[1, 2, 3, 4]", [1, 2, 3, 4]),
+        ('```json\n[\n\t{"bbox_2d": [10, 20.5, 30, 40], "label": "cup"}\n]\n```', [10, 20.5, 30, 40]),
+        ("In 2 of 3 pictures: [1, 2, 3] no, [4,5,6,7] or [8, 9, 10, 11]", [4, 5, 6, 7]),
+        ("[[1, 2, 3, 4]]", [1, 2, 3, 4]),
+        ("[-1, .5, 3., 4]", [-1, 0.5, 3, 4]),
+        ("1, 2, 3, 4", None),
+        ("(1, 2, 3, 4)", None),
+        ("[1, 2, 3, 4, 5]", None),
+        ("[a, 2, 3, 4]", None),
+        ("[nan, 2, 3, 4]", None),
+        ("[1, 2, 3, 4", None),
+        (f"[0, 0, {'1' * 400}, 1]", None),  # infinite as a float
+    ],
+)
+def test_the_first_bracket_with_exactly_four_numbers_is_the_box(text, box):
+    assert parse_box(text) == box
+
+
+def test_boxes_go_to_the_models_pixels_and_back():
+    size, resized = (640, 427), (420, 280)
+    for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
+        inside = box_to_model(box, size, resized)
+        assert all(type(n) is int for n in inside) and inside[2] <= 420 and inside[3] <= 280
+        assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1)
+    assert box_to_model((320, 213.5, 640, 427), size, resized) == [210, 140, 420, 280]
+
+
+def test_a_box_is_right_from_an_iou_of_one_half():
+    assert score("iou", "[10, 10, 50, 50]", (10, 10, 50, 50), SIZE, SIZE) == {
+        "parsed": [10, 10, 50, 50],
+        "score": 1,
+        "failed": False,
+    }
+    assert value("iou", "[10, 10, 50, 30]", (10, 10, 50, 50)) == 1  # exactly one half
+    assert value("iou", "[10, 10, 50, 29]", (10, 10, 50, 50)) == 0
+
+
+def test_a_box_written_as_x_y_width_height_or_on_another_scale_is_wrong():
+    reference = (60, 50, 90, 80)
+    assert value("iou", "[60, 50, 90, 80]", reference) == 1
+    assert value("iou", "[60, 50, 30, 30]", reference) == 0  # width and height
+    assert value("iou", "[0.6, 0.5, 0.9, 0.8]", reference) == 0  # 0..1
+    assert value("iou", "[600, 500, 900, 800]", reference) == 0  # 0..1000
+    assert not score("iou", "[60, 50, 30, 30]", reference, SIZE, SIZE)["failed"]  # it was read, though
+
+
+def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
+    size, resized, reference = (400, 200), (200, 50), (100, 40, 200, 120)
+    result = score("iou", "[50, 10, 100, 30]", reference, size, resized)
+    assert result["parsed"] == pytest.approx(reference) and result["score"] == 1
+    assert value("iou", "[100, 40, 200, 120]", reference, size, resized) == 0
+
+
+# -- points
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [
+        ("(10, 20)", [10, 20]),
+        ("[10.5, 20]", [10.5, 20]),
+        ("pyautogui.click(10, 20)", [10, 20]),
+        ('{"point_2d": [10, 20], "label": "save"}', [10, 20]),
+        ('[{"bbox_2d": [10, 20, 30, 60]}]', [20, 40]),
+        ("Step (1): of [1, 2, 3] take [7, 8], not (9, 10)", [7, 8]),
+        ("(the button) (7, 8)", [7, 8]),
+        ("[(7, 8)]", [7, 8]),
+        ("click(x=10, y=20)", None),
+        ("10, 20", None),
+        ("[10, 20)", None),
+        ("(10)", None),
+    ],
+)
+def test_the_first_bracket_with_two_or_four_numbers_is_the_point(text, point):
+    assert parse_point(text) == point
+
+
+def test_a_point_on_the_edge_is_inside_and_one_pixel_further_is_not():
+    box = (10, 20, 30, 40)
+    for x, y in [(10, 20), (30, 40), (10, 40), (20, 20), (30, 30)]:
+        assert score("point", f"({x}, {y})", box, SIZE, SIZE) == {"parsed": [x, y], "score": 1, "failed": False}
+    for x, y in [(9, 30), (31, 30), (20, 19), (20, 41)]:
+        assert value("point", f"({x}, {y})", box) == 0
+
+
+def test_a_point_is_scaled_to_the_original_image_and_its_edges_stay_exact():
+    for width in range(28, 1000, 28):
+        size, resized = (5 * width, 3 * width), (width, width)
+        box = (5 * 7, 3 * 11, 5 * 13, 3 * 17)
+        assert value("point", "[7, 11]", box, size, resized) == value("point", "[13, 17]", box, size, resized) == 1
+        assert value("point", "[6, 11]", box, size, resized) == value("point", "[13, 18]", box, size, resized) == 0
+    assert score("point", "(49, 49)", (50, 50, 60, 60), (1000, 1000), (980, 980))["score"] == 1
+
+
+def test_a_point_on_another_scale_is_scored_as_written():
+    assert value("point", "(0.5, 0.5)", (40, 40, 60, 60)) == value("point", "(500, 500)", (40, 40, 60, 60)) == 0
+    assert value("point", "(0.5, 0.5)", (0, 0, 1, 1)) == 1
+
+
+# -- percentiles
+
+
+def test_percentiles_lie_between_neighbours():
+    assert spread([3, 1, 2])[1] == 2 and spread([4, 1])[1] == 2.5
+    assert spread(range(11)) == (1, 5, 9) and spread([7]) == (7, 7, 7)
+    assert spread([1, 2]) == pytest.approx((1.1, 1.5, 1.9), rel=1e-12)
+    assert spread([]) == (None, None, None)
