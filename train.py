@@ -94,6 +94,8 @@ def run(args, command):
     examples = []
     if args.method != "none" and not args.eval_only:
         examples = read(args.data, args.data_root, args.train_split, args.limit)
+        if "heads" in options_of(args.method) and not any(e.visuals for e in examples):
+            raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         show_example(processor, examples[0])
     rows_a_step = args.batch * args.accumulate  # however many processes share them
     steps = args.steps if examples else 0
@@ -121,8 +123,6 @@ def run(args, command):
     # ========== 5. The probe: which heads ==========
     adapter, parameters, method = None, [], "none"
     if examples and state["heads"] is None and "heads" in options_of(args.method):
-        if not any(e.visuals for e in examples):
-            raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         score = partial(probe, vlm, processor, examples, known, args.probe_samples, args.probe_seed)
         state["heads"], state["scores"] = choose_heads(
             vlm.config, args.selection, args.heads, args.tau, args.seed, score

@@ -13,6 +13,7 @@ from statistics import mean, median
 import torch
 
 import train
+from backbones.layers import weights_kept
 from data import Processor
 from experiments.comparisons import compared, jaccard, spearman
 from experiments.runs import rate, read_rates, run_all
@@ -20,13 +21,13 @@ from experiments.suites import COMMON, FEW
 from experiments.tables import accuracies, accuracy
 from files import read_json
 from harness import figures
-from harness.arguments import parse_args
-from harness.encodings import encode_pictures
+from harness.encodings import encode_images, load_examples
 from harness.evaluate import evaluate
-from harness.report import expression
+from harness.processes import choose_device
 from imagelora import load_adapter
-from model import VLM
+from model import VLM, attend
 from probe import head_scores, save_selection, select_heads
+from tasks import TASKS
 from tasks.images import open_image
 
 
@@ -146,16 +147,20 @@ def model_and_examples(more, data="", split="test", limit=300):
     more: further flags, as for the runs; data: flags for another data set. Whatever train.py and its harness offer is
     called here and nowhere else.
     """
-    settings = parse_args(f"{COMMON} {data} {more}".split())
-    vlm, processor = train.load_model(settings)
-    most = settings.limit if split == "train" else settings.eval_limit
+    args = train.arguments(f"{COMMON} {data} {more}".split())
+    device, dtype = choose_device(args.device, args.dtype)
+    limits = train.pixel_limits(args.min_pixels, args.max_pixels, None)
+    vlm, processor = train.load_model(args.model, dtype, device, *limits)
+
+    most = args.limit if split == "train" else args.eval_limit
     limit = min(limit, most or limit)
-    examples = train.load_rows(settings, settings.data, settings.data_root, split, limit, processor)
+    examples = load_examples(processor, args.data, args.data_root, split, limit, preamble=args.preamble)
     examples = [example for example in examples if example.images]
-    encoded = encode_pictures(settings, vlm, processor, examples)
+    encoded = encode_images(vlm, processor, examples, args.cache_vision)
 
     def predict():
-        return evaluate(settings, vlm, processor, examples, settings.data, encoded)
+        room = args.max_new_tokens or TASKS[args.data].new_tokens
+        return evaluate(vlm, processor, examples, args.data, room, encoded, args.eval_batch, args.share_images)
 
     return Stage(vlm, processor, examples, encoded, predict)
 
@@ -327,7 +332,7 @@ def attending(reports, more, picture):
         _, weights = of_seeds[0]
         maps[row] = [(f"layer {i}, head {h}", weights[i, h].tolist()) for i, h in enumerate(changed_most)]
     example = stage.examples[0]
-    figures.attention(picture, open_image(example.images[0]), expression(example.prompt), maps)
+    figures.attention(picture, open_image(example.images[0]), example.caption or example.prompt, maps)
     return [("Share of the answer's attention that goes to visual tokens", table)]
 
 
@@ -337,9 +342,12 @@ def visual_attention(vlm, batches):
     maps [L, H, N]: the attention to each visual token of the first example)."""
     shares, maps = 0, None
     for batch in batches:
-        weights = torch.stack(vlm(batch, return_weights=True)[1])  # [L, B, H, T, T]
+        with weights_kept(vlm.model.layers, attend) as kept:
+            vlm(batch)
+        weights = torch.stack(kept)  # [L, B, H, T, T]
         to_image = (weights * batch.visual_mask[:, None, None]).sum(dim=-1)  # [L, B, H, T]
-        predicts = batch.follows != -100  # [B, T]: the next token is one of the answer
+        predicts = torch.zeros_like(batch.visual_mask)  # [B, T]: the next token is one of the answer
+        predicts.view(-1)[batch.answer_index] = True
         share = (to_image * predicts[:, None]).sum(dim=(1, 3)) / predicts.sum()  # [L, H]
         shares = shares + share / len(batches)
         if maps is None:

@@ -1,6 +1,6 @@
 """The suites, as data: a question, and rows. A row is a name and flags for train.py; a new row is one line here."""
 
-from probe import CRITERIA
+from variants.criteria import CRITERIA
 
 COMMON = "--data scenes --steps 200 --limit 4800 --eval-limit 600 --eval-split test --no-base"
 MARGIN = 0.05  # of accuracy: a method is "not worse" if its complete confidence interval lies above -MARGIN
@@ -60,7 +60,7 @@ SUITES = {
             "all tokens": "--tokens all",
             "no 1/sqrt(n)": "--no-norm",
             "an A for each head": "--no-shared",
-            "gamma 1, not learned": "--no-learn-gate",
+            "gamma 1, not learned": "--no-learn-gamma",
             **RANKS,
             "1 head": "--heads 1",
             **BUDGETS,

@@ -175,11 +175,11 @@ def outlined(pen, box, colour, width, dash=0):
 def examples(path, items, columns=4, side=300):
     """A grid of images, each with the reference's, the base model's and the tuned model's answer.
 
-    items: dicts with "image" (PIL) and "caption". Their "reference", "before" and "after" are a box in pixels of the
-    image, a text, or None for an answer without a box; "before" or "after" may be missing.
+    items: dicts with "image" (PIL) and "caption". Their "reference", "base" and "tuned" are a box in pixels of the
+    image, a text, or None for an answer without a box; "base" or "tuned" may be missing.
     """
     columns = min(columns, len(items))
-    styles = {"reference": (GREEN, 7), "before": (ORANGE, 3, 7), "after": (BLUE, 3)}  # colour, line width, dash
+    styles = {"reference": (GREEN, 7), "base": (ORANGE, 3, 7), "tuned": (BLUE, 3)}  # colour, line width, dash
     shown = [name for name in styles if any(name in item for item in items)]
     foot, gap, top = 88, 16, 60
     scales = [side / max(item["image"].size) for item in items]

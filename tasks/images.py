@@ -58,13 +58,6 @@ def file_of_frame(frame):
     return str(frame), 0
 
 
-def image_key(image):
-    """The key of the Visual that shows an image, or a tuple of frames as a video."""
-    if isinstance(image, tuple):
-        return Visual(*image, is_video=True).key
-    return Visual(image).key
-
-
 # -- pixels
 
 

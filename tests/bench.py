@@ -40,7 +40,6 @@ from backbones.qwen2_5_vl import Config
 from data import Example, Processor
 from imagelora import ImageLoRA, LoRA
 from model import VLM
-from tasks.images import image_key
 from tasks.rows import GROUNDING_PROMPT
 
 SHAPES = {  # of the published models; the tokens are those of the tiny model, in the full vocabulary
@@ -108,10 +107,10 @@ class Floor(nn.Module):
 def our_step(vlm, adapter, batch):
     """One forward and backward pass with the updates of `adapter` in their places for its duration."""
     for (layer, path), update in adapter.updates.items():
-        vlm.model.layers[layer].self_attn.adapters[path] = update
+        vlm.model.layers[layer].self_attn.adapters[path].append(update)
     vlm.loss(batch).backward()
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters.clear()
+    for layer, path in adapter.updates:
+        vlm.model.layers[layer].self_attn.adapters[path].clear()
     for p in adapter.parameters():
         p.grad = None
 
@@ -141,7 +140,7 @@ def transformers_inputs(batch, image_token):
         "image_grid_thw": batch.grids.repeat(each, 1).to(batch.input_ids.device),
         "mm_token_type_ids": (batch.input_ids == image_token).int(),
     }
-    return inputs | ({"labels": batch.labels} if batch.supervised else {})
+    return inputs | ({"labels": batch.labels} if len(batch.answer_ids) else {})
 
 
 def their_step(model, inputs):
@@ -222,7 +221,7 @@ def flops_of(run):
 
 def known_picture(vlm, batch, example):
     with torch.no_grad():
-        return {image_key(example.images[0]): vlm.visual(batch.patches, batch.grids).cpu()}
+        return {example.visuals[0].key: vlm.visual(batch.patches, batch.grids).cpu()}
 
 
 def steps(args, vlm, processor, theirs):

@@ -3,6 +3,7 @@
 from conftest import picture
 
 from data import Example, Processor
+from tasks.images import Visual
 
 
 def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(processor):
@@ -23,11 +24,11 @@ def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(proc
 
 def test_an_odd_last_frame_is_repeated_and_a_still_image_is_two_equal_frames(processor):
     frames = [picture(60, 60, i) for i in range(3)]
-    odd, _ = processor.cut(tuple(frames))
-    even, grid = processor.cut((*frames, frames[-1]))
-    assert grid[0] == 2 and (odd == even).all()
-    still, _ = processor.cut(frames[0])
-    assert (still == processor.cut((frames[0], frames[0]))[0]).all()
+    even = Visual(*frames, frames[-1], is_video=True)
+    assert processor.grid(even)[0] == 2
+    assert (processor.cut(Visual(*frames, is_video=True)) == processor.cut(even)).all()
+    still = processor.cut(Visual(frames[0]))
+    assert (still == processor.cut(Visual(frames[0], frames[0], is_video=True))).all()
 
 
 def test_videos_train_and_answer_batched_as_alone(vlm, processor):

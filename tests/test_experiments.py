@@ -16,7 +16,6 @@ from experiments.comparisons import jaccard, paired, spearman, t_cdf, t_quantile
 from experiments.runs import Launcher, flag_set, rate
 from experiments.tables import PAGE, RESULTS, filled, markdown, places
 from files import InputError
-from harness.arguments import parse_args
 
 # Statistics
 
@@ -200,7 +199,7 @@ def test_a_run_that_fails_is_one_line(out, monkeypatch, capsys):
 def test_every_row_is_a_command_that_train_understands():
     for _, rows in suites.SUITES.values():
         for flags in rows.values():
-            parse_args(f"{suites.COMMON} {flags}".split())
+            train.arguments(f"{suites.COMMON} {flags}".split())
 
 
 # The page

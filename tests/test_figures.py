@@ -95,8 +95,8 @@ def test_the_curve_shows_the_loss_above_and_the_accuracy_below(tmp_path):
 
 def test_examples_draw_each_box_on_its_image_and_leave_out_what_is_not_there(tmp_path):
     image = Image.new("RGB", (100, 100), (90, 90, 90))
-    boxes = {"image": image, "caption": "the ring", "reference": (10, 20, 50, 60), "after": (40, 40, 90, 90)}
-    examples(tmp_path / "examples.png", [boxes, {"image": image, "caption": "how many?", "after": None}])
+    boxes = {"image": image, "caption": "the ring", "reference": (10, 20, 50, 60), "tuned": (40, 40, 90, 90)}
+    examples(tmp_path / "examples.png", [boxes, {"image": image, "caption": "how many?", "tuned": None}])
     picture = Image.open(tmp_path / "examples.png").convert("RGB")
     left, top, scale, second = 16, 60, 3, 16 + 316  # the first image's corner, its scale, and where the next one begins
     assert picture.getpixel((left + 10 * scale, top + 30 * scale)) == GREEN  # the left edge of the reference

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data import Example, Processor, load
 from model import VLM
+from tasks.images import Visual
 from tiny.build import PREPROCESSOR
 
 pytest.importorskip("transformers", reason="transformers is not installed (requirements-dev.txt)")
@@ -130,7 +131,7 @@ def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
             )
-            width, height = processor.resized(photo)
+            width, height = processor.resized(Visual(photo))
             text = text.replace("<|image_pad|>", "<|image_pad|>" * (width * height // 784))
             assert ids == tokenizer(text)["input_ids"]
 
@@ -146,6 +147,7 @@ def test_patches_of_real_photographs_equal(shared, tmp_path):
     reference.size = {"shortest_edge": 3136, "longest_edge": 200_000}
     for file in sorted((shared / "images").glob("*.*g")) + sorted((shared / "coco-photos/images").glob("*.jpg"))[:10]:
         seen = reference([Image.open(file)], return_tensors="pt")
-        patches, grid = processor.cut(file)
+        visual = Visual(file)
+        patches, grid = processor.cut(visual), processor.grid(visual)
         assert list(grid) == seen["image_grid_thw"][0].tolist()
         assert (patches - seen["pixel_values"]).abs().max() <= 1e-5

@@ -86,7 +86,7 @@ def test_every_answer_of_a_conversation_is_a_row_after_the_turns_before_it(tmp_p
     first, second = load("llava", tmp_path, "train")
     assert (first.prompt, first.answer, first.history) == ("What is it?", "a ring", ())
     assert (second.prompt, second.answer, second.history) == ("Its colour?", "red", (("What is it?", "a ring"),))
-    ids, supervised = processor.tokens(second)
+    ids, supervised, _ = processor.tokens(second)
     text = processor.tokenizer.decode(ids, skip_special_tokens=False)
     assert text.count("<|vision_start|>") == 1 and text.index("<|vision_end|>What is it?") > 0
     assert "assistant\na ring<|im_end|>\n<|im_start|>user\nIts colour?<|im_end|>" in text

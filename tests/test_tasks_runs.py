@@ -19,7 +19,7 @@ from task_folders import (
 
 import data
 import train
-from harness import evaluate
+from harness.evaluate import score_again
 from tasks import TASKS, Task, score
 from tasks.rows import json_rows
 from tasks.scenes import DRAWN
@@ -45,8 +45,8 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     assert {"prompt", "text", "parsed", "reference", "score", "metric"} <= rows[0].keys()
     assert report["tuned"]["accuracy"] is not None and report["tuned"]["by_kind"]
     capsys.readouterr()
-    evaluate.main(["score", str(tmp_path / "run/predictions.jsonl")])
-    assert f"{len(rows)} answers scored anew, 0 scores differ" in capsys.readouterr().out
+    train.main(["--score", str(tmp_path / "run/predictions.jsonl")])
+    assert f"{len(rows)} answers scored again, 0 scores differ" in capsys.readouterr().out
 
 
 def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, monkeypatch, capsys):
@@ -112,9 +112,9 @@ def test_a_changed_score_is_found_by_scoring_again(tmp_path, capsys):
     row = {"data": "sums", "kind": "", "group": "", "metric": "number", "text": "so 41 + 1 = 42.", "reference": "42"}
     row |= {"size": None, "resized": None, "images": [], "videos": 0, "when": "tuned", "parsed": "42", "failed": False}
     write_lines(tmp_path / "p.jsonl", [row | {"score": 1.0}, row | {"score": 0.0}])
-    assert evaluate.rescore(tmp_path / "p.jsonl") == 1
+    assert score_again(tmp_path / "p.jsonl") == 1
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["score", str(tmp_path / "absent.jsonl")])
+        train.main(["--score", str(tmp_path / "absent.jsonl")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "absent.jsonl: no such file" in said
 

@@ -25,7 +25,7 @@ from tokenizers import (
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from data import SYSTEM
+from backbones.qwen2_5_vl import SYSTEM
 from tasks.rows import GROUNDING_PROMPT
 from tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
 

@@ -84,10 +84,11 @@ METHODS["ablation"] = Ablation
 
 def continue_from(adapter, path):
     """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have. Raises
-    InputError if the file is no Image-LoRA, or none of its heads is in this one."""
+    InputError if the file is no Image-LoRA."""
     tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path).get("settings", "{}"))
-    common = 0
-    for layer, heads in settings.get("heads", {}).items():
+    if "heads" not in settings:
+        raise InputError(f"{path}: no Image-LoRA to continue from")
+    for layer, heads in settings["heads"].items():
         if layer not in adapter.layers:
             continue
         update = adapter.layers[layer]
@@ -96,6 +97,3 @@ def continue_from(adapter, path):
         for i, h in enumerate(update.heads.tolist()):
             if h in heads:
                 update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
-                common += 1
-    if common == 0:
-        raise InputError(f"{path}: no Image-LoRA with a head that this one has: nothing to continue from")
