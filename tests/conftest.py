@@ -73,6 +73,15 @@ def processor(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def finished(checkpoint, tmp_path_factory):
+    """(folder, report) of one short run of train.py."""
+    from short_run import run
+
+    out = tmp_path_factory.mktemp("run")
+    return out, run(checkpoint, out)
+
+
+@pytest.fixture(scope="session")
 def shared():
     """The folder of real photographs, annotations and vocabulary."""
     if not SHARED.is_dir():

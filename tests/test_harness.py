@@ -1,0 +1,276 @@
+"""What surrounds a run: flags, start-up, workers, saved states, questions; and one line for every kind of bad input."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, picture, small_config, write_checkpoint
+from PIL import Image
+from short_run import SMALL_RUN, adapter_of, equal, run
+
+import train
+from data import load
+from files import read_safetensors, write_safetensors
+from model import VLM
+from tasks.images import file_size
+
+
+def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):
+    vlm = VLM.from_pretrained(checkpoint)
+    picture_bytes = 16 * vlm.config.hidden * 4
+    run(checkpoint, tmp_path, f"--cache-vision={2.5 * picture_bytes / 2**30}")
+    assert "images   2 of " in capsys.readouterr().out
+
+
+def test_a_bad_picture_met_by_a_worker_is_one_line(checkpoint, tmp_path, capsys):
+    rows = [{"image": f"{i}.jpg", "prompt": "What?", "answer": "a ring"} for i in range(4)]
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(4):
+        picture(120, 120, i).save(tmp_path / f"{i}.jpg")
+    file = tmp_path / "3.jpg"
+    file.write_bytes(file.read_bytes()[:-400])  # its header is whole
+    args = [
+        "--model",
+        str(checkpoint),
+        "--data=jsonl",
+        "--data-root",
+        str(tmp_path),
+        "--selection=all",
+        "--method=lora",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*args, "--eval-limit=1", "--batch=1", "--workers=1", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert (
+        stop.value.code == 2 and "error: " in said and "3.jpg: not a complete image" in said and "Traceback" not in said
+    )
+
+
+def test_states_are_kept_where_asked(checkpoint, tmp_path):
+    run(checkpoint, tmp_path, "--save-every=2", "--keep-states")
+    steps = [torch.load(tmp_path / f"state-{n}.pt", weights_only=True)["step"] for n in (2, 4)]
+    assert steps == [2, 4]
+
+
+def test_a_preamble_and_larger_pictures_change_the_share_of_text(checkpoint, tmp_path, capsys):
+    lines = []
+    for flags in ([], ["--preamble=40"], ["--min-pixels=50176"]):
+        run(checkpoint, tmp_path / str(len(lines)), "--method=none", *flags)
+        said = capsys.readouterr().out
+        line = next(line for line in said.splitlines() if line.startswith("data     scenes-day val"))
+        lines.append([int(n) for n in re.findall(r"/ (\d+) /", line)])  # medians: visual, text
+    (visual, text), (same, longer), (more, equal) = lines
+    assert same == visual == 16 and longer > text + 40
+    assert more == 64 and text <= equal < text + 8  # larger coordinates have more digits
+
+
+def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, capsys):
+    folder = write_checkpoint(tmp_path / "model", raw=small_config() | {"max_position_embeddings": 120})
+    rows = [{"prompt": "2+2?", "answer": "4"}, {"prompt": "long " * 99, "answer": "5"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "val.jsonl").write_text(json.dumps(rows[0]))
+    where = ["--model", str(folder), "--data", "jsonl", "--data-root", str(tmp_path), "--out", str(tmp_path / "out")]
+    train.main([*where, "--method", "lora", "--steps", "1", "--max-new-tokens", "4"])
+    assert f"skipped  1 of 2 rows, longer than 120 tokens: {tmp_path}/train.jsonl:2" in capsys.readouterr().out
+
+
+def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
+    run(checkpoint, tmp_path)
+    said = capsys.readouterr().out
+    for part in (
+        "parameters in float32 on cpu",
+        "tokens a row (min / median / max): visual 16 / 16 / 16",
+        ">>>[",
+        "<|im_end|><<<",
+    ):
+        assert part in said
+    assert (
+        "<|image_pad|> x 16" in said
+        and "trainable parameters, 4 steps of 4 rows, learning rate" in said
+        and "layer" in said
+    )
+
+
+WITHOUT_RESOURCE = """
+import multiprocessing, sys
+sys.modules["resource"] = None  # as on Windows: importing it fails
+sys.path.insert(0, sys.argv[1])
+import train
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")  # as on Windows and macOS
+    train.main(sys.argv[2:])
+"""
+
+
+def test_a_run_without_the_module_resource_and_with_spawned_workers_gives_the_same_adapter(
+    finished, checkpoint, tmp_path
+):
+    out, _ = finished
+    (tmp_path / "start.py").write_text(WITHOUT_RESOURCE)
+    args = [
+        "--model",
+        str(checkpoint),
+        "--data",
+        "scenes-day",
+        *SMALL_RUN,
+        "--workers=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    command = [sys.executable, str(tmp_path / "start.py"), str(ROOT), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert equal(adapter_of(out), adapter_of(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/report.json").read_text())["peak_memory_bytes"] is None
+
+
+# -- bad input: one line, exit code 2, nothing half-written
+
+
+def refused(capsys, *arguments):
+    """Run train.py; it must end with code 2 and one line on stderr, which is returned."""
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*map(str, arguments)])
+    assert stopped.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+@pytest.fixture
+def own(tmp_path, checkpoint):
+    """A folder with own rows; `own(train rows)` gives the arguments of a run on them."""
+    picture(100, 80).save(tmp_path / "a.png")
+
+    def arguments(*rows):
+        good = {"image": "a.png", "sent": "cup", "bbox": [1, 2, 30, 40]}
+        for split, content in (("train", rows or [good]), ("val", [good])):
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, content)))
+        where = ["--data", "jsonl", "--data-root", tmp_path, "--out", tmp_path / "out", "--steps", "1"]
+        return ["--model", checkpoint, *where, "--max-new-tokens", "4", "--probe-samples", "1"]
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "b.png", "sent": "cup", "bbox": [1, 2, 3, 4]}, "train.jsonl:1: its image b.png"),
+        ({"image": "a.png", "sent": "cup", "bbox": [1, 2, 3]}, "train.jsonl:1: a box is four numbers"),
+        ({"image": "a.png", "sent": "cup", "bbox": [1, 2, 300, 4]}, "does not lie in its image"),
+        ({"image": "a.png", "prompt": "cup", "answer": ""}, "train.jsonl:1: the answer has no tokens"),
+        ({"prompt": "cup", "answer": "b"}, "no image"),
+    ],
+)
+def test_bad_rows_end_the_run_before_it_starts(own, tmp_path, capsys, row, message):
+    assert message in refused(capsys, *own(row))
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
+    arguments = own()
+    for content in (b"", (tmp_path / "a.png").read_bytes()[:200]):
+        (tmp_path / "a.png").write_bytes(content)
+        file_size.cache_clear()
+        assert "a.png: not a complete image" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/no/such/folder"], "/no/such/folder: no such checkpoint folder"),
+        (["--device", "cuda:9"], "--device cuda:9: there is no such device here"),
+        (["--device", "gpu"], "--device gpu: there is no such device here"),
+        (["--data", "cocoref"], "unknown data set 'cocoref'; known: refcoco"),
+        (["--data", "refcoco", "--data-root", "/no/such/folder"], "/no/such/folder: no refcoco here; put"),
+        (["--data", "scenes-day", "--heads", "7"], "--heads 7: the model has 6 value heads"),
+        (["--data", "scenes-day", "--selection", "magic"], "magic: no such file"),
+        (["--data", "scenes-day", "--method", "full", "--lr", "1e30"], "the loss is nan"),
+        (["--data", "scenes-day", "--max-pixels", "100"], "max_pixels 100 is below min_pixels"),
+        (["--data", "scenes-day", "--out", "/dev/null/run"], "--out /dev/null/run: cannot be made"),
+        (["--resume", "/no/such/run"], "arguments.json: no such file"),
+        (
+            ["--data", "scenes-day", "--eval-only", "--adapter", "/no/such.safetensors"],
+            "/no/such.safetensors: no such file",
+        ),
+    ],
+)
+def test_bad_arguments_end_the_run_with_one_line(checkpoint, tmp_path, capsys, arguments, message):
+    assert message in refused(capsys, "--model", checkpoint, *SMALL_RUN, "--out", tmp_path / "out", *arguments)
+
+
+def test_an_adapter_of_another_checkpoint_is_refused(finished, tmp_path, capsys):
+    out, _ = finished
+    other = write_checkpoint(tmp_path / "other", seed=9)
+    arguments = [
+        "--data",
+        "scenes-day",
+        "--eval-only",
+        "--adapter",
+        out / "adapter.safetensors",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert "made for another checkpoint" in refused(capsys, "--model", other, *SMALL_RUN, *arguments)
+
+
+def test_a_misshapen_checkpoint_is_refused_from_the_command_line(checkpoint, tmp_path):
+    """The same through a real process: exit code 2, one line, no traceback."""
+    folder = write_checkpoint(tmp_path / "model")
+    tensors = dict(read_safetensors(folder / "model.safetensors"))
+    tensors["model.norm.weight"] = torch.zeros(3)
+    write_safetensors(folder / "model.safetensors", tensors, {})
+    command = [sys.executable, str(ROOT / "train.py"), "--model", str(folder), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: {folder}/model.safetensors: model.norm.weight is [3], config.json asks for [64]\n"
+
+
+def test_one_question_about_one_picture_is_answered_before_and_after(finished, checkpoint, tmp_path, capsys):
+    out, _ = finished
+    picture(112, 112).save(tmp_path / "photo.png")
+    adapter = ["--adapter", str(out / "adapter.safetensors")]
+    where = ["--image", str(tmp_path / "photo.png"), "--prompt", "What is this?", "--max-new-tokens", "5"]
+    train.main(["--model", str(checkpoint), "--eval-only", *adapter, *where, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if line.startswith(("base", "tuned"))] == ["base", "tuned"]
+    with Image.open(tmp_path / "out/answer.png") as drawn:
+        assert min(drawn.size) > 300
+    where[1] = str(tmp_path / "missing.png")
+    assert "missing.png: no such image" in refused(capsys, "--model", checkpoint, "--eval-only", *where)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--steps", "1", "--epochs", "1"],
+        ["--steps", "0"],
+        ["--image", "x"],
+        ["--rank", "0"],
+        ["--adapter", "x"],
+        ["--method", "dora"],
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        train.arguments(arguments)
+    assert stopped.value.code == 2
+
+
+def test_help_gives_every_flag_a_help_string_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        train.arguments(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--tau TAU a layer's share of the budget goes with its score to this power (default: 0.5)" in said
+
+
+def test_drawn_data_needs_a_limit_and_train_gives_one(checkpoint):
+    assert len(load("scenes-day", None, "train", 5)) == 5
+    assert math.isfinite(train.arguments([]).limit)
