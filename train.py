@@ -75,10 +75,11 @@ def run(args, command):
 
     # ========== 2. The frozen model and its processor ==========
     device, dtype = choose_device(args.device, args.dtype)
-    mixed = args.method == "full" and dtype == torch.bfloat16  # bfloat16 weights would round small steps away, so a
-    dtype = torch.float32 if mixed else dtype  # model that is trained itself has float32 weights, bfloat16 arithmetic
-    scratch_seed = args.seed if args.from_scratch else None
+    mixed = args.method == "full" and dtype == torch.bfloat16
+    if mixed:  # bfloat16 weights would round small steps away: only the arithmetic is bfloat16
+        dtype = torch.float32
     limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
+    scratch_seed = args.seed if args.from_scratch else None
     vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed)
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers])
@@ -121,16 +122,17 @@ def run(args, command):
     logits, logit_change = text_logits(vlm, processor), None
 
     # ========== 5. The probe: which heads ==========
-    adapter, parameters, method = None, [], "none"
     if examples and state["heads"] is None and "heads" in options_of(args.method):
         score = partial(probe, vlm, processor, examples, known, args.probe_samples, args.probe_seed)
-        state["heads"], state["scores"] = choose_heads(
-            vlm.config, args.selection, args.heads, args.tau, args.seed, score
-        )
+        found = choose_heads(vlm.config, args.selection, args.heads, args.tau, args.seed, score)
+        state["heads"], state["scores"] = found
+    if state["heads"] and RANK == 0:
+        save_selection(out / "heads.json", state["heads"], state["scores"])
     if args.probe_only:
         return report.show_probe(out, state["heads"], state["scores"])
 
-    # ========== 6. What is trained ==========
+    # ========== 6. What is trained: nothing, an adapter, or the model itself ==========
+    adapter, parameters, method = None, [], "none"
     if examples:
         method = args.method
         settings = vars(args) | {"heads": state["heads"], "gamma": args.gamma if args.learn_gamma else None}
@@ -140,8 +142,7 @@ def run(args, command):
         show_method(method, parameters, steps, rows_a_step, args.lr, state["heads"])
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
-        parameters = list(adapter.parameters())
-        (method,) = (name for name, kind in METHODS.items() if kind is type(adapter))
+        parameters, method = list(adapter.parameters()), read_metadata(args.adapter)["method"]
 
     # ========== 7. Training ==========
     if examples:
@@ -163,19 +164,16 @@ def run(args, command):
     # ========== 9. The adapter, the report, the pictures ==========
     if RANK > 0:  # all processes hold the same result, the first one writes it
         return
-    if state["heads"]:
-        save_selection(out / "heads.json", state["heads"], state["scores"])
     if examples and adapter:
         adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         adapter.save(out / "adapter.safetensors")
     elif examples:
         vlm.save(out / "checkpoint")
         processor.save(out / "checkpoint")
-    measured = report.measured(
-        vlm, adapter, parameters, steps, state["log"], logit_change, predictions, next(iter(held_out))
-    )
-    report.write(out, vars(args) | {"method": method}, measured, state["log"], predictions, command)
-    report.draw(out, measured, state["scores"], state["log"], next(iter(held_out.values())), predictions)
+    log, main_data = state["log"], sets[0][0]
+    measured = report.measured(vlm, adapter, parameters, steps, log, logit_change, predictions, main_data)
+    report.write(out, vars(args) | {"method": method}, measured, log, predictions, command)
+    report.draw(out, measured, state["scores"], log, held_out[main_data], predictions)
     report.print_table(measured)
     print(f"\n  written to {out}")
 
@@ -340,7 +338,10 @@ def main(argv=None):
     try:
         args = arguments(argv)
         with all_processes():
-            score_again(args.score) if args.score else run(args, command)
+            if args.score:
+                score_again(args.score)
+            else:
+                run(args, command)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -40,10 +40,10 @@ def by_image(examples):
 
 def evaluation_batches(processor, examples, size, share_images):
     """Numbers of examples in batches of at most `size`: questions about one image together (they share its row, if
-    `share_images`), rows of like length together (little padding)."""
+    `share_images`), rows of about the same length together (little padding)."""
     groups = by_image(examples) if share_images else [[i] for i in range(len(examples))]
     groups = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
-    lengths = [processor.count(e)[0] for e in examples]
+    lengths = [sum(processor.visual_tokens(v) for v in e.visuals) + len(e.prompt) // 4 for e in examples]
     batches = []
     for group in sorted(groups, key=lambda group: sum(lengths[i] for i in group)):
         if not batches or len(batches[-1]) + len(group) > size:

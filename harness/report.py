@@ -38,7 +38,10 @@ def show_method(method, parameters, steps, rows, lr, heads):
 
 
 def show_probe(out, heads, scores):
-    """Print every value head with its score, the highest first, and draw the map. scores [L][G]; heads {layer: [heads]}."""
+    """Print every value head with its score, the highest first, and draw the map. scores [L][G]; heads {layer: [heads]}.
+    Raises InputError if nothing was probed."""
+    if scores is None:
+        raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
     ranked = sorted(
         ((score, layer, h) for layer, row in enumerate(scores) for h, score in enumerate(row)), reverse=True
     )
