@@ -112,6 +112,27 @@ def computed_twice(forward):
 
 
 @contextmanager
+def mlp_only_at(layer, index):
+    """While this lasts, a decoder layer runs its MLP at the flat positions `index` only; the others leave it as they are
+    after attention. Around the last layer this changes nothing, if nobody reads the others."""
+    complete, wrapped = layer.forward, "forward" in vars(layer)  # wrapped: by compute_twice
+
+    def forward(x, *args):
+        x = x + layer.self_attn(layer.input_layernorm(x), *args)
+        rows = x.flatten(0, 1)[index]
+        rows = rows + layer.mlp(layer.post_attention_layernorm(rows))
+        return x.flatten(0, 1).index_copy(0, index, rows).view_as(x)
+
+    layer.forward = computed_twice(forward) if wrapped else forward
+    try:
+        yield
+    finally:
+        layer.forward = complete
+        if not wrapped:
+            del layer.forward
+
+
+@contextmanager
 def weights_kept(layers, attend):
     """While this lasts, the decoder's layers compute attention by `attend`, which also returns the weights, [B, H, T, S].
     Yields the list to which each layer adds its weights."""

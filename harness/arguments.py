@@ -120,64 +120,73 @@ def make_parser(methods, criteria):
     """The flags in groups: first the ten that matter most. A flag whose default depends on others has None here; its
     help says what it will be."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
-    parser = argparse.ArgumentParser(description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    usage = "python train.py [flags]"
+    parser = argparse.ArgumentParser(usage=usage, description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
     yes_no = argparse.BooleanOptionalAction
 
     def group(title):
         g = parser.add_argument_group(title)
 
         def add(name, help, default=None, **options):
+            if options.get("type") in (int, float):
+                options["metavar"] = "N" if options["type"] is int else "X"
             g.add_argument(name, help=help, default=default, **options)
 
         return add
 
     add = group("the ten flags that matter first")
-    add("--model", "checkpoint folder or hub id; tiny: the model that comes with this program", "tiny")
-    add("--data", f"data set, NAME or NAME=FOLDER: {', '.join(TASKS)} (default: scenes)")
-    add("--data-root", "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)")
+    models = "checkpoint folder or hub id; tiny: the model that comes with this program"
+    add("--model", models, "tiny", metavar="NAME")
+    sets = f"data set, NAME or NAME=FOLDER: {', '.join(TASKS)} (default: scenes)"
+    add("--data", sets, metavar="NAME")
+    where = "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)"
+    add("--data-root", where, metavar="FOLDER")
     add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
     add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
     add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 500)", type=int)
-    add("--lr", f"peak learning rate (default by method, real and drawn data: {LEARNING_RATES})", type=float)
+    rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items() if real)
+    add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
     add("--max-pixels", f"largest area of a resized image; 784 are one token (default: {MAX_PIXELS})", type=int)
-    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)")
+    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
     add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
 
     add = group("instead of training")
     add("--eval-only", "train nothing; with --adapter also evaluate that", False, action=yes_no)
-    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at")
-    add("--prompt", "with --eval-only: one question, answered before and after --adapter")
-    add("--image", "with --prompt: ask about these images", [], nargs="*")
+    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at", metavar="FILE")
+    add("--prompt", "with --eval-only: one question, answered without and with --adapter", metavar="TEXT")
+    add("--image", "with --prompt: ask about these images", [], nargs="*", metavar="FILE")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
 
     add = group("model")
     add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
     add("--from-scratch", "random weights for the model's config.json", False, action=yes_no)
-    add("--device", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", "auto")
+    add("--device", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", "auto", metavar="NAME")
     dtypes = ("auto", "float32", "bfloat16")
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
 
     add = group("data")
-    add("--train-split", "split to probe and train on", "train")
+    add("--train-split", "split to probe and train on", "train", metavar="NAME")
     add("--limit", f"training rows; 0: all ({by_data('limit')})", type=int)
     add("--eval", "data sets to evaluate on (default: --data)", nargs="+", metavar="NAME")
     add("--also", "further data sets to evaluate on (default for scenes: scenes-day sums)", nargs="*", metavar="NAME")
-    add("--eval-split", "their split (default: by data set, mostly val)")
+    add("--eval-split", "their split (default: by data set, mostly val)", metavar="NAME")
     add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=int)
-    add("--annotations", "where to fetch RefCOCO's from: hub file, URL or zip file", ANNOTATIONS)
-    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES)
+    source = "where to fetch RefCOCO's annotations from: hub file, URL or zip file"
+    add("--annotations", source, ANNOTATIONS, metavar="FILE")
+    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES, metavar="URL")
     add("--preamble", "words of unrelated text before each question", 0, type=int)
 
     add = group("method")
     add("--rank", "R", 8, type=int)
     add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
     add("--gamma", f"gamma at the start; the tiny model learns faster from 1 ({by_data('gamma')})", type=float)
-    add("--selection", f"probe, {', '.join(criteria)}, random, all, or a heads.json of another run", "probe")
+    selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
+    add("--selection", selections, "probe", metavar="NAME")
     add("--tau", "a layer's share of the budget goes with its score to this power", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
     add("--probe-seed", "draws the probe's A and its rows", 0, type=int)
-    add("--targets", "projections that --method lora adapts", "qkvo")
+    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
     add("--continue-from", "start from an Image-LoRA, in the heads it also has", metavar="ADAPTER")
 
     add = group("ablations: one decision of the method taken otherwise, see variants/ablations.py")

@@ -268,7 +268,7 @@ def test_help_gives_every_flag_a_help_string_and_its_default(capsys):
     with pytest.raises(SystemExit):
         train.arguments(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "--tau TAU a layer's share of the budget goes with its score to this power (default: 0.5)" in said
+    assert "--tau X a layer's share of the budget goes with its score to this power (default: 0.5)" in said
 
 
 def test_drawn_data_needs_a_limit_and_train_gives_one(checkpoint):

@@ -165,15 +165,19 @@ def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_l
     assert not processor(questions(2)[:2], share_images=True).causal
 
 
-def test_the_head_is_applied_only_where_a_supervised_token_is_predicted(vlm, processor, monkeypatch):
+def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicted(vlm, processor, monkeypatch):
     batch = processor([Example(e.images, e.prompt, "it is a ring") for e in questions()], share_images=True)
     logits, targets = vlm(batch)[:, :-1], batch.labels[:, 1:]
     expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100])
     assert torch.equal(batch.answer_ids, targets[targets != -100])
-    head, count = vlm.head, []
+    head, layers, count = vlm.head, vlm.model.layers, []
     monkeypatch.setattr(vlm, "head", lambda x: count.append(len(x)) or head(x))
+    for layer in layers:
+        layer.mlp.register_forward_hook(lambda module, args, out: count.append(out[..., 0].numel()))
     assert abs(vlm.loss(batch) - expected) <= 1e-6
-    assert count == [len(batch.answer_ids)] and count[0] < batch.input_ids.numel() / 2
+    everywhere, answers = batch.input_ids.numel(), len(batch.answer_ids)
+    assert count == [everywhere, everywhere, answers, answers] and answers < everywhere / 2
+    assert all("forward" not in vars(layer) for layer in layers)  # the next call computes everything again
 
 
 def encoded(vlm, processor, image):
