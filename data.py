@@ -49,7 +49,7 @@ class Example:
     """One question about any number of images and videos."""
 
     images: list = field(default_factory=list)  # paths or PIL images
-    prompt: str = ""  # images come before it, then videos, unless it says "<image>" once for each of them
+    prompt: str = ""  # images, then videos come before it; or each at its own "<image>"
     answer: str | tuple | None = None  # text; a box x1, y1, x2, y2 in pixels of its image file; None: to generate
     source: str = ""  # where it is from ("val.jsonl:17"), for messages
     caption: str = ""  # what is asked for, for pictures
@@ -63,7 +63,7 @@ class Example:
 
     @cached_property
     def visuals(self):
-        """What is seen, in order: images, then videos. Each carries its size and its key."""
+        """The images, then the videos, in order. Each carries its size and its key."""
         images = [Visual(image) for image in self.images]
         return images + [Visual(*frames, is_video=True) for frames in self.videos]
 
@@ -73,7 +73,7 @@ class Example:
 
     def question(self):
         """The same without its answer: to generate."""
-        asked = copy(self)  # with what is known of its images
+        asked = copy(self)  # with the sizes and keys of its images
         asked.answer = None
         return asked
 
@@ -83,20 +83,20 @@ class Batch:
     """What the model takes. All tensors move with `.to`, except `grids`: the encoder plans its windows on the CPU."""
 
     input_ids: torch.Tensor  # [B, T] long
-    attention_mask: torch.Tensor  # [B, T] long, 0 on padding
+    attention_mask: torch.Tensor  # [B, T] long, 0 on padding; to count tokens (the model masks by segments)
     position_ids: torch.Tensor  # [3, B, T] long: time, height, width
     segments: torch.Tensor  # [B, T] long: 0, in a shared row also 1, 2, ... for its questions; -1 on padding
-    labels: torch.Tensor  # [B, T] long: the token's own id if it is supervised, else -100
-    visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens
-    visual_index: torch.Tensor  # [N] long: the same as flat positions, row * T + column
+    labels: torch.Tensor  # [B, T] long: the token's own id if it is supervised, else -100; the loss reads answer_ids
+    visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens; the model reads it as
+    visual_index: torch.Tensor  # [N] long: flat positions, row * T + column
     visual_source: torch.Tensor  # [N] long: which row of the encoder's output belongs there
-    answer_index: torch.Tensor  # long, flat: before each supervised token; to generate, the last token of each example
-    answer_ids: torch.Tensor  # long: the supervised tokens, which the output at these positions predicts
-    patches: torch.Tensor  # [P, 1176] float32, every image of the batch once
+    answer_index: torch.Tensor  # [answers], flat: before each supervised token; to generate, the last token of each
+    answer_ids: torch.Tensor  # [answers]: the supervised tokens, which the output there predicts; to generate, none
+    patches: torch.Tensor  # [P, 3 * 2 * 14 * 14] float32, every image of the batch once
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     causal: bool  # no padding and no segments: plain causal attention, without a mask
     examples: list = field(default_factory=list)  # (row, segment) of each Example
-    known: torch.Tensor | None = None  # [M, D] embeddings of further images, in visual_source after the encoder's
+    known: torch.Tensor | None = None  # [their tokens, D]: embeddings of further images, counted after the encoder's
 
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
@@ -192,15 +192,15 @@ class Processor:
         return math.prod(self.grid(visual)) // self.config.vision.merge**2
 
     def cut(self, visual):
-        """An image or video -> patches [t * h * w, 1176] in the encoder's order: slice by slice, through blocks of merge x
-        merge patches, the blocks row by row. Within a patch: channel, frame, row, column. The last frame is repeated
-        until slices are full, so a still image is two equal frames."""
+        """An image or video -> patches [t * h * w, 1176]: slice by slice, through blocks of merge x merge patches, row
+        by row. Within a patch: channel, frame, row, column. The last frame is repeated: an image is two equal ones."""
         c = self.config.vision
         t, h, w = self.grid(visual)
         frames = [self.pixels(frame, self.resized(visual)) for frame in visual.frames]
         frames += frames[-1:] * (-len(frames) % c.temporal_patch_size)
         pixels = torch.stack(frames)  # [t * 2, 3, h * 14, w * 14]
         blocks_down, blocks_across = (h // c.merge, c.merge, c.patch_size), (w // c.merge, c.merge, c.patch_size)
+        # slice, frame in it, channel, block row, patch row in it, pixel row in that, and the same across
         blocks = pixels.view(t, c.temporal_patch_size, c.channels, *blocks_down, *blocks_across)
         blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [t, h/2, w/2, 2, 2, 3, 2, 14, 14]
         return blocks.reshape(t * h * w, c.patch_values)
@@ -225,11 +225,11 @@ class Processor:
         s, newline = self.special, self.encode("\n")
         visuals = []
         for visual in example.visuals:
-            self.resized(visual, example.name)  # complains by the example's name
+            self.resized(visual, example.name)  # an error names the example
             pad = s["video_pad"] if visual.is_video else s["image_pad"]
             visuals.append([s["vision_start"], *[pad] * self.visual_tokens(visual), s["vision_end"]])
 
-        # The system line, earlier turns, the question. What is seen is in the first turn.
+        # The system line, earlier turns, the question. Images are in the first turn.
         ids = []
         if self.family.SYSTEM:
             ids += [s["im_start"], *self.encode(f"system\n{self.family.SYSTEM}"), s["im_end"], *newline]
@@ -248,8 +248,8 @@ class Processor:
         return Tokens([*ids, *answer_ids, s["im_end"]], len(ids), prefix)
 
     def user_turn(self, prompt, visuals):
-        """The ids of a user's turn and of the beginning of the assistant's. Text is encoded in pieces that end only at an
-        image, as the reference does it: newlines at the start of a prompt merge with the one before."""
+        """The ids of a user's turn and of the beginning of the assistant's. Text is encoded in pieces that end only at
+        an image, as the reference does it: newlines at the start of a prompt merge with the one before."""
         s, pieces = self.special, prompt.split(PLACE)
         if len(pieces) != len(visuals) + 1:
             pieces = [*[""] * len(visuals), prompt]
@@ -275,14 +275,14 @@ class Processor:
     def __call__(self, examples, share_images=False, known=None):
         """Examples -> Batch. All with answers: padded on the right, to train. None: padded on the left, to generate.
 
-        share_images: consecutive examples about the same images share one row. It has the images once, in segment 0, then
-        each question with its answer in a segment of its own, at the positions that it would have alone. The mask keeps
-        the segments apart, so loss and gradients are those of separate rows.
-        known: {Visual.key: visual embeddings [m, D]} of images that have been encoded before; they are not opened again.
+        share_images: consecutive examples about the same images share one row. It has the images once, in segment 0,
+        then each question with its answer in a segment of its own, at the positions that it would have alone. The mask
+        separates the segments, so loss and gradients are those of separate rows.
+        known: {Visual.key: embeddings [its tokens, D]} of images that were encoded before; they are not opened again.
         Raises ValueError for a mixture, InputError for a bad image or an example longer than the model's positions.
         """
-        answered = {example.answer is not None for example in examples}
-        if len(answered) != 1:
+        answered = [example.answer is not None for example in examples]
+        if not examples or any(answered) != all(answered):
             raise ValueError("a batch needs examples, all with answers (to train) or all without (to generate)")
         tokens = [self.tokens(example) for example in examples]
         most = self.config.max_positions
@@ -290,9 +290,8 @@ class Processor:
             if len(ids) > most:
                 raise InputError(f"{example.name}: {len(ids)} tokens, the model has {most} positions")
         new, old, source = self.images(examples, known or {})
-        rows, places = self.rows(examples, tokens, source, share_images)
-        batch = self.tensors(rows, places, pad_left=True not in answered)
-
+        rows, places = self.packed(examples, tokens, source, share_images)
+        batch = self.tensors(rows, places, pad_left=not all(answered))
         # Each image is opened and cut once, and only if its embeddings are not known.
         if new:
             batch.patches = torch.cat([self.cut(visual) for visual in new])
@@ -314,8 +313,8 @@ class Processor:
             count = end
         return new, old, source
 
-    def rows(self, examples, tokens, source, share_images):
-        """Pack examples into rows: ([{"ids", "labels", "segments", "positions", "source"}, ...], [(row, segment), ...])."""
+    def packed(self, examples, tokens, source, share_images):
+        """[{"ids", "labels", "segments", "positions", "source"}] of each row, [(row, segment)] of each example."""
 
         def shown(i):
             """What example i has in common with those that may share its row; its own number if nothing."""
@@ -323,23 +322,24 @@ class Processor:
             ids, _, prefix = tokens[i]
             return (keys, examples[i].fps, ids[:prefix]) if share_images and keys else i
 
+        # A group about the same images is a row: the first example brings the shared prefix, the others their own part.
         rows, places = [], []
         for _, group in groupby(range(len(examples)), key=shown):
             group = list(group)
             visuals = examples[group[0]].visuals
             grids = [self.grid(visual) for visual in visuals]
             row = {"ids": [], "labels": [], "segments": [], "positions": []}
-            row["source"] = [n for visual in visuals for n in source[visual.key]]
             for segment, i in enumerate(group, start=1):
                 ids, answer_start, prefix = tokens[i]
                 segment = 0 if len(group) == 1 else segment  # an ordinary row is all segment 0
-                start = 0 if i == group[0] else prefix  # the images are in the row once
-                row["ids"] += ids[start:]
-                row["labels"] += ([IGNORED] * answer_start + ids[answer_start:])[start:]
-                row["segments"] += ([0] * prefix + [segment] * (len(ids) - prefix))[start:]
-                row["positions"] += self.family.positions(self.config, ids, grids, examples[i].fps)[start:]
+                start = 0 if i == group[0] else prefix
+                labels = [IGNORED] * answer_start + ids[answer_start:]
+                segments = [0] * prefix + [segment] * (len(ids) - prefix)
+                positions = self.family.positions(self.config, ids, grids, examples[i].fps)
+                for name, values in zip(row, (ids, labels, segments, positions)):
+                    row[name] += values[start:]
                 places.append((len(rows), segment))
-            rows.append(row)
+            rows.append(row | {"source": [n for visual in visuals for n in source[visual.key]]})
         return rows, places
 
     def tensors(self, rows, places, pad_left):
@@ -364,8 +364,8 @@ class Processor:
         answer_index = (labels.flatten() != IGNORED).nonzero()[:, 0] - 1
         answer_ids = labels.flatten()[answer_index + 1]
         if len(answer_ids) == 0:
-            last = [(segments[row] == segment).nonzero().max().item() for row, segment in places]
-            answer_index = torch.tensor([row * T + column for (row, _), column in zip(places, last)])
+            last = [row * T + (segments[row] == segment).nonzero().max() for row, segment in places]
+            answer_index = torch.stack(last)
 
         return Batch(
             input_ids=input_ids,

@@ -50,7 +50,7 @@ def read_safetensors(file, device="cpu"):
 
 
 def read_metadata(file):
-    """The {key: text} that a safetensors file carries beside its tensors."""
+    """The {key: text} that a safetensors file carries together with its tensors."""
     with open_safetensors(file) as f:
         return f.metadata() or {}
 

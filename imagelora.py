@@ -1,7 +1,7 @@
 """Lecture 1. The method: Image-LoRA (arXiv 2512.19219), and the standard LoRA that it is compared with.
 
-You will see the paper's formula as it is written (`masked`), then the same result at a cost that grows with the visual
-tokens alone (`forward`). After that: how an adapter is attached to a frozen model, saved and loaded.
+You will see the paper's formula as it is written (`masked`), then the same result at a cost proportional to the number
+of visual tokens (`forward`). After that: how an adapter is attached to a frozen model, saved and loaded.
 
 A frozen attention layer computes the values V^(h) = X W_V^(h) of its value heads h. Image-LoRA adds a low-rank update,
 at the positions of visual tokens only, in a few selected heads only:
@@ -10,6 +10,7 @@ at the positions of visual tokens only, in a few selected heads only:
     s      = (alpha / R) * gamma / sqrt(n)
 
     paper                     here            shape
+    X                         x               [B, T, D], the layer's input
     M = diag(1[i in I_v])     visual_mask     [B, T] bool; its True positions, flat: visual_index [N]
     A                         A               [D, R], one per layer, shared by its heads
     B^(h)                     B               [n, R, K], one per selected head, 0 at the start
@@ -20,9 +21,8 @@ at the positions of visual tokens only, in a few selected heads only:
 Letters: B batch, T sequence length, N visual tokens in the batch, D hidden size, G value heads, K head size, R rank,
 n selected heads of a layer. With grouped-query attention a value head is a KV head: several query heads read it.
 
-What follows from the mask: a row without an image gives the frozen model's logits bit for bit, and decoding needs no
-adapter arithmetic, since generated tokens are text. The price: the update depends on the position, so it cannot be
-merged into W_V, as LoRA's can.
+What follows from the mask: a row without an image gives the frozen model's logits bit for bit; generated tokens are
+text and need no adapter arithmetic. The price: an update that depends on the position cannot be merged into W_V.
 """
 
 import json
@@ -43,9 +43,9 @@ class ImageLoRALayer(nn.Module):
         D, K, R, n = config.hidden, config.head_size, rank, len(heads)
         self.A = nn.Parameter(torch.randn(D, R) / R)  # normal, standard deviation 1 / R (authors' code)
         self.B = nn.Parameter(torch.zeros(n, R, K))  # zero, so that step 0 is exactly the frozen model
-        self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # authors' code; a review of the paper has one per head
+        self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # one per layer (a review of the paper: one per head)
         self.scale = alpha / R
-        self.norm = n**-0.5  # 1 / sqrt(n)
+        self.norm = n**-0.5  # 1 / sqrt(n): a factor, not a layer
         self.register_buffer("heads", torch.tensor(heads), persistent=False)  # [n]: which of the G value heads
 
     @property
@@ -64,16 +64,17 @@ class ImageLoRALayer(nn.Module):
         return V.flatten(2)
 
     def forward(self, v, x, visual_index):
-        """The same, fast: gather the N visual rows, multiply, add back. The cost is proportional to N, and nothing
-        waits for the GPU. visual_index [N]: flat positions, row * T + column; None: no visual token."""
+        """The same, fast: gather the N visual rows, multiply, add back into v in place. The cost is proportional to N.
+        visual_index [N]: flat positions, row * T + column; None: no visual token."""
         if visual_index is None:
             return v
         n, R, K = self.B.shape
         G = v.shape[-1] // K
         X = x.flatten(0, 1)[visual_index]  # [N, D]: the visual rows
-        A, B = self.A.to(x.dtype), self.B.to(x.dtype).transpose(0, 1).reshape(R, n * K)  # the heads side by side
+        A = self.A.to(x.dtype)  # [D, R]
+        B = self.B.to(x.dtype).transpose(0, 1).reshape(R, n * K)  # the heads side by side
         update = self.s * (X @ A @ B)  # [N, n*K]
-        slots = visual_index[:, None] * G + self.heads  # [N, n]: where each update belongs in v seen as [B*T*G, K]
+        slots = visual_index[:, None] * G + self.heads  # [N, n]: where each update belongs in v viewed as [B*T*G, K]
         v.view(-1, K).index_add_(0, slots.flatten(), update.view(-1, K))
         return v
 
@@ -81,9 +82,9 @@ class ImageLoRALayer(nn.Module):
 class Adapter(nn.Module):
     """What all adapters share: updates {(layer, path): module} on the paths "q", "k", "v", "o" of attention layers.
 
-    A module's forward(y, x, visual_index) takes the path's frozen output y and its input x, and returns y with the
-    update. settings: the arguments that build the same adapter again. Both they and `notes` are saved, as text.
-    """
+    A module's forward(y, x, visual_index) returns the path's frozen output y with an update made of its input x. A
+    subclass also puts the modules into self.layers, which makes their parameters its own. settings: the arguments that
+    build the same adapter again; they and `notes` are saved as text."""
 
     options = ()  # names of the arguments after `config`; train.py fills them from its flags
     heads = None  # {layer: [value heads]} where heads are selected
@@ -91,11 +92,11 @@ class Adapter(nn.Module):
     def __init__(self, updates, settings):
         super().__init__()
         self.updates, self.settings, self.notes = updates, settings, {}
-        self.base, self.attached = None, []  # fingerprint of the model; where it is attached
+        self.base, self.attached = None, []  # fingerprint of the frozen model; where the updates are while attached
 
     def attach(self, vlm):
         """Put the updates into the model's attention layers. Raises ValueError if an adapter is there already."""
-        sites = [vlm.model.layers[layer].self_attn.adapters[path] for layer, path in self.updates]
+        sites = [vlm.model.layers[layer].self_attn.adapters[path] for layer, path in self.updates]  # lists (model.py)
         if self.attached or any(sites):
             raise ValueError("an adapter is attached already: detach it first")
         self.to(vlm.device)
@@ -114,25 +115,24 @@ class Adapter(nn.Module):
         """Write one safetensors file, with the model's fingerprint. Raises ValueError if it was never attached."""
         if self.base is None:
             raise ValueError("attach the adapter before saving it: the file names the model that it belongs to")
-        (method,) = (name for name, kind in METHODS.items() if kind is type(self))
+        (method,) = [name for name, kind in METHODS.items() if kind is type(self)]
         metadata = {"format_version": FORMAT, "method": method, "base": self.base}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         write_safetensors(path, self.state_dict(), metadata)
 
 
 class ImageLoRA(Adapter):
-    """Image-LoRA on the value heads {layer: [heads]}. config: VLM.config; gamma: at the start, 0.01 in the authors' code.
+    """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: at the start, 0.01 in the authors' code.
     Raises ValueError for a layer or head that the model does not have, or no head at all."""
 
     options = ("heads", "rank", "alpha", "gamma")
 
     def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01):
         heads = check_heads(config, heads)
-        layers = {layer: ImageLoRALayer(config, hs, rank, alpha, gamma) for layer, hs in heads.items()}
-        updates = {(layer, "v"): update for layer, update in layers.items()}
+        updates = {(layer, "v"): ImageLoRALayer(config, hs, rank, alpha, gamma) for layer, hs in heads.items()}
         super().__init__(updates, {"heads": heads, "rank": rank, "alpha": alpha, "gamma": gamma})
         self.heads = heads
-        self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
+        self.layers = nn.ModuleDict({str(layer): update for (layer, _), update in updates.items()})
 
     def flops(self, tokens, visual_tokens):
         """Adapter-only training FLOPs of one step with N = visual_tokens: 6 * N * (D*R + R*n*K) a layer. These are two
@@ -178,7 +178,7 @@ class LoRA(Adapter):
         if not targets or not set(targets) <= sizes.keys():
             raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
         layers = [{t: LoRALayer(*sizes[t], rank, alpha) for t in targets} for _ in range(config.layers)]
-        updates = {(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}
+        updates = {(i, t): layers[i][t] for i in range(config.layers) for t in targets}
         super().__init__(updates, {"targets": list(targets), "rank": rank, "alpha": alpha})
         self.layers = nn.ModuleList(nn.ModuleDict(layer) for layer in layers)
 
@@ -191,8 +191,8 @@ METHODS = {"image-lora": ImageLoRA, "lora": LoRA}  # train.py's --method; a new 
 
 
 def load_adapter(path, vlm):
-    """Adapter file -> adapter, attached to `vlm`. Raises InputError if it is no such file, of another format, trained for
-    another base model, or if its tensors do not fit its settings."""
+    """Adapter file -> adapter, attached to `vlm`. Raises InputError if the file is none, has another format or base
+    model, or tensors that do not fit its settings."""
     metadata, tensors = read_metadata(path), dict(read_safetensors(path))
     if metadata.get("format_version", FORMAT) != FORMAT:
         raise InputError(f"{path}: written by another version (format {metadata['format_version']}); train it again")

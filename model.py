@@ -1,7 +1,7 @@
 """Lecture 2. The frozen vision-language model, written by hand.
 
-You will see a decoder like any other, and in it the one line where Image-LoRA acts: in `Attention.forward`, the line that
-begins with `v = self.adapted("v", ...)`. Everything else in this file stays as the checkpoint has it.
+You will see a decoder like any other, and in it the one line where Image-LoRA acts: in `Attention.forward`, the line
+that begins with `v = self.adapted("v", ...)`. Everything else in this file stays as the checkpoint has it.
 
     patches -> vision encoder -> visual embeddings -+
     token ids -> embedding table -------------------+-> Decoder -> head -> logits -> loss, text
@@ -9,8 +9,8 @@ begins with `v = self.adapted("v", ...)`. Everything else in this file stays as 
 Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no translation
 table. The vision encoder of a model family is in backbones/; so are norm, MLP and rotation, which all models share.
 
-Letters: B batch, T sequence length, S keys (T, or the length of the cache), N visual tokens in the batch, D hidden size,
-H query heads, G value (KV) heads, K head size, L layers, V vocabulary, Q questions that are being answered.
+Letters: B batch, T sequence length, S keys (T, or the length of the cache), N visual tokens in the batch, D hidden
+size, H query heads, G value (KV) heads, K head size, L layers, V vocabulary, Q questions that are being answered.
 """
 
 import torch
@@ -25,7 +25,7 @@ from backbones.layers import (
     frequencies,
     fused_attention,
     linear,
-    mlp_only_at,
+    only_at,
     rotate,
 )
 
@@ -37,7 +37,7 @@ def attention_mask(segments):
 
     An ordinary row is all segment 0. Where several questions share an image, segment 0 is the image, and segments 1, 2,
     ... are the questions: a token may look at earlier tokens of segment 0 and of its own segment, nothing else. Every
-    token may look at itself, so that padding stays finite: a softmax over nothing is NaN, and NaN spreads as 0 * NaN.
+    token may look at itself, padding too: a softmax over no key gives NaN, and in the next layer 0 * NaN is NaN again.
     """
     T = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
@@ -48,10 +48,12 @@ def attention_mask(segments):
 
 
 def attend(q, k, v, mask):
-    """Attention by hand: q [B, H, T, K]; k, v [B, G, S, K]; mask bool [B, 1, T, S] or None: causal. Returns softmax(q k^T / sqrt(K)) v,
-    [B, H, T, K], and its weights, [B, H, T, S]. The model calls `fused_attention`: the same numbers, faster.
+    """Attention by hand: softmax(q k^T / sqrt(K)) v, [B, H, T, K], and its weights, [B, H, T, S].
+
+    q [B, H, T, K]; k, v [B, G, S, K]; mask bool [B, 1, T, S] or None: causal. The model itself calls `fused_attention`:
+    the same output, faster, without the weights.
     """
-    groups = q.shape[1] // k.shape[1]  # each value head serves H / G query heads in turn
+    groups = q.shape[1] // k.shape[1]  # each value head serves H / G query heads, one after another
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # [B, H, S, K]
     scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5  # [B, H, T, S]
     if mask is None:  # causal
@@ -63,7 +65,7 @@ def attend(q, k, v, mask):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions: the place where the paper happens.
 
-    `adapters` has, for each path, what attached adapters add there. Nothing: the frozen model.
+    `adapters` has a list of updates for each path, those of the attached adapter. Empty lists: the frozen model.
     """
 
     def __init__(self, c, layer):
@@ -74,7 +76,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.hidden, c.value_heads * c.head_size)
         self.o_proj = Linear(c.heads * c.head_size, c.hidden, bias=False)
         self.adapters = {"q": [], "k": [], "v": [], "o": []}
-        self.attend = fused_attention
+        self.attention = fused_attention  # the same output as `attend`, faster
 
     def adapted(self, path, y, x, visual_index):
         """y = x W of the frozen model -> y plus the update of the attached adapter, if there is one."""
@@ -83,17 +85,17 @@ class Attention(nn.Module):
         return y
 
     def forward(self, x, cos, sin, mask, visual_index=None, cache=None):
-        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S], None: causal. visual_index [N]: the flat positions
-        (row * T + column) of the visual tokens in x, None while decoding text. Returns [B, T, D]."""
+        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S] or None: causal; visual_index [N]: flat positions,
+        row * T + column, of the visual tokens in x, None while decoding text. Returns [B, T, D]."""
         # What a token asks (q), what it is found by (k), and what it says to those who find it (v).
         q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
         k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
         v = self.v_proj(x)  # [B, T, G*K]: the frozen X W_V
 
         # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? The image comes first, so what a text
-        # token takes from an image token is its value, weighted by a softmax over keys. A changed key would change every
-        # softmax that looks at the image. Queries and outputs of visual tokens reach no text token in this layer. The
-        # value is the one path that changes what is seen, and not who is looked at.
+        # token takes from an image token is its value, weighted by a softmax over keys. A changed key would change
+        # every softmax that looks at the image. Queries and outputs of visual tokens reach no text token in this layer.
+        # The value is the one path that changes what is taken and not who is looked at.
         v = self.adapted("v", v, x, visual_index)
 
         # Split into heads, then turn queries and keys by their positions.
@@ -103,7 +105,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: those of earlier tokens, too
 
         # Each text token now mixes the values of the tokens that it looks at.
-        out = self.attend(q, k, v, mask)  # [B, H, T, K]
+        out = self.attention(q, k, v, mask)  # [B, H, T, K]
         out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
         return self.adapted("o", self.o_proj(out), out, visual_index)  # [B, T, D]
 
@@ -158,7 +160,7 @@ class Decoder(nn.Module):
         Returns [B, T, D]."""
         T = x.shape[1]
         cos, sin = self.rotary(position_ids)
-        x = x.float()  # in a bfloat16 model too, the residual stream adds up in float32: most of its rounding vanishes
+        x = x.float()  # also in a bfloat16 model: the sum over many layers would lose digits
         for layer in self.layers:
             x = layer(x, cos, sin, mask, visual_index, cache)
         if cache is not None:
@@ -205,7 +207,8 @@ class VLM(nn.Module):
         """Token embeddings with the visual embeddings at the visual positions, [B, T, D].
 
         Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.known`).
-        `visual_source` says which visual token belongs where, so several rows can show the same image.
+        visual_source[i] is the row of these embeddings that belongs at the i-th visual position; several positions may
+        name the same row, where several questions are about one image.
         """
         x = self.model.embed_tokens(batch.input_ids)
         if len(batch.visual_index) == 0:
@@ -218,7 +221,7 @@ class VLM(nn.Module):
         visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D]
         return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x)
 
-    def hidden(self, batch, cache=None):
+    def decoded(self, batch, cache=None):
         """The decoder's output at every position, [B, T, D]."""
         # Without padding and segments the mask is plain causal attention, which has a kernel of its own.
         mask = None if batch.causal else attention_mask(batch.segments)
@@ -230,20 +233,21 @@ class VLM(nn.Module):
 
     def forward(self, batch):
         """Logits [B, T, V]."""
-        return self.head(self.hidden(batch))
+        return self.head(self.decoded(batch))
 
     def loss(self, batch):
         """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
 
-        A token is predicted from the position before it. The head is applied at just those positions, `answer_index`: at
-        a vocabulary of 150,000, the logits of all positions would outweigh the rest of the step's memory. Raises
+        A token is predicted from the position before it. The head is applied at just those positions, `answer_index`:
+        at a vocabulary of 150,000, the logits of all positions would take more memory than the rest of the step. Raises
         ValueError if the batch supervises nothing.
         """
         if len(batch.answer_ids) == 0:
             raise ValueError("the batch has no supervised token: its examples have no answers")
-        with mlp_only_at(self.model.layers[-1], batch.answer_index):  # the same numbers, faster
-            x = self.hidden(batch).flatten(0, 1)  # [B*T, D]
-        logits = self.head(x[batch.answer_index])  # one for each supervised token
+        # Nothing reads the output at other positions, so the last MLP and the head leave them out.
+        with only_at(self.model.layers[-1].mlp, batch.answer_index):
+            x = self.decoded(batch).flatten(0, 1)  # [B*T, D]
+        logits = self.head(x[batch.answer_index])  # [supervised tokens, V]
         return F.cross_entropy(logits.float(), batch.answer_ids)
 
     @torch.no_grad()
@@ -252,7 +256,7 @@ class VLM(nn.Module):
 
         batch: of examples without answers, one a row or sharing rows. Returns one list of token ids per example, in
         input order, without the end token. The new tokens are text: Image-LoRA, which acts on visual tokens only, has
-        nothing to compute after the prefill. Raises ValueError if the batch holds answers or would outgrow the positions.
+        nothing to compute after the prefill. Raises ValueError if the batch has answers or would outgrow the positions.
         """
         if len(batch.answer_ids) > 0:
             raise ValueError("generate needs examples without answers (answer=None)")
@@ -283,26 +287,32 @@ class VLM(nn.Module):
         Returns the output at each question's last token x [Q, D], that token's position [Q], what the question may look
         at, visible [Q, T + room] bool, and the cache.
         """
+        # What each question may look at: segment 0 of its row, its own segment, and its new tokens.
         c, T = self.config, batch.input_ids.shape[1]
-        row, segment = torch.tensor(batch.examples, device=self.device).T  # [Q] each
-        own = batch.segments[row]  # [Q, T]
-        visible = (own == 0) | (own == segment[:, None])  # segment 0 and its own
+        row, segment = torch.tensor(batch.examples, device=self.device).unbind(dim=1)  # [Q] each
+        segments = batch.segments[row]  # [Q, T]
+        visible = (segments == 0) | (segments == segment[:, None])
         longest = int(visible.sum(dim=1).max())
         if longest + room > c.max_positions:
             raise ValueError(f"{longest} + {room} tokens do not fit in {c.max_positions} positions")
+        visible = torch.cat([visible, visible.new_ones(len(row), room)], dim=1)  # [Q, T + room]
 
+        # Every row is read once.
         cache = KVCache(c, len(batch.input_ids), T + room, self.dtype, self.device)
-        with mlp_only_at(self.model.layers[-1], batch.answer_index):
-            x = self.hidden(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
+        with only_at(self.model.layers[-1].mlp, batch.answer_index):
+            x = self.decoded(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
         position = batch.position_ids[0].flatten()[batch.answer_index]  # [Q]
-        cache.select(row)  # questions that share a row continue with copies of its keys and values
-        return x, position, torch.cat([visible, visible.new_ones(len(row), room)], dim=1), cache
+
+        # From here on one question a row: those that share one continue with copies of its keys and values.
+        cache.select(row)
+        return x, position, visible, cache
 
     def decode_one_token(self, token, position, visible, cache):
         """token [Q], position [Q] -> the decoder's output [Q, D]; the token's keys and values go into the cache."""
         x = self.model.embed_tokens(token[:, None])  # [Q, 1, D]
         mask = visible[:, None, None, : cache.length + 1]
-        return self.model(x, position.expand(3, 1, -1).mT, mask, None, cache)[:, 0]
+        position_ids = position[None, :, None].expand(3, -1, 1)  # [3, Q, 1]: for text all three are equal
+        return self.model(x, position_ids, mask, None, cache)[:, 0]
 
     from_pretrained = classmethod(checkpoint.from_pretrained)  # (path_or_hub_id, dtype, device) -> frozen VLM
     from_scratch = classmethod(checkpoint.from_scratch)

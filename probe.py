@@ -1,12 +1,13 @@
 """Lecture 4. Which heads? Influence scores, and a head budget that is split over the layers.
 
-You will see the paper's probe (section 3): attach a rank-1 Image-LoRA to every value head of every layer with B = 0, and
-measure how strongly the loss pulls at each head's B:
+You will see the paper's probe (section 3): attach a rank-1 Image-LoRA to every value head of every layer with B = 0,
+and measure how strongly the loss pulls at each head's B:
 
     score(h) = sum over probe batches of || dLoss / dB^(h) ||^2
 
-With B = 0 the model is the frozen one. A gradient step of size eta on B^(h) lowers the loss by eta * score(h), to first
-order: the score estimates how much adapting head h alone can help. One example a batch: square, then sum.
+With B = 0 the model is the frozen one. For one example, a gradient step of size eta on B^(h) lowers the loss by eta *
+|| dLoss / dB^(h) ||^2, to first order: an estimate of how much adapting head h alone can help. The score adds this up,
+one example a batch. Square first, then sum: so gradients that point in opposite directions do not cancel.
 
     scores = head_scores(vlm, batches)                    [L, G]
     heads = select_heads(scores, budget)                  {layer: [heads]}
@@ -26,9 +27,9 @@ from imagelora import ImageLoRA, check_heads
 
 
 def gradients(vlm, batches, updates, parameters):
-    """Put `updates`, one module a layer, on the value path, and yield dLoss/dparameters, [L, G, size] on the CPU, of one
-    batch after another. The model is left as it was; an adapter that is attached stays and acts too. Raises ValueError
-    for a batch without visual tokens, which could only give zero."""
+    """Put `updates`, one module a layer, on the value path, and yield dLoss/dparameters, [L, G, size] on the CPU, for
+    each batch. The model is left as it was; an adapter that is attached stays and acts too. Raises ValueError for a
+    batch without visual tokens, which could only give zero."""
     value_paths = [layer.self_attn.adapters["v"] for layer in vlm.model.layers]
     for path, update in zip(value_paths, updates):
         path.append(update.to(vlm.device))
@@ -49,8 +50,7 @@ def rank1_gradients(vlm, batches):
     scale s is the same for all heads, so it does not change the ranking."""
     c = vlm.config
     every_head = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
-    probe = ImageLoRA(c, every_head, rank=1, alpha=1, gamma=1.0)
-    layers = list(probe.layers.values())
+    layers = list(ImageLoRA(c, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
     return gradients(vlm, batches, layers, [layer.B for layer in layers])
 
 
@@ -74,26 +74,29 @@ class HeadGates(nn.Module):
 
 def gate(vlm, batches):
     """The criterion of the authors' published script: a scalar on each head's visual values, (dLoss/dgate)^2."""
-    gates = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
-    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, gates, [g.gate for g in gates]))
+    layers = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.gate for layer in layers]))
 
 
 CRITERIA = {"rank1": rank1, "gate": gate}  # (vlm, batches) -> scores [L, G]; a new one is a function and a line here
 
 
 def head_scores(vlm, batches, criterion="rank1", seed=0):
-    """The influence of every value head, float32 [L, G] on the CPU: for the paper's criterion, "rank1", the sum over the
-    batches of squared gradient norms.
+    """The influence of every value head, float32 [L, G] on the CPU: for the paper's criterion, "rank1", the sum over
+    the batches of squared gradient norms.
 
     batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
     criterion: a name in CRITERIA (further ones are in variants/criteria.py); seed: draws the probe's A. Raises
-    ValueError for an unknown criterion, or a batch without visual tokens.
+    ValueError for an unknown criterion, no batch, or a batch without visual tokens.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CRITERIA[criterion](vlm, batches)
+        scores = CRITERIA[criterion](vlm, batches)
+    if not torch.is_tensor(scores):  # a sum over nothing
+        raise ValueError("no probe batch: nothing to measure")
+    return scores
 
 
 def select_heads(scores, budget, tau=0.5):
@@ -109,9 +112,10 @@ def select_heads(scores, budget, tau=0.5):
     if not (scores.isfinite().all() and (scores >= 0).all()):
         raise ValueError("head scores must be finite and not negative")
     mass = scores.double().sum(dim=1)
-    weight = (mass / mass.max().clamp(min=1e-300)) ** tau
+    weight = (mass / mass.max().clamp(min=1e-300)) ** tau  # 1e-300: all masses may be 0
 
-    # A layer takes at most its G heads. What a full layer cannot take goes to the others, by the same rule.
+    # A layer takes at most its G heads. What a full layer cannot take goes to the others by the same rule (1e-9:
+    # rounding errors).
     share = torch.zeros(L, dtype=torch.double)
     while (left := budget - share.sum().item()) > 1e-9:
         has_room = share < G - 1e-9
@@ -123,8 +127,9 @@ def select_heads(scores, budget, tau=0.5):
     # Round down, then give what is missing to the largest remainders, until exactly `budget` heads are given.
     quota = (share + 1e-9).floor().long()
     remainder = (share - quota).tolist()
-    by_remainder = sorted((layer for layer in range(L) if quota[layer] < G), key=lambda layer: -remainder[layer])
-    for layer in by_remainder[: budget - int(quota.sum())]:
+    not_full = [layer for layer in range(L) if quota[layer] < G]
+    not_full.sort(key=lambda layer: -remainder[layer])
+    for layer in not_full[: budget - int(quota.sum())]:
         quota[layer] += 1
 
     ranked = scores.argsort(dim=1, descending=True, stable=True)

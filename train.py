@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks f
 import torch
 from torch.utils.data import DataLoader
 
+import probe
 from backbones.checkpoint import read_config
 from backbones.layers import compute_twice
 from data import Processor
@@ -47,22 +48,14 @@ from harness.report import show_example, show_method
 from harness.state import make_folder, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
-from probe import (
-    CRITERIA,
-    head_scores,
-    load_selection,
-    random_heads,
-    save_selection,
-    select_heads,
-)
-from variants.ablations import continue_from
+from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA
 
 HERE = Path(__file__).parent
 
 
 def arguments(argv=None):
     """The command line -> a Namespace with a value for every flag."""
-    return parse_args(argv, methods=[*METHODS, "full", "none"], criteria=CRITERIA)
+    return parse_args(argv, methods=[*METHODS, "full", "none"], criteria=probe.CRITERIA)
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -71,7 +64,7 @@ def arguments(argv=None):
 def run(args, command):
     """One run from its arguments (a Namespace made by `arguments`) to its report."""
     # ========== 1. The run: a new one, or the rest of an interrupted one ==========
-    args, out, state = start(args)
+    args, out, state = start(args)  # state, saved on the way: base, heads, scores, parameters, optimizer, step, log
 
     # ========== 2. The frozen model and its processor ==========
     device, dtype = choose_device(args.device, args.dtype)
@@ -82,14 +75,14 @@ def run(args, command):
     scratch_seed = args.seed if args.from_scratch else None
     vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed)
     if args.checkpointing:
-        compute_twice([*vlm.visual.blocks, *vlm.model.layers])
+        compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if args.prompt:
         tune = partial(load_adapter, args.adapter, vlm) if args.adapter else None
         return answer_one(vlm, processor, args.image, args.prompt, args.max_new_tokens or 200, tune, out)
 
     # ========== 3. The data: to train on, and held out ==========
-    read = partial(load_examples, processor, preamble=args.preamble)
-    read = partial(read, annotations=args.annotations, image_url=args.image_url)
+    sources = {"annotations": args.annotations, "image_url": args.image_url}
+    read = partial(load_examples, processor, preamble=args.preamble, **sources)
     sets = [] if args.probe_only else evaluation_sets(args)
     held_out = {name: read(name, root, split, args.eval_limit, room) for name, root, split, room in sets}
     examples = []
@@ -99,35 +92,36 @@ def run(args, command):
             raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         show_example(processor, examples[0])
     rows_a_step = args.batch * args.accumulate  # however many processes share them
-    steps = args.steps if examples else 0
-    if steps is None:
-        steps = math.ceil((args.epochs or 1) * len(examples) / rows_a_step)
+    steps = 0
+    if examples:
+        steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)
     if RANK == 0:
         make_folder(out, args)
 
-    # The encoder is frozen: each image that will be seen is encoded once.
-    soon = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
-    seen = [*itertools.chain(*held_out.values()), *(examples[i] for i in soon)]
-    known = encode_images(vlm, processor, [] if args.probe_only else seen, args.cache_vision)
+    # The encoder is frozen: each image that the run needs is encoded once.
+    upcoming = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
+    needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in upcoming)]
+    known = encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
     # ========== 4. What the frozen model answers, and its logits of text ==========
     def answers():
-        options = {"known": known, "size": args.eval_batch, "share_images": args.share_images}
-        found = [evaluate(vlm, processor, held_out[name], name, room, **options) for name, _, _, room in sets]
-        return [prediction for predictions in found for prediction in predictions]
+        found = []
+        for name, _, _, room in sets:
+            found += evaluate(vlm, processor, held_out[name], name, room, known, args.eval_batch, args.share_images)
+        return found
 
-    if state["base"] is None:
+    if state["base"] is None:  # as text, so that a resumed run has it in the same form
         state["base"] = json.dumps(answers() if args.base and not args.from_scratch else [])
     predictions = {"base": json.loads(state["base"]), "tuned": []}
     logits, logit_change = text_logits(vlm, processor), None
 
     # ========== 5. The probe: which heads ==========
     if examples and state["heads"] is None and "heads" in options_of(args.method):
-        score = partial(probe, vlm, processor, examples, known, args.probe_samples, args.probe_seed)
+        score = partial(probe_scores, vlm, processor, examples, known, args.probe_samples, args.probe_seed)
         found = choose_heads(vlm.config, args.selection, args.heads, args.tau, args.seed, score)
         state["heads"], state["scores"] = found
     if state["heads"] and RANK == 0:
-        save_selection(out / "heads.json", state["heads"], state["scores"])
+        probe.save_selection(out / "heads.json", state["heads"], state["scores"])
     if args.probe_only:
         return report.show_probe(out, state["heads"], state["scores"])
 
@@ -149,9 +143,8 @@ def run(args, command):
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
         rows_of_steps = [list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps)]
         batches = StepBatches(processor, examples, known, args.batch, args.share_images)
-        loader = DataLoader(
-            batches, batch_size=None, sampler=rows_of_steps, num_workers=args.workers, pin_memory=device.type == "cuda"
-        )
+        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
+        loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
         save = partial(save_state, state, out, args.keep_states)
         train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, args.save_every, save)
@@ -185,7 +178,7 @@ def pixel_limits(min_pixels, max_pixels, adapter_file):
 
 
 def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
-    """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights instead."""
+    """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights."""
     folder = HERE / "tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
     if scratch_seed is None:
@@ -200,14 +193,14 @@ def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
 # --------------------------------------------------------------------------------------------------------- the method
 
 
-def probe(vlm, processor, examples, known, samples, seed, criterion):
+def probe_scores(vlm, processor, examples, known, samples, seed, criterion):
     """Scores [L, G] by `samples` random examples that have an image, one a batch. They are training examples only."""
     with_image = [e for e in examples if e.visuals]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     chosen = [with_image[i] for i in order[:samples].tolist()]
     with progress(chosen, desc="probe") as bar:
         batches = (processor([e], known=known).to(vlm.device) for e in bar)
-        return head_scores(vlm, batches, criterion, seed)
+        return probe.head_scores(vlm, batches, criterion, seed)
 
 
 def choose_heads(config, selection, budget, tau, seed, score):
@@ -219,12 +212,12 @@ def choose_heads(config, selection, budget, tau, seed, score):
     if selection == "all":
         return {layer: list(range(config.value_heads)) for layer in range(config.layers)}, None
     if selection == "random":
-        return random_heads(config, budget, seed), None
+        return probe.random_heads(config, budget, seed), None
     criterion = "rank1" if selection == "probe" else selection
-    if criterion not in CRITERIA:
-        return load_selection(selection, config)
+    if criterion not in probe.CRITERIA:
+        return probe.load_selection(selection, config)
     scores = score(criterion)
-    return select_heads(scores, budget, tau), scores.tolist()
+    return probe.select_heads(scores, budget, tau), scores.tolist()
 
 
 def options_of(method):
@@ -285,7 +278,7 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, 
             bar.update()
             bar.set_postfix_str(words)
 
-        begun, late = time.perf_counter(), None
+        begun, pending = time.perf_counter(), None
         for step, batches in enumerate(loader, start=state["step"]):
             if isinstance(batches, InputError):
                 raise batches
@@ -300,34 +293,36 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, 
                 loss += batch_loss.detach()
 
             # What the step's means are over. Several processes add up their gradients and these sums.
-            counts = [sum(len(b.answer_ids) for b in batches), sum(int(b.attention_mask.sum()) for b in batches)]
-            counts += [sum(len(b.visual_index) for b in batches)]
-            sums = torch.cat([loss[None], torch.tensor(counts).to(vlm.device, non_blocking=True)])
+            supervised = sum(len(batch.answer_ids) for batch in batches)
+            tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+            visual = sum(len(batch.visual_index) for batch in batches)
+            counts = torch.tensor([supervised, tokens, visual]).to(vlm.device, non_blocking=True)
+            sums = torch.cat([loss[None], counts])  # [4]
             if WORLD > 1:
                 sums = sum_over_processes(parameters, sums)
 
             # The mean gradient over all supervised tokens of the step, clipped; one step of AdamW.
             for p in parameters:
                 if p.grad is not None:
-                    p.grad /= sums[1]
+                    p.grad /= sums[1]  # of all processes
             torch.nn.utils.clip_grad_norm_(parameters, clip)
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            # A step's numbers are read when the next step is on its way: the GPU never waits for them.
+            # The numbers of a step are read after the next step has started, so the GPU never waits.
             now = time.perf_counter()
-            if late:
-                log(late)
-            late = {"step": step, "sums": sums, "lr": rate(step), "ms": 1000 * (now - begun)}
-            late |= {"wait_ms": 1000 * waited, "elapsed": now - report.STARTED}
+            if pending:
+                log(pending)
+            pending = {"step": step, "sums": sums, "lr": rate(step), "ms": 1000 * (now - begun)}
+            pending |= {"wait_ms": 1000 * waited, "elapsed": now - report.STARTED}
             begun = now
 
-            # Now and then, all that a killed run needs to end in the same adapter.
+            # Every `save_every` steps: what a killed run needs to end in the same adapter.
             if (step + 1) % save_every == 0 or step + 1 == steps:
-                log(late)
-                late = None
+                log(pending)
+                pending = None
                 weights = [p.detach().cpu() for p in parameters]
                 state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
                 save()

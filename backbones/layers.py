@@ -1,6 +1,6 @@
 """Parts that both towers of a model use: RMSNorm, SwiGLU, rotary positions. And: the same numbers, faster.
 
-Whatever only makes things faster is here, so that the lectures need not speak of it: fused attention, matrix products
+Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products
 of few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
 
 Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, K head size.
@@ -97,7 +97,8 @@ def fused_attention(q, k, v, mask, causal=True):
 def compute_twice(blocks):
     """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping
     it. That takes the memory of one block in place of all, for a forward pass more. A frozen block under the lowest
-    adapted layer keeps nothing anyway."""
+    adapted layer keeps nothing anyway. Leave out the last block: the backward pass begins with it, so it costs nothing to
+    keep (and `only_at` is over by then)."""
     for block in blocks:
         block.forward = computed_twice(block.forward)
 
@@ -112,24 +113,20 @@ def computed_twice(forward):
 
 
 @contextmanager
-def mlp_only_at(layer, index):
-    """While this lasts, a decoder layer runs its MLP at the flat positions `index` only; the others leave it as they are
-    after attention. Around the last layer this changes nothing, if nobody reads the others."""
-    complete, wrapped = layer.forward, "forward" in vars(layer)  # wrapped: by compute_twice
+def only_at(mlp, index):
+    """While this lasts, an MLP runs at the flat positions `index` only; elsewhere its output is zero. For the last layer,
+    where nothing reads the others."""
 
-    def forward(x, *args):
-        x = x + layer.self_attn(layer.input_layernorm(x), *args)
-        rows = x.flatten(0, 1)[index]
-        rows = rows + layer.mlp(layer.post_attention_layernorm(rows))
-        return x.flatten(0, 1).index_copy(0, index, rows).view_as(x)
+    def forward(x):
+        rows = x.flatten(0, 1)
+        computed = type(mlp).forward(mlp, rows[index])
+        return torch.zeros_like(rows).index_copy(0, index, computed).view_as(x)
 
-    layer.forward = computed_twice(forward) if wrapped else forward
+    mlp.forward = forward
     try:
         yield
     finally:
-        layer.forward = complete
-        if not wrapped:
-            del layer.forward
+        del mlp.forward
 
 
 @contextmanager
@@ -144,9 +141,9 @@ def weights_kept(layers, attend):
         return out
 
     for layer in layers:
-        layer.self_attn.attend = attend_and_keep
+        layer.self_attn.attention = attend_and_keep
     try:
         yield kept
     finally:
         for layer in layers:
-            layer.self_attn.attend = fused_attention
+            layer.self_attn.attention = fused_attention

@@ -53,8 +53,8 @@ def parse_args(argv, methods, criteria):
     found = vars(args)
 
     # A data set is NAME or NAME=FOLDER.
-    known = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
-    found["data"], _, folder = (args.data or known).partition("=")
+    usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
+    found["data"], _, folder = (args.data or usual).partition("=")
     found["data_root"] = folder or args.data_root
     for name in (found["data"], *(args.eval or []), *(args.also or [])):
         if name.partition("=")[0] not in TASKS:
@@ -94,6 +94,8 @@ def nonsense(found):
         return "--adapter and --prompt need --eval-only"
     if found["image"] and not found["prompt"]:
         return "--image needs --prompt"
+    if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
+        return "--continue-from needs --method image-lora"
     return None
 
 
@@ -112,6 +114,8 @@ def evaluation_sets(args):
         if named in also and name not in DRAWN:  # it may have other splits
             split = None
         room = args.max_new_tokens or TASKS[name].new_tokens
+        if any(name == other for other, *_ in sets):
+            raise InputError(f"--eval, --also: {name} is named twice; evaluate its folders one after another")
         sets.append((name, folder, split or TASKS[name].eval_split, room))
     return sets
 

@@ -21,7 +21,7 @@ def all_processes():
     if WORLD == 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if RANK > 0:
         sys.stdout = io.StringIO()
     try:

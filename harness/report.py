@@ -13,7 +13,7 @@ from statistics import mean, median
 from files import InputError, write_text
 from harness import figures
 from harness.evaluate import summary
-from harness.processes import WORLD, peak_memory
+from harness.processes import RANK, WORLD, peak_memory
 from tasks.images import open_image
 
 HERE = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def show_example(processor, example):
 
 
 def show_method(method, parameters, steps, rows, lr, heads):
-    """Print what will be trained. rows: examples behind one step."""
+    """Print what will be trained. rows: examples of one step."""
     trainable = sum(p.numel() for p in parameters)
     print(f"method   {method}: {trainable:,} trainable parameters, {steps} steps of {rows} rows, learning rate {lr}")
     if heads:
@@ -40,6 +40,8 @@ def show_method(method, parameters, steps, rows, lr, heads):
 def show_probe(out, heads, scores):
     """Print every value head with its score, the highest first, and draw the map. scores [L][G]; heads {layer: [heads]}.
     Raises InputError if nothing was probed."""
+    if RANK > 0:  # the first process speaks for all
+        return
     if scores is None:
         raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
     ranked = sorted(

@@ -26,6 +26,7 @@ BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
 REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
+    "v = self.v_proj(x)": "v = self.v_proj(x)",
     "visual_mask=": "visual_mask=",
     "visual_index=": "visual_index=",
     "M = visual_mask": "M = visual_mask",

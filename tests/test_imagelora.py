@@ -176,17 +176,18 @@ def test_checkpointing_changes_no_gradient(vlm, mixed, make):
     gradients = []
     for twice in (False, True):
         if twice:
-            compute_twice([*vlm.visual.blocks, *vlm.model.layers])
+            compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
         gradients.append(torch.autograd.grad(vlm.loss(mixed), list(adapter.parameters())))
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(vlm, mixed):
+    """Of the three layers the last is not computed twice: with the inputs of the others, less than half is kept."""
     LoRA(vlm.config).attach(vlm)
     kept = []
     for twice in (False, True):
         if twice:
-            compute_twice([*vlm.visual.blocks, *vlm.model.layers])
+            compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
         kept.append(0)
 
         def count(tensor, kept=kept):
@@ -195,7 +196,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(vlm, mixed):
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             vlm.loss(mixed)
-    assert kept[1] < kept[0] / 3
+    assert kept[1] < kept[0] / 2
 
 
 def test_no_graph_is_built_below_the_lowest_adapted_layer(vlm, mixed):

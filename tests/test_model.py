@@ -173,11 +173,11 @@ def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicte
     head, layers, count = vlm.head, vlm.model.layers, []
     monkeypatch.setattr(vlm, "head", lambda x: count.append(len(x)) or head(x))
     for layer in layers:
-        layer.mlp.register_forward_hook(lambda module, args, out: count.append(out[..., 0].numel()))
+        layer.mlp.down_proj.register_forward_hook(lambda module, args, out: count.append(out[..., 0].numel()))
     assert abs(vlm.loss(batch) - expected) <= 1e-6
     everywhere, answers = batch.input_ids.numel(), len(batch.answer_ids)
     assert count == [everywhere, everywhere, answers, answers] and answers < everywhere / 2
-    assert all("forward" not in vars(layer) for layer in layers)  # the next call computes everything again
+    assert all("forward" not in vars(layer.mlp) for layer in layers)  # the next call computes everything again
 
 
 def encoded(vlm, processor, image):

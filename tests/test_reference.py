@@ -126,7 +126,7 @@ def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
     ]
     for prompt in prompts:
         for images in ([], [photo], [photo, photo]):
-            ids, _ = processor.tokens(Example(images, prompt))
+            ids, _, _ = processor.tokens(Example(images, prompt))
             user = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True

@@ -84,10 +84,12 @@ METHODS["ablation"] = Ablation
 
 def continue_from(adapter, path):
     """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have. Raises
-    InputError if the file is no Image-LoRA."""
+    InputError if the file is no Image-LoRA, or has another rank."""
     tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path).get("settings", "{}"))
     if "heads" not in settings:
         raise InputError(f"{path}: no Image-LoRA to continue from")
+    if settings["rank"] != adapter.settings["rank"]:
+        raise InputError(f"{path}: its rank is {settings['rank']}; continue with --rank {settings['rank']}")
     for layer, heads in settings["heads"].items():
         if layer not in adapter.layers:
             continue
