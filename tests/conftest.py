@@ -19,7 +19,7 @@ from data import Processor
 from model import VLM
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("IMAGELORA_TEST_THREADS", "1")))  # one, unless a run asks for more
 
 SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least once
     "hidden_size": 64,
