@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from backbones.qwen2_5_vl import Config
-from data import Processor
+from data import Example, Processor
 from model import VLM
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
@@ -70,6 +70,18 @@ def vlm(checkpoint):
 @pytest.fixture(scope="session")
 def processor(checkpoint):
     return Processor.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def mixed(processor):
+    """Rows with one image, without, with two; padded."""
+    return processor(
+        [
+            Example([picture(90, 60)], "Where is the ring?", "[1, 2, 3, 4]"),
+            Example([], "How many apples are left?", "12"),
+            Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one"),
+        ]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,18 +16,6 @@ from model import VLM, attend, attention_mask
 HEADS = {0: [1], 2: [0, 1]}
 
 
-@pytest.fixture
-def mixed(processor):
-    """Rows with one image, without, with two; padded."""
-    return processor(
-        [
-            Example([picture(90, 60)], "Where is the ring?", "[1, 2, 3, 4]"),
-            Example([], "How many apples are left?", "12"),
-            Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one"),
-        ]
-    )
-
-
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA])
 def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, make):
     frozen = vlm(mixed)

@@ -14,18 +14,6 @@ HEADS = {0: [1], 2: [0, 1]}
 
 
 @pytest.fixture
-def mixed(processor):
-    """Rows with one image, without, with two; padded."""
-    return processor(
-        [
-            Example([picture(90, 60)], "Where is the ring?", "[1, 2, 3, 4]"),
-            Example([], "How many apples are left?", "12"),
-            Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one"),
-        ]
-    )
-
-
-@pytest.fixture
 def batches(processor):
     return [processor([Example([picture(60, 90, i)], "Where is it?", f"[{i}, 2, 3, 4]")]) for i in range(3)]
 
