@@ -3,7 +3,7 @@ checkpoint format of Qwen2.5-VL, into this folder. Run once: `python tiny/build.
 
 The tokenizer is byte-level BPE, as Qwen's, so that it can write any text, and splits numbers into digits, as Qwen's (a
 small model learns the tens of a coordinate long before the units). The words of the tiny world are one token each, and
-a comma takes the space behind it along, which makes a box some 13 tokens.
+a comma and the space after it are one token, so a box is some 13 tokens.
 """
 
 import json
