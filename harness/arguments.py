@@ -50,7 +50,7 @@ def parse_args(argv, methods, criteria):
     """
     parser = make_parser(methods, criteria)
     args = parser.parse_args(argv)
-    found = vars(args)
+    found = dict(vars(args))
 
     # A data set is NAME or NAME=FOLDER.
     usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
