@@ -16,7 +16,8 @@ NOTHING_YET = dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer
 
 
 def start(args):
-    """(arguments, folder, state) of a new run or, with --resume, of the interrupted one as it was last saved.
+    """(arguments, folder, state) of a new run or, with --resume, of the interrupted one as it was last saved. Raises
+    InputError if there is none, or another version of this program began it.
 
     state: "base", the frozen model's predictions; "heads" and "scores" of the probe; "parameters", "optimizer" and
     "step", training; "log", a line a step.
@@ -26,7 +27,10 @@ def start(args):
         what = "probe" if args.probe_only else args.method
         return args, Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}"), state
     out = Path(args.resume)
-    args = argparse.Namespace(**read_json(out / "arguments.json"))
+    saved = read_json(out / "arguments.json")
+    if saved.keys() != vars(args).keys():
+        raise InputError(f"{out}: begun by another version of this program; begin it again")
+    args = argparse.Namespace(**saved)
     if (out / "state.pt").exists():  # if not, it was interrupted before anything was saved: from the beginning
         state = torch.load(out / "state.pt", weights_only=True)
     return args, out, state

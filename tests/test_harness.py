@@ -58,6 +58,14 @@ def test_states_are_kept_where_asked(checkpoint, tmp_path):
     assert steps == [2, 4]
 
 
+def test_a_run_of_another_version_is_not_resumed(checkpoint, tmp_path, capsys):
+    run(checkpoint, tmp_path)
+    saved = json.loads((tmp_path / "arguments.json").read_text())
+    (tmp_path / "arguments.json").write_text(json.dumps({"gate": saved.pop("gamma")} | saved))
+    assert "begun by another version" in refused(capsys, "--resume", tmp_path)
+    assert "arguments.json: no such file" in refused(capsys, "--resume", tmp_path / "nowhere")
+
+
 def test_a_preamble_and_larger_pictures_change_the_share_of_text(checkpoint, tmp_path, capsys):
     lines = []
     for flags in ([], ["--preamble=40"], ["--min-pixels=50176"]):
