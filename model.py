@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: those of earlier tokens, too
 
-        # Each text token now mixes the values of the tokens that it looks at.
+        # Each token mixes the values of the tokens that it looks at.
         out = self.attention(q, k, v, mask)  # [B, H, T, K]
         out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
         return self.adapted("o", self.o_proj(out), out, visual_index)  # [B, T, D]
