@@ -39,7 +39,7 @@ from backbones.checkpoint import read_config, read_preprocessor, read_tokenizer
 from files import InputError, write_text
 from tasks.boxes import box_to_model
 from tasks.images import MAX_RATIO, Visual, open_image, resized_size
-from tasks.rows import PLACE
+from tasks.rows import BOX_ANSWER, PLACE
 
 IGNORED = -100  # the label of a token that is not supervised
 
@@ -263,7 +263,7 @@ class Processor:
         if isinstance(example.answer, str):
             return example.answer
         (visual,) = example.visuals
-        return str(box_to_model(example.answer, visual.size, self.box_scale(visual)))
+        return BOX_ANSWER.format(box_to_model(example.answer, visual.size, self.box_scale(visual)))
 
     def count(self, example):
         """(all tokens, visual tokens) of one example; reads no pixels."""

@@ -34,8 +34,13 @@ from data import Processor
 from files import InputError, read_metadata
 from harness import report
 from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args
-from harness.encodings import StepBatches, encode_images, load_examples
-from harness.evaluate import answer_one, by_image, evaluate, score_again, text_logits
+from harness.encodings import (
+    StepBatches,
+    by_image,
+    encode_images,
+    load_examples,
+)
+from harness.evaluate import answer_one, evaluate, score_again, text_logits
 from harness.processes import (
     RANK,
     WORLD,

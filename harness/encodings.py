@@ -1,7 +1,6 @@
 """What is done ahead of the steps: examples are counted, images encoded once, Batches made by worker processes."""
 
 from dataclasses import replace
-from itertools import cycle, islice
 from statistics import median
 
 import torch
@@ -10,8 +9,7 @@ from data import load
 from files import InputError
 from harness.processes import RANK, WORLD, progress
 from tasks import default_root
-
-FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."  # --preamble
+from tasks.rows import with_preamble
 
 
 def load_examples(processor, name, root, split, limit, room=0, preamble=0, **fetching):
@@ -19,8 +17,7 @@ def load_examples(processor, name, root, split, limit, room=0, preamble=0, **fet
     line that counts and names them. root: see tasks.default_root; preamble: words of unrelated text before each prompt."""
     examples = load(name, default_root(name, root), split, limit, **fetching)
     if preamble:
-        filler = " ".join(islice(cycle(FILLER.split()), preamble))
-        examples = [replace(e, prompt=f"{filler} {e.prompt}") for e in examples]
+        examples = [replace(e, prompt=with_preamble(e.prompt, preamble)) for e in examples]
 
     # What does not fit is left out, not cut off.
     longest = processor.config.max_positions - room
@@ -75,9 +72,37 @@ def encode_images(vlm, processor, examples, gib):
     return known
 
 
+def by_image(examples):
+    """Numbers of examples in groups: all about the same images together, one without images on its own."""
+    groups = {}
+    for i, example in enumerate(examples):
+        shown = tuple(visual.key for visual in example.visuals)
+        groups.setdefault(shown or i, []).append(i)
+    return list(groups.values())
+
+
+def like_batches(processor, examples, size, share_images):
+    """Numbers of examples in batches of at most `size`: questions about one image together (they share its row, if
+    `share_images`), rows of about the same length together (little padding)."""
+    groups = by_image(examples) if share_images else [[i] for i in range(len(examples))]
+    groups = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+
+    def length(group):  # about, in tokens
+        visual = sum(processor.visual_tokens(v) for v in examples[group[0]].visuals)
+        return visual + sum(len(f"{examples[i].prompt} {examples[i].answer}") // 4 for i in group)
+
+    batches = []
+    for group in sorted(groups, key=length):
+        if not batches or len(batches[-1]) + len(group) > size:
+            batches.append([])
+        batches[-1] += group
+    return batches
+
+
 class StepBatches:
     """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples. A worker
-    process does this ahead of time. Examples without images are short: they get Batches of their own, with no padding."""
+    process does this ahead of time. Rows of about the same length are together; those without images have Batches of
+    their own. The sum over the step is the same, with less padding."""
 
     def __init__(self, processor, examples, known, size, share_images):
         self.processor, self.examples, self.known = processor, examples, known
@@ -85,9 +110,11 @@ class StepBatches:
 
     def __getitem__(self, numbers):
         mine = [self.examples[i] for i in numbers[RANK * len(numbers) // WORLD : (RANK + 1) * len(numbers) // WORLD]]
-        kinds = [e for e in mine if e.visuals], [e for e in mine if not e.visuals]
-        parts = [kind[k : k + self.size] for kind in kinds for k in range(0, len(kind), self.size)]
+        batches = []
+        for kind in ([e for e in mine if e.visuals], [e for e in mine if not e.visuals]):
+            for part in like_batches(self.processor, kind, self.size, self.share_images):
+                batches.append([kind[i] for i in part])
         try:
-            return [self.processor(part, self.share_images, self.known) for part in parts]
+            return [self.processor(batch, self.share_images, self.known) for batch in batches]
         except InputError as error:  # raised in a worker, it would arrive as a page of traceback
             return error

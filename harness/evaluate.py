@@ -9,6 +9,7 @@ import torch.distributed as dist
 from data import Example
 from files import InputError
 from harness import figures
+from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress
 from tasks import score
 from tasks.boxes import box_from_model, compare_boxes, parse_box
@@ -29,29 +30,6 @@ TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at 
 )
 
 
-def by_image(examples):
-    """Numbers of examples in groups: all about the same images together, one without images on its own."""
-    groups = {}
-    for i, example in enumerate(examples):
-        shown = tuple(visual.key for visual in example.visuals)
-        groups.setdefault(shown or i, []).append(i)
-    return list(groups.values())
-
-
-def evaluation_batches(processor, examples, size, share_images):
-    """Numbers of examples in batches of at most `size`: questions about one image together (they share its row, if
-    `share_images`), rows of about the same length together (little padding)."""
-    groups = by_image(examples) if share_images else [[i] for i in range(len(examples))]
-    groups = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
-    lengths = [sum(processor.visual_tokens(v) for v in e.visuals) + len(e.prompt) // 4 for e in examples]
-    batches = []
-    for group in sorted(groups, key=lambda group: sum(lengths[i] for i in group)):
-        if not batches or len(batches[-1]) + len(group) > size:
-            batches.append([])
-        batches[-1] += group
-    return batches
-
-
 def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_images=True):
     """Generate an answer of at most `room` tokens to every example and score it: a list of predictions, in the order of
     the examples. Several processes take turns at the batches and put the answers together.
@@ -60,7 +38,7 @@ def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_im
     """
     generated = torch.full((len(examples), room), -1)  # token ids; -1: nothing
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for numbers in evaluation_batches(processor, examples, size, share_images)[RANK::WORLD]:
+        for numbers in like_batches(processor, examples, size, share_images)[RANK::WORLD]:
             batch = processor([examples[i].question() for i in numbers], share_images, known)
             for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), room)):
                 generated[i, : len(ids)] = torch.tensor(ids)

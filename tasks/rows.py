@@ -13,6 +13,7 @@ source says where it is from ("val.jsonl:17"), so that every complaint can name 
     history             earlier turns of the conversation, (prompt, answer) each
 """
 
+import itertools
 import json
 import re
 import zlib
@@ -24,9 +25,9 @@ from PIL import Image
 from files import InputError, read_json
 from tasks.boxes import check_box
 
-GROUNDING_PROMPT = (
-    "Please provide the bounding box coordinate of the region this sentence describes: {}. Answer in JSON."
-)
+GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
+BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
+FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
 PLACE = "<image>"  # where an image is in a prompt that says so
 IMAGE_FOLDERS = (
     "",
@@ -123,6 +124,12 @@ def checked(row, source, root):
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
     complete = {"images": images, "prompt": prompt, "caption": caption, "answer": answer, "source": source}
     return complete | {key: row[key] for key in AS_THEY_ARE if key in row}
+
+
+def with_preamble(prompt, words):
+    """The prompt after `words` words of text that has nothing to do with it."""
+    filler = itertools.islice(itertools.cycle(FILLER.split()), words)
+    return " ".join([*filler, prompt])
 
 
 def question(row, source):

@@ -8,44 +8,52 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-A scene is an image of 112 x 112 pixels (8 x 8 patches, 16 visual tokens) on paper that shades from left to right and
-from top to bottom. On it are 3 or 4 things that do not touch, each with
+A scene is an image of 112 x 112 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
+left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
 
     shape    circle, square, triangle, ring, cross, star
     colour   red, green, blue, yellow, purple, black
     size     small (20 to 25 pixels a side) or large (34 to 41)
 
-Each scene comes with seven examples, all but the sum showing the same image object:
+Each scene comes with these examples, all but the sum showing the same image object:
 
-    three    grounding questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
-             shape, size and shape, all three, or by its place beside a second thing that is itself named without doubt
-             ("the ring left of the red square": left of, right of, above, below compare the centres, at least 12
-             pixels from each other). Answer: the box, one pixel outside the drawing.
-    two      questions about attributes ("What colour is the ring?", "What shape is the red thing?", "How large is
-             the star?", "How many things are there?"), answered in one word.
-    one      listing, for pretraining only: everything there is with its box, from left to right ("small red ring
-             [3, 10, 25, 32], large ..."): a dense lesson in where things are, which the grounding questions build on.
-    one      sum in words without an image, in the form of GSM8K: the working, then "#### " and the result.
+    grounding   three questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
+                shape, size and shape, all three, or by its place beside a second thing that is itself named without
+                doubt ("the ring left of the red square": left of, right of, above, below compare the centres, at least
+                12 pixels from each other). Answer: the box, one pixel outside the drawing.
+    attribute   two questions ("What colour is the ring?", "What shape is the red thing?", "How large is the star?",
+                "How many things are there?"), answered in one word.
+    naming      for pretraining only: everything there is, from left to right ("small red ring, large blue star").
+    listing     for pretraining only: the same with boxes ("small red ring [3, 10, 25, 32], large ..."), a dense lesson
+                in where things are, which the grounding questions build on.
+    text        a sum in words without an image, in the form of GSM8K: the working, then "#### " and the result.
 
 A look changes the light on the image, never the boxes or the words; `words` changes the words instead:
 
-    day      as drawn; what the tiny model was pretrained on
+    day      as drawn
     dusk     warm evening light: pixels x (1, .85, .7)
     fog      pixels x .7 + 70
-    blur     out of focus: a Gaussian of radius 6.3 pixels, which also takes details away for good
-    noise    normal noise of standard deviation 60 on every value
-    negative pixels 255 - p, which the frozen encoder has never seen
+    noise    noise of standard deviation 52 on every value
+    negative pixels 255 - p
+    blur     out of focus: a Gaussian of radius 6.3 pixels, which also takes details away for good. Never seen in
+             pretraining: here the frozen encoder itself fails, and whatever comes after it can only guess
     words    day images, but attributes are answered in words of another language ("rouge"), which a change of the
-             visual values can hardly teach: here Image-LoRA should lose
+             visual values can hardly teach: here too Image-LoRA should lose
     prior    blurred images in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
              the others), and only colours are asked for: who answers by habit is wrong (in the manner of ViLP)
+
+The tiny model was pretrained on `scenes-pretraining`: six scenes of ten by day, with all kinds of examples; one each in
+the looks dusk, fog, noise and negative, without a single box. So its encoder knows these looks, and its decoder
+has never been asked for a box in them: that is the skill to learn.
 """
 
+import itertools
 import random
 
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from files import InputError
+from tasks.rows import GROUNDING_PROMPT, with_preamble
 
 SIDE = 112
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
@@ -70,10 +78,13 @@ RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of th
     "above": (1, -1),
     "below": (1, 1),
 }
+NAMING = "Name everything from left to right."
 LISTING = "List everything from left to right."
-LOOKS = ("day", "dusk", "fog", "blur", "noise", "negative", "words", "prior")
-DEMO_LOOK = "blur"
-SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
+KNOWN = ("dusk", "fog", "noise", "negative")  # looks in which the tiny model was asked for words, never for boxes
+LOOKS = ("day", *KNOWN, "blur", "words", "prior")
+DEMO_LOOK = "fog"
+PRETRAINING = "scenes-pretraining"
+SPLITS = ("train", "val", "test")
 
 
 # -- a scene: its things, and its image
@@ -155,15 +166,12 @@ def in_look(image, look, rng):
 
 
 def noisy(image, rng):
-    """The image with normal noise; the sum of four uniform values is close to normal."""
-    grain = (rng.randbytes(SIDE * SIDE) for _ in range(12))
+    """The image with noise between -128 and 127, the mean of two uniform values: a triangle of standard deviation 52."""
     planes = []
     for plane in image.split():
-        noise = [sum(values) for values in zip(*(next(grain) for _ in range(4)))]
-        # mean 510 and standard deviation 147.8 become 0 and 60
-        shifted = (round(p + (n - 510) * 60 / 147.8) for p, n in zip(plane.tobytes(), noise))
-        pixels = bytes(min(255, max(0, p)) for p in shifted)
-        planes.append(Image.frombytes("L", image.size, pixels))
+        grain = [Image.frombytes("L", image.size, rng.randbytes(SIDE * SIDE)) for _ in range(2)]
+        noise = ImageChops.add(*grain, scale=2)
+        planes.append(ImageChops.add(plane, noise, offset=-128))
     return Image.merge("RGB", planes)
 
 
@@ -252,64 +260,99 @@ def word_problem(rng):
     return question, f"{a}*{b}={a * b}\n#### {a * b}"
 
 
-def listing(scene):
-    """Everything there is with its box, from left to right."""
+def naming(scene, boxes):
+    """Everything there is, from left to right, with its box or without."""
     found = []
     for thing in sorted(scene, key=lambda thing: thing[3]):
         shape, colour, size, _ = thing
-        found.append(f"{size} {colour} {shape} {list(around(thing))}")
+        box = f" {list(around(thing))}" if boxes else ""
+        found.append(f"{size} {colour} {shape}{box}")
     return ", ".join(found)
 
 
 # -- rows
 
 
-def scene_rows(look, split):
-    """Rows of a split in a look without end, seven a scene."""
-    number = 0
-    while True:
-        rng = random.Random(f"{SPLIT_SEEDS[split]}-{number}")
-        scene = things(rng)
-        if look == "prior":
-            scene = by_habit(scene, rng, 0.9 if split == "train" else 0.0)
-        image = in_look(draw(scene), look, rng)
-
-        # three expressions; a relation for every fourth thing, and where nothing plain names it
-        targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
-        named = [(t, plain, related) for t, plain, related in targets if plain or related]
-        for target, plain, related in (named * 3)[:3]:
-            use = related if related and (not plain or rng.random() < 0.25) else plain
-            box = around(scene[target])
-            yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
-
-        # two attributes
-        questions = attributes(scene)
-        if look == "prior":
-            questions = [q for q in questions if q[0].startswith("What colour")]
-        for question, answer in rng.sample(questions, min(2, len(questions))):
-            answer = FOREIGN[answer] if look == "words" else answer
-            yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
-
-        # the listing and the sum
-        yield {"kind": "listing", "images": [image], "prompt": LISTING, "answer": listing(scene)}
-        question, answer = word_problem(rng)
-        yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
-        number += 1
+def scene_of(look, seed, number):
+    """(scene, its image, the generator that draws the questions)."""
+    rng = random.Random(f"{seed}-{number}")
+    scene = things(rng)
+    if look == "prior":
+        scene = by_habit(scene, rng, 0.9 if seed == "train" else 0.0)
+    return scene, in_look(draw(scene), look, rng), rng
 
 
-DRAWN = {  # name -> look, kinds of question
-    "scenes": (DEMO_LOOK, ("grounding",)),
-    **{f"scenes-{look}": (look, ("grounding", "attribute")) for look in LOOKS},
-    "scenes-prior": ("prior", ("attribute",)),
-    "sums": ("day", ("text",)),
-    "scenes-pretraining": ("day", ("grounding", "attribute", "listing", "text")),  # of the tiny model
+def scene_rows(look, seed, number):
+    """The eight rows of a scene in a look. seed: the name of the split."""
+    scene, image, rng = scene_of(look, seed, number)
+
+    # three expressions; a relation for every fourth thing, and where nothing plain names it
+    targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
+    named = [(t, plain, related) for t, plain, related in targets if plain or related]
+    for target, plain, related in (named * 3)[:3]:
+        use = related if related and (not plain or rng.random() < 0.25) else plain
+        box = around(scene[target])
+        yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
+
+    # two attributes
+    questions = attributes(scene)
+    if look == "prior":
+        questions = [q for q in questions if q[0].startswith("What colour")]
+    for question, answer in rng.sample(questions, min(2, len(questions))):
+        answer = FOREIGN[answer] if look == "words" else answer
+        yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
+
+    # everything there is, and the sum
+    yield {"kind": "naming", "images": [image], "prompt": NAMING, "answer": naming(scene, boxes=False)}
+    yield {"kind": "listing", "images": [image], "prompt": LISTING, "answer": naming(scene, boxes=True)}
+    question, answer = word_problem(rng)
+    yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
+
+
+BOXES, WORDS = ("grounding",), ("attribute",)
+EVERYTHING = (*BOXES, *WORDS, "naming", "listing", "text")
+DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples
+    "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS),
+    **{f"scenes-{look}": ((look,), BOXES + WORDS) for look in LOOKS},
+    **{f"boxes-{look}": ((look,), BOXES) for look in LOOKS if look != "prior"},
+    "scenes-prior": (("prior",), WORDS),
+    "sums": (("day",), ("text",)),
+    PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING),
 }
 
 
 def rows(name, root, split):
-    look, kinds = DRAWN[name]
-    if split not in SPLIT_SEEDS:
-        raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLIT_SEEDS)}")
-    for number, row in enumerate(scene_rows(look, split)):
-        if row["kind"] in kinds:
-            yield row, f"{name} {split} {number}"
+    if split not in SPLITS:
+        raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
+    looks, kinds = DRAWN[name]
+    seed = f"{name}-{split}" if name == PRETRAINING else split  # other scenes than those of the experiments
+    for number in itertools.count():
+        look = looks[number % len(looks)]
+        made = scene_rows(look, seed, number)
+        if name == PRETRAINING:
+            made = for_pretraining(made, look, number)
+        for i, row in enumerate(made):
+            if row["kind"] in kinds:
+                yield row, f"{name} {split} {number}.{i}"
+
+
+def for_pretraining(made, look, number):
+    """The rows of a scene: those with boxes only by day, a sum for every third scene. One scene in seven is shown larger,
+    160 pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
+    large, rng = None, random.Random(number)
+    for row in made:
+        kind = row["kind"]
+        if look != "day" and kind in ("grounding", "listing") or kind == "text" and number % 3:
+            continue
+        if number % 7 == 0 and kind != "text":
+            if kind == "listing":  # its boxes are in its text
+                continue
+            large = large or row["images"][0].resize((160, 160))
+            row["images"] = [large]
+            if kind == "grounding":
+                row["bbox"] = tuple(c * 160 / SIDE for c in row["bbox"])
+        if rng.random() < 1 / 7:
+            if kind == "grounding":
+                row["prompt"] = GROUNDING_PROMPT.format(row.pop("caption"))
+            row["prompt"] = with_preamble(row["prompt"], rng.randint(5, 60))
+        yield row

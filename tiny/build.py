@@ -2,13 +2,13 @@
 checkpoint format of Qwen2.5-VL, into this folder. Run once: `python tiny/build.py`; the weights come from training.
 
 The tokenizer is byte-level BPE, as Qwen's, so that it can write any text, and splits numbers into digits, as Qwen's (a
-small model learns the tens of a coordinate long before the units). The words of the tiny world are one token each, and
-a comma and the space after it are one token, so a box is some 13 tokens.
+small model learns the tens of a coordinate long before the units). The words of the tiny world are one token each, a
+comma and the space after it are one, and so are the beginning and the end of a box in JSON: a box is some 14 tokens.
 """
 
 import json
+import re
 import sys
-from itertools import islice
 from pathlib import Path
 
 from tokenizers import (
@@ -26,18 +26,21 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from backbones.qwen2_5_vl import SYSTEM
-from tasks.rows import GROUNDING_PROMPT
+from tasks.rows import BOX_ANSWER, FILLER, GROUNDING_PROMPT
 from tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
-PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BOX_BEGINS, BOX_ENDS = BOX_ANSWER.format("[|]").split("|")
+PIECES = rf"{re.escape(BOX_BEGINS)}|{re.escape(BOX_ENDS)}|" + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def corpus():
     """The words of the tiny world, each often enough to become one token, with and without a space before it."""
-    text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### ", GROUNDING_PROMPT.format("the")]
-    for row in islice(scene_rows("day", "train"), 4000):
-        text += [row.get("prompt", ""), row.get("caption", ""), row.get("answer", "")]
+    text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### "]
+    text += [FILLER, f" {FILLER}", GROUNDING_PROMPT.format("the"), BOX_ANSWER.format([1, 2, 3, 4])]
+    for number in range(500):
+        for row in scene_rows("day", "train", number):
+            text += [row.get("prompt", ""), row.get("caption", ""), row.get("answer", "")]
     text += [*SHAPES, *COLOURS, *COUNTS.values(), *FOREIGN.values(), "small", "large"]
     return [t for t in text for _ in range(3)]
 
@@ -78,7 +81,7 @@ def build_config(tokenizer):
         "hidden_act": "silu",
         "hidden_size": 128,
         "intermediate_size": 352,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 6,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
@@ -97,11 +100,11 @@ def build_config(tokenizer):
             "num_heads": 4,
             "in_chans": 3,
             "out_hidden_size": 128,
-            "patch_size": 14,
+            "patch_size": 8,
             "temporal_patch_size": 2,
             "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 112,
+            "spatial_patch_size": 8,
+            "window_size": 64,
             "fullatt_block_indexes": [1, 3],
             "tokens_per_second": 2,
         },
@@ -111,7 +114,7 @@ def build_config(tokenizer):
 PREPROCESSOR = {
     "min_pixels": 3136,
     "max_pixels": 401408,
-    "patch_size": 14,
+    "patch_size": 8,
     "temporal_patch_size": 2,
     "merge_size": 2,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
