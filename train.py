@@ -5,7 +5,6 @@ answers, report. And in `train` every move of a training step.
 
     python train.py                                              the tiny model, offline, on a laptop
     python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
-    python train.py --eval-only --adapter runs/.../adapter.safetensors --data refcoco
     python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
     torchrun --nproc-per-node=4 train.py --data refcoco ...      on four GPUs: the same steps, each sharing its rows
 
@@ -34,12 +33,7 @@ from data import Processor
 from files import InputError, read_metadata
 from harness import report
 from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args
-from harness.encodings import (
-    StepBatches,
-    by_image,
-    encode_images,
-    load_examples,
-)
+from harness.encodings import StepBatches, by_image, encode_images, load_examples
 from harness.evaluate import answer_one, evaluate, score_again, text_logits
 from harness.processes import (
     RANK,
@@ -100,8 +94,7 @@ def run(args, command):
     steps = 0
     if examples:
         steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)
-    if RANK == 0:
-        make_folder(out, args)
+    make_folder(out, args)
 
     # The encoder is frozen: each image that the run needs is encoded once.
     upcoming = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
@@ -109,14 +102,15 @@ def run(args, command):
     known = encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
     # ========== 4. What the frozen model answers, and its logits of text ==========
-    def answers():
+    def answers(sets, few=None):
         found = []
         for name, _, _, room in sets:
-            found += evaluate(vlm, processor, held_out[name], name, room, known, args.eval_batch, args.share_images)
+            rows = held_out[name][:few]
+            found += evaluate(vlm, processor, rows, name, room, known, args.eval_batch, args.share_images)
         return found
 
     if state["base"] is None:  # as text, so that a resumed run has it in the same form
-        state["base"] = json.dumps(answers() if args.base and not args.from_scratch else [])
+        state["base"] = json.dumps(answers(sets) if args.base and not args.from_scratch else [])
     predictions = {"base": json.loads(state["base"]), "tuned": []}
     logits, logit_change = text_logits(vlm, processor), None
 
@@ -151,12 +145,13 @@ def run(args, command):
         options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
         loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
-        save = partial(save_state, state, out, args.keep_states)
-        train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, args.save_every, save)
+        save = args.save_every, partial(save_state, state, out, args.keep_states)
+        curve = args.eval_every, lambda: report.accuracy_of(answers(sets[:1], report.FEW))
+        train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, *save, *curve)
 
     # ========== 8. What the tuned model answers; text must not have changed ==========
     if parameters:
-        predictions["tuned"] = answers()
+        predictions["tuned"] = answers(sets)
         logit_change = max((a - b).abs().max().item() for a, b in zip(logits, text_logits(vlm, processor)))
 
     # ========== 9. The adapter, the report, the pictures ==========
@@ -168,10 +163,10 @@ def run(args, command):
     elif examples:
         vlm.save(out / "checkpoint")
         processor.save(out / "checkpoint")
-    log, main_data = state["log"], sets[0][0]
-    measured = report.measured(vlm, adapter, parameters, steps, log, logit_change, predictions, main_data)
-    report.write(out, vars(args) | {"method": method}, measured, log, predictions, command)
-    report.draw(out, measured, state["scores"], log, held_out[main_data], predictions)
+    main_data = sets[0][0]
+    measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
+    report.write(out, vars(args) | {"method": method}, measured, state["log"], predictions, command)
+    report.draw(out, measured, state, held_out[main_data], predictions)
     report.print_table(measured)
     print(f"\n  written to {out}")
 
@@ -262,11 +257,12 @@ def row_order(examples, seed):
             yield from groups[g]
 
 
-def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, save):
+def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, save, eval_every, accuracy):
     """The training loop, from state["step"] on. state["log"] gains a line a step.
 
     loader: the Batches of each step; rate(step): its learning rate; mixed: arithmetic in bfloat16. Every `save_every`
-    steps save() writes the state (weights, optimiser, log); the rest of a run is a function of seed and step.
+    steps save() writes the state (weights, optimiser, log); the rest of a run is a function of seed and step. Every
+    `eval_every` steps (0: never) accuracy() is a point of state["curve"].
     """
     # Continue where the state was saved, or at step 0.
     for p, saved in zip(parameters, state["parameters"] or []):
@@ -322,15 +318,18 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, 
                 log(pending)
             pending = {"step": step, "sums": sums, "lr": rate(step), "ms": 1000 * (now - begun)}
             pending |= {"wait_ms": 1000 * waited, "elapsed": now - report.STARTED}
-            begun = now
 
-            # Every `save_every` steps: what a killed run needs to end in the same adapter.
-            if (step + 1) % save_every == 0 or step + 1 == steps:
+            # From time to time: how well it does by now; and what a killed run needs to end in the same adapter.
+            done = step + 1
+            if eval_every and done % eval_every == 0 and done < steps:
+                state["curve"].append((done, accuracy()))
+            if done % save_every == 0 or done == steps:
                 log(pending)
                 pending = None
                 weights = [p.detach().cpu() for p in parameters]
-                state |= {"step": step + 1, "parameters": weights, "optimizer": optimizer.state_dict()}
+                state |= {"step": done, "parameters": weights, "optimizer": optimizer.state_dict()}
                 save()
+            begun = time.perf_counter()
 
 
 def main(argv=None):

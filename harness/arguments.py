@@ -3,9 +3,10 @@
 import argparse
 
 from files import InputError
+from harness.evaluate import FEW
 from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
-from tasks.scenes import DRAWN
+from tasks.scenes import DEMO_LOOK, DRAWN
 
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 15  # of its 20: a quarter of so few heads is not enough for the demo's look
@@ -15,6 +16,7 @@ DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose im
     "gamma": (0.01, 1.0),
     "eval_limit": (500, 300),
     "eval_batch": (32, 100),
+    "eval_every": (0, 50),
     "workers": (2, 0),
     "cache_vision": (0.0, 1.0),
 }
@@ -102,11 +104,12 @@ def nonsense(found):
 def evaluation_sets(args):
     """What --eval and --also name: [(data set, its folder or None, its split, room for an answer), ...]. The accuracy of
     the first is the run's."""
-    also = args.also
-    if also is None:
-        also = ["scenes-day", "sums"] if args.data == "scenes" and not args.eval else []
+    own, also = args.eval or [args.data], args.also or []
+    if args.data == "scenes" and not args.eval:  # a mixture, which is measured by its parts
+        own = [f"scenes-{DEMO_LOOK}"]
+        also = ["scenes-day", "sums"] if args.also is None else also
     sets = []
-    for named in [*(args.eval or [args.data]), *also]:
+    for named in [*own, *also]:
         name, _, folder = named.partition("=")
         if not folder and name == args.data:
             folder = args.data_root
@@ -172,7 +175,8 @@ def make_parser(methods, criteria):
     add = group("data")
     add("--train-split", "split to probe and train on", "train", metavar="NAME")
     add("--limit", f"training rows; 0: all ({by_data('limit')})", type=int)
-    add("--eval", "data sets to evaluate on (default: --data)", nargs="+", metavar="NAME")
+    held_out = f"data sets to evaluate on (default: --data; of scenes: scenes-{DEMO_LOOK})"
+    add("--eval", held_out, nargs="+", metavar="NAME")
     add("--also", "further data sets to evaluate on (default for scenes: scenes-day sums)", nargs="*", metavar="NAME")
     add("--eval-split", "their split (default: by data set, mostly val)", metavar="NAME")
     add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=int)
@@ -219,6 +223,8 @@ def make_parser(methods, criteria):
     add("--base", "also evaluate the model before it is trained", True, action=yes_no)
     tokens = "longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)"
     add("--max-new-tokens", tokens, type=int)
+    by_now = f"steps between measurements on {FEW} held-out rows, for the curve; 0: none ({by_data('eval_every')})"
+    add("--eval-every", by_now, type=int)
     add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
     add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
     return parser

@@ -12,10 +12,11 @@ from harness import figures
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress
 from tasks import score
-from tasks.boxes import box_from_model, compare_boxes, parse_box
+from tasks.boxes import box_from_model, compare_boxes, in_another_scale, parse_box
 from tasks.images import open_image
 from tasks.rows import json_rows, reading
 
+FEW = 100  # rows by which a run's accuracy is measured on the way
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -85,7 +86,8 @@ def summary(predictions, data=None):
     data: the data set whose accuracy is "accuracy" (None: all of them). That is the accuracy of its questions with
     images, if it has any, without kind "prior": ViLP's first image measures what the model would say without looking.
     text_accuracy is that of questions without image and video. by_kind has the mean score of each "data kind" and of
-    each "data group". boxes compares those of `data`. A mean over nothing is None.
+    each "data group". boxes compares those of `data`; boxes_in_another_scale counts all that tasks.boxes takes for such.
+    A mean over nothing is None.
     """
     kinds = {}
     for p in predictions:
@@ -95,11 +97,13 @@ def summary(predictions, data=None):
     own = [p for p in predictions if data in (None, p["data"]) and p.get("kind") != "prior"]
     with_image = [p for p in own if p.get("images") or p.get("videos")]
     text = [p["score"] for p in predictions if not p.get("images") and not p.get("videos")]
+    boxes = [(parse_box(p["text"]), p["resized"]) for p in predictions if p.get("metric") == "iou"]
     return {
         "accuracy": mean([p["score"] for p in with_image or own]),
         "text_accuracy": mean(text),
         "by_kind": {name: mean(scores) for name, scores in kinds.items()},
         "parse_failures": sum(bool(p["failed"]) for p in predictions),
+        "boxes_in_another_scale": sum(in_another_scale(box, resized) for box, resized in boxes if box),
         "boxes": compare_boxes([p for p in own if p.get("metric") == "iou" and p["parsed"]]),
     }
 
@@ -156,6 +160,7 @@ def score_again(file):
         for kind, value in result["by_kind"].items():
             print(f"{when:6} {kind:40} {value:7.1%}")
         print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")
+        print(f"{when:6} {'boxes in another scale':40} {result['boxes_in_another_scale']:7}")
     count = sum(map(len, found.values()))
     print(f"{count} answers scored again, {differ} scores differ from those in {file}")
     return differ

@@ -151,7 +151,7 @@ def curve(path, losses, evaluations):
         plot(pen, (90, 60, 830, 280), xs, smooth, x_range, losses_range, "training loss (running mean)", BLUE)
     if evaluations:
         xs, ys = zip(*evaluations)
-        title = "accuracy on held-out rows"
+        title = "accuracy on the first held-out rows"
         plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), title, ORANGE, percent=True, dots=True)
     picture.save(path)
 

@@ -12,7 +12,7 @@ from statistics import mean, median
 
 from files import InputError, write_text
 from harness import figures
-from harness.evaluate import summary
+from harness.evaluate import FEW, summary
 from harness.processes import RANK, WORLD, peak_memory
 from tasks.images import open_image
 
@@ -84,9 +84,10 @@ def commit():
         return None
 
 
-def measured(vlm, adapter, parameters, steps, log, logit_change, predictions, main_data):
+def measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data):
     """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
-    accuracy is the run's; log: a line a step."""
+    accuracy is the run's; state["log"]: a line a step; state["curve"]: accuracies on the way."""
+    log = state["log"]
     flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
     summaries = {when: summary(found, main_data) for when, found in predictions.items()}
     return {
@@ -101,10 +102,25 @@ def measured(vlm, adapter, parameters, steps, log, logit_change, predictions, ma
         "processes": WORLD,
         "peak_memory_bytes": peak_memory(vlm.device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
+        "boxes_in_another_scale": {when: s.pop("boxes_in_another_scale") for when, s in summaries.items()},
         **summaries,
+        "curve": curve(state["curve"], predictions, main_data, steps),
         "text_logit_max_change": logit_change,
         "heads": adapter.heads if adapter else None,
     }
+
+
+def accuracy_of(predictions):
+    return summary(predictions)["accuracy"]
+
+
+def curve(points, predictions, main_data, steps):
+    """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
+    ends = {}
+    for when, step in (("base", 0), ("tuned", steps)):
+        few = [p for p in predictions[when] if p["data"] == main_data][:FEW]
+        ends[when] = [(step, accuracy_of(few))] if few else []
+    return ends["base"] + points + ends["tuned"]
 
 
 def write(out, arguments, measured, log, predictions, command):
@@ -117,14 +133,13 @@ def write(out, arguments, measured, log, predictions, command):
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1) + "\n")
 
 
-def draw(out, report, scores, log, examples, predictions):
+def draw(out, report, state, examples, predictions):
     """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
     if report["heads"]:
-        figures.head_map(out / "heads.png", scores, report["heads"])
-    if log:
-        accuracy = [(0, report["base"]["accuracy"]), (report["steps"], report["tuned"]["accuracy"])]
-        losses = [(line["step"], line["loss"]) for line in log]
-        figures.curve(out / "curve.png", losses, [point for point in accuracy if point[1] is not None])
+        figures.head_map(out / "heads.png", state["scores"], report["heads"])
+    if state["log"]:
+        losses = [(line["step"], line["loss"]) for line in state["log"]]
+        figures.curve(out / "curve.png", losses, report["curve"])
     items = []
     for i, example in enumerate(examples):
         if len(example.visuals) == 1 and len(items) < 12:
@@ -160,6 +175,10 @@ def print_table(report):
     for kind in base | tuned:
         print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}")
     print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
+    scales = report["boxes_in_another_scale"]
+    if any(scales.values()):
+        print(f"  {'boxes in another scale':32}{scales['base']:>14}{scales['tuned']:>14}")
+        print("  (such a box counts as wrong: it is relative, or beyond the edges of the image as the model saw it)")
 
     boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
     if boxes and boxes["count"]:

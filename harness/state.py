@@ -20,9 +20,9 @@ def start(args):
     InputError if there is none, or another version of this program began it.
 
     state: "base", the frozen model's predictions; "heads" and "scores" of the probe; "parameters", "optimizer" and
-    "step", training; "log", a line a step.
+    "step", training; "log", a line a step; "curve", (step, accuracy) on the way.
     """
-    state = NOTHING_YET | {"step": 0, "log": []}
+    state = NOTHING_YET | {"step": 0, "log": [], "curve": []}
     if not args.resume:
         what = "probe" if args.probe_only else args.method
         return args, Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}"), state
@@ -38,6 +38,8 @@ def start(args):
 
 def make_folder(out, args):
     """Make a run's folder, with its arguments in it."""
+    if RANK > 0:  # the first process does it for all
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

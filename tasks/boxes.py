@@ -92,6 +92,13 @@ def parse_point(text):
     return None
 
 
+def in_another_scale(box, resized):
+    """Whether the model seems to mean other units than pixels of the image that it saw: all four values at most 1
+    (relative), or one beyond the image's sides by more than a pixel (thousandths, or pixels of the file)."""
+    width, height = resized
+    return max(box) <= 1 or max(box[0], box[2]) > width + 1 or max(box[1], box[3]) > height + 1
+
+
 # -- scores
 
 

@@ -30,12 +30,13 @@ SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least o
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
 }
 SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "window_size": 112}  # the tiny model's are smaller
 
 
 def small_config(base=ROOT / "tiny/config.json", tied=False):
     """The parsed config.json of a small model with the tokens of `base`."""
     raw = json.loads(Path(base).read_text()) | SMALL | {"tie_word_embeddings": tied}
-    raw["vision_config"] = raw["vision_config"] | SMALL_VISION | {"fullatt_block_indexes": [1]}
+    raw["vision_config"] = raw["vision_config"] | SMALL_VISION | REAL_PATCHES | {"fullatt_block_indexes": [1]}
     return raw
 
 
@@ -46,8 +47,9 @@ def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None)
     for p in vlm.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=generator)
     vlm.save(folder)
-    for name in ("tokenizer.json", "preprocessor_config.json"):
-        shutil.copyfile(source / name, folder / name)
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | {"patch_size": 14}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 
 

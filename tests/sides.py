@@ -3,7 +3,7 @@
 import json
 
 import torch
-from conftest import ROOT, picture
+from conftest import REAL_PATCHES, ROOT, picture
 from torch import nn
 
 from backbones.qwen2_5_vl import Config
@@ -35,12 +35,13 @@ def build_checkpoint(folder, args):
     }
     raw["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
     full = [b for b in (7, 15, 23, 31) if b < args.blocks] or [args.blocks - 1]
-    raw["vision_config"] |= VISION | {"depth": args.blocks, "fullatt_block_indexes": full}
+    raw["vision_config"] |= VISION | REAL_PATCHES | {"depth": args.blocks, "fullatt_block_indexes": full}
     raw["vision_config"]["out_hidden_size"] = raw["hidden_size"]
     if not (folder / "model.safetensors").exists():
         VLM.from_scratch(Config.from_dict(raw), dtype=args.dtype).save(folder)
-    for name in ("tokenizer.json", "preprocessor_config.json"):
-        (folder / name).write_bytes((ROOT / "tiny" / name).read_bytes())
+    (folder / "tokenizer.json").write_bytes((ROOT / "tiny/tokenizer.json").read_bytes())
+    preprocessor = json.loads((ROOT / "tiny/preprocessor_config.json").read_text()) | {"patch_size": 14}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 
 
