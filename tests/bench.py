@@ -6,6 +6,7 @@ Run by hand, alone on the machine: `python tests/bench.py SUITE ...`
     depth       the ratios at fewer layers, carried on to the depth of the real model
     growth      our step as pictures and the number of expressions grow
     start       from an empty process to the end of the first step
+    inference   reading a picture, and a token of the answer: Image-LoRA against LoRA merged into the weights
 
 Times are medians over rounds; in each round all sides run in turn, and a ratio is the median over the rounds of the
 round's ratio, so that a machine whose speed drifts does not favour one side. A step is forward and backward; memory is
@@ -43,6 +44,7 @@ from sides import (
     their_step,
     transformers_inputs,
     transformers_side,
+    with_updates,
 )
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -310,7 +312,39 @@ def start(args, folder):
     return {"checkpoint_bytes": (folder / "model.safetensors").stat().st_size, "seconds": seconds, "ratios": ratios}
 
 
-SUITES = {"steps": steps, "evaluation": evaluation, "depth": depth, "growth": growth, "start": start}
+@torch.no_grad()
+def inference(args, vlm, processor, theirs):
+    """LoRA merged into the weights is the frozen network with other numbers in it: that is the side "LoRA, merged"."""
+    batch = processor([replace(rows(448, 1)[0], answer=None)]).to(args.device)
+    _, position, visible, cache = vlm.prefill(batch, NEW_TOKENS)
+
+    def reading():
+        vlm.prefill(batch, NEW_TOKENS)
+
+    def writing():
+        for _ in range(NEW_TOKENS):
+            vlm.decode_one_token(batch.input_ids[:, -1], position + 1, visible, cache)
+            cache.length -= 1
+
+    adapter, lora = image_lora(vlm).to(args.device), LoRA(vlm.config).to(args.device)
+    updates = {"image-lora": adapter.updates, "lora, merged": {}, "lora, not merged": lora.updates}
+    report = {"ratios": {}}
+    for name, phase in {"reading": reading, f"writing {NEW_TOKENS} tokens": writing}.items():
+        sides = {side: lambda u=u, phase=phase: with_updates(vlm, u, phase) for side, u in updates.items()}
+        report[name] = measure(sides, args.device, 3 * args.rounds, memory=False)
+        for side in ("image-lora", "lora, not merged"):
+            report["ratios"][f"{name}, {side} against merged"] = against(report[name], side, "lora, merged")
+    return report
+
+
+SUITES = {
+    "steps": steps,
+    "evaluation": evaluation,
+    "depth": depth,
+    "growth": growth,
+    "start": start,
+    "inference": inference,
+}
 
 
 def main():
@@ -343,7 +377,7 @@ def main():
                         Processor.from_pretrained(folder),
                     )
                     processor.max_pixels = 1792**2
-                if theirs is None and suite != "growth":
+                if theirs is None and suite not in ("growth", "inference"):
                     theirs = transformers_side(folder, vlm, args)
                 report = SUITES[suite](args, vlm, processor, theirs)
             about = {"size": args.size, "layers": args.layers, "blocks": args.blocks, "device": args.device.type}

@@ -72,13 +72,18 @@ class Floor(nn.Module):
         return v + self.zero.to(v.dtype)
 
 
-def our_step(vlm, adapter, batch):
-    """One forward and backward pass with the updates of `adapter` in their places for its duration."""
-    for (layer, path), update in adapter.updates.items():
+def with_updates(vlm, updates, run):
+    """run() with the updates {(layer, path): module} in their places for its duration."""
+    for (layer, path), update in updates.items():
         vlm.model.layers[layer].self_attn.adapters[path].append(update)
-    vlm.loss(batch).backward()
-    for layer, path in adapter.updates:
+    run()
+    for layer, path in updates:
         vlm.model.layers[layer].self_attn.adapters[path].clear()
+
+
+def our_step(vlm, adapter, batch):
+    """One forward and backward pass with the updates of `adapter`."""
+    with_updates(vlm, adapter.updates, lambda: vlm.loss(batch).backward())
     for p in adapter.parameters():
         p.grad = None
 

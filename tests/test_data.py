@@ -36,7 +36,7 @@ def test_accuracy_counts_iou_one_half_and_parse_failures(processor):
 def test_a_box_in_a_resized_picture_is_scored_in_pixels_of_the_original(checkpoint):
     processor = Processor.from_pretrained(checkpoint, max_pixels=56 * 56)
     e = Example([picture(224, 224)], "?", (100, 100, 200, 200))
-    assert processor.answer_text(e) == "[25, 25, 50, 50]"
+    assert processor.answer_text(e) == '{\n"bbox_2d": [25, 25, 50, 50]\n}'  # as Qwen's own fine-tuning data
     result = score(e, processor.answer_text(e), processor)
     assert result["score"] == 1 and result["parsed"] == pytest.approx([100, 100, 200, 200])
 
@@ -74,7 +74,8 @@ def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
     ]
     batch = processor(examples)
     answers = [supervised_text(processor, batch, row) for row in range(3)]
-    assert answers == ["[10, 21, 30, 40]<|im_end|>", "4\n#### 4<|im_end|>", "[1, 2, 3, 4]<|im_end|>"]
+    box = '{\n"bbox_2d": [10, 21, 30, 40]\n}'
+    assert answers == [f"{box}<|im_end|>", "4\n#### 4<|im_end|>", "[1, 2, 3, 4]<|im_end|>"]
     for row in range(3):  # the row ends there: what follows is padding
         last = (batch.labels[row] != -100).nonzero().max().item()
         assert batch.attention_mask[row].nonzero().max().item() == last

@@ -94,7 +94,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     for part in (
         "parameters in float32 on cpu",
         "tokens a row (min / median / max): visual 16 / 16 / 16",
-        ">>>[",
+        '>>>{',
         "<|im_end|><<<",
     ):
         assert part in said

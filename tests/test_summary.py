@@ -16,6 +16,7 @@ def test_a_summary_of_nothing_has_no_means():
         "text_accuracy": None,
         "by_kind": {},
         "parse_failures": 0,
+        "boxes_in_another_scale": 0,
         "boxes": None,
     }
 
@@ -55,7 +56,25 @@ def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_sa
 
 
 def box_row(box, reference=(10, 10, 30, 30), size=(60, 80)):
-    return row(metric="iou", parsed=box, reference=reference, size=size)
+    return row(metric="iou", parsed=box, reference=reference, size=size, resized=size, text=str(box))
+
+
+def test_boxes_in_another_scale_are_counted():
+    """Qwen's checkpoints, asked in other words, often answer in shares or thousandths of the sides: such boxes score 0."""
+    seen = {"resized": (300, 400), "size": (60, 80)}  # the model saw a larger image than the file's
+    inside, relative, thousandths, tall = (
+        "[10, 20, 300, 401]",
+        "[0.1, 0.2, 0.5, 1]",
+        "[100, 200, 500, 399]",
+        "[0, 0, 9, 999]",
+    )
+    rows = [
+        row(metric="iou", parsed=[0, 0, 9, 9], reference=[0, 0, 9, 9], text=text, **seen)
+        for text in (inside, relative, thousandths, tall, "none")
+    ]
+    assert [summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
+    assert summary(rows)["boxes_in_another_scale"] == 3
+    assert summary([row(text="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # an answer that is no box
 
 
 def test_boxes_differ_by_the_distance_of_centres_over_the_diagonal_and_by_the_root_of_the_areas():
