@@ -110,7 +110,7 @@ def main():
     from cases import CASES
     from conftest import write_checkpoint
 
-    from model import write_safetensors
+    from files import write_safetensors
 
     with tempfile.TemporaryDirectory() as folder:
         reference = Reference(write_checkpoint(Path(folder)))

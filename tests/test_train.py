@@ -15,6 +15,7 @@ from short_run import SMALL_RUN, adapter_of, equal, run
 import train
 from data import Example
 from files import read_safetensors
+from harness import report
 from model import VLM
 
 REPORT = {
@@ -117,7 +118,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_anoth
 @pytest.mark.parametrize("method", ["image-lora", "full"])
 def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoint, tmp_path, monkeypatch, method):
     weights = "adapter.safetensors" if method == "image-lora" else "checkpoint/model.safetensors"
-    arguments = ("--save-every", "2", "--steps", "5", "--method", method)
+    arguments = ("--save-every", "2", "--eval-every", "1", "--steps", "5", "--method", method)
     run(checkpoint, tmp_path / "whole", *arguments)
 
     real, calls = VLM.loss, []
@@ -138,13 +139,27 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
         dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
     )
     whole, resumed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed"))
-    for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change"):
+    for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change", "curve"):
         assert whole[key] == resumed[key]
+    assert [step for step, _ in whole["curve"]] == [0, 1, 2, 3, 4, 5]
     (tmp_path / "killed/state.pt").unlink()  # killed before anything was saved: begins again, with the same end
     train.main(["--resume", str(tmp_path / "killed")])
     assert equal(
         dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
     )
+
+
+def test_the_curve_has_the_accuracy_by_the_same_few_rows_at_every_point(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FEW", 4)  # of six held-out rows
+    seen = []
+    real = report.accuracy_of
+    monkeypatch.setattr(report, "accuracy_of", lambda found: seen.append([p["source"] for p in found]) or real(found))
+    measured = run(checkpoint, tmp_path, "--eval-every", "3")
+    assert [step for step, _ in measured["curve"]] == [0, 3, 4] and len(seen) == 3
+    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 4
+    without = run(checkpoint, tmp_path / "without", "--eval-every", "0")
+    assert without["curve"] == [measured["curve"][0], measured["curve"][2]]  # looking changes nothing
+    assert equal(adapter_of(tmp_path), adapter_of(tmp_path / "without"))
 
 
 def test_every_row_about_a_picture_stays_together_in_an_order_of_seed_and_epoch():
