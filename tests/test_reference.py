@@ -1,16 +1,18 @@
 """Held live against transformers, where it is installed: logits, ids, patches, positions, generation, bfloat16."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import CASES
-from conftest import ROOT, small_config, write_checkpoint
+from conftest import ROOT, randomised, small_config, write_checkpoint
 from PIL import Image
 
 from data import Example, Processor, load
+from imagelora import ImageLoRA
 from model import VLM
 from tasks.images import Visual
 from tiny.build import PREPROCESSOR
@@ -102,6 +104,27 @@ def test_transformers_loads_the_tiny_model_and_agrees():
     assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
     assert vlm.generate(batch, 16) == reference.generate(inputs, 16)
+
+
+@pytest.mark.parametrize("name", ["one image", "mixed with padding", "video of 8 frames"])
+def test_an_adapter_works_in_transformers(pair, tmp_path, name):
+    """docs/transformers.md, as it is written there."""
+    folder, vlm, _, _ = pair
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/transformers.md").read_text(), re.DOTALL)
+    exec(code, there := {})  # noqa: S102
+    batch, inputs = both(pair, name)
+    frozen = vlm(batch)
+
+    adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]}).attach(vlm))
+    for p in adapter.parameters():
+        p.data *= 0.3
+    adapter.save(tmp_path / "adapter.safetensors")
+    tuned, reference, real = vlm(batch), Reference(folder), batch.attention_mask.bool()
+    there["add_image_lora"](reference.model, tmp_path / "adapter.safetensors")
+    assert (tuned - frozen)[real].abs().max() > 1e-2
+    assert (tuned - reference.logits(inputs))[real].abs().max() <= 1e-4
+    assert vlm.generate(batch, 12) == reference.generate(inputs, 12)
+    adapter.detach()
 
 
 def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
