@@ -8,8 +8,8 @@ answers, report. And in `train` every move of a training step.
     python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
     torchrun --nproc-per-node=4 train.py --data refcoco ...      on four GPUs: the same steps, each sharing its rows
 
-Everything a run decides is printed when it starts. Everything it measures is in its folder: report.json, log.jsonl
-(one line a step), predictions.jsonl (one line an answer), adapter.safetensors, heads.json and three pictures.
+A run prints what it decides. What it measures is in its folder: report.json, log.jsonl (a line a step),
+predictions.jsonl (a line an answer), adapter.safetensors, heads.json and three pictures.
 """
 
 import itertools
@@ -44,12 +44,10 @@ from harness.processes import (
     sum_over_processes,
 )
 from harness.report import show_example, show_method
-from harness.state import make_folder, save_state, start
+from harness.state import make_folder, resumable, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
 from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA
-
-HERE = Path(__file__).parent
 
 
 def arguments(argv=None):
@@ -94,7 +92,7 @@ def run(args, command):
     steps = 0
     if examples:
         steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)
-    make_folder(out, args)
+    make_folder(out, args, state["log"])
 
     # The encoder is frozen: each image that the run needs is encoded once.
     upcoming = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
@@ -132,6 +130,8 @@ def run(args, command):
         adapter, parameters = build_method(vlm, method, settings, args.seed)
         if args.continue_from:
             continue_from(adapter, args.continue_from)
+        if adapter:
+            adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         show_method(method, parameters, steps, rows_a_step, args.lr, state["heads"])
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
@@ -145,9 +145,11 @@ def run(args, command):
         options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
         loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
+        note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
-        curve = args.eval_every, lambda: report.accuracy_of(answers(sets[:1], report.FEW))
-        train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, *save, *curve)
+        curve = args.eval_every, lambda: report.by_now(answers(sets[:1], report.FEW), state["curve"], adapter, out)
+        with resumable(out):
+            train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, note, *save, *curve)
 
     # ========== 8. What the tuned model answers; text must not have changed ==========
     if parameters:
@@ -158,14 +160,13 @@ def run(args, command):
     if RANK > 0:  # all processes hold the same result, the first one writes it
         return
     if examples and adapter:
-        adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         adapter.save(out / "adapter.safetensors")
     elif examples:
         vlm.save(out / "checkpoint")
         processor.save(out / "checkpoint")
     main_data = sets[0][0]
     measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
-    report.write(out, vars(args) | {"method": method}, measured, state["log"], predictions, command)
+    report.write(out, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(out, measured, state, held_out[main_data], predictions)
     report.print_table(measured)
     print(f"\n  written to {out}")
@@ -179,7 +180,7 @@ def pixel_limits(min_pixels, max_pixels, adapter_file):
 
 def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
     """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights."""
-    folder = HERE / "tiny" if model == "tiny" else model
+    folder = Path(__file__).parent / "tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
     if scratch_seed is None:
         vlm = VLM.from_pretrained(folder, dtype, device)
@@ -257,8 +258,8 @@ def row_order(examples, seed):
             yield from groups[g]
 
 
-def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, save, eval_every, accuracy):
-    """The training loop, from state["step"] on. state["log"] gains a line a step.
+def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_every, save, eval_every, accuracy):
+    """The training loop, from state["step"] on. note(line) keeps the numbers of a step and puts them into words.
 
     loader: the Batches of each step; rate(step): its learning rate; mixed: arithmetic in bfloat16. Every `save_every`
     steps save() writes the state (weights, optimiser, log); the rest of a run is a function of seed and step. Every
@@ -274,10 +275,8 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, save_every, 
     with progress(total=steps, initial=state["step"], desc="train", leave=True) as bar:
 
         def log(line):
-            line, words = report.finish_line(line, vlm.device)
-            state["log"].append(line)
+            bar.set_postfix_str(note(line))
             bar.update()
-            bar.set_postfix_str(words)
 
         begun, pending = time.perf_counter(), None
         for step, batches in enumerate(loader, start=state["step"]):

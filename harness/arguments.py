@@ -53,6 +53,9 @@ def parse_args(argv, methods, criteria):
     parser = make_parser(methods, criteria)
     args = parser.parse_args(argv)
     found = dict(vars(args))
+    unset = object()  # what was said, and not only filled in
+    said = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(found, unset)))
+    found["given"] = sorted(name for name, value in vars(said).items() if value is not unset)
 
     # A data set is NAME or NAME=FOLDER.
     usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"

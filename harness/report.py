@@ -55,19 +55,22 @@ def show_probe(out, heads, scores):
     print(f"drawn in {out / 'heads.png'}")
 
 
-def finish_line(line, device):
-    """The line of a step for log.jsonl, and a few words of it for the progress bar. Its "sums" come from the device:
-    loss, supervised tokens, tokens, visual tokens. Raises InputError if the loss is not finite."""
-    loss, supervised, tokens, visual_tokens = line["sums"].tolist()
+def note_step(out, device, log, line):
+    """Add the line of a step to `log` and to log.jsonl, which grows while the run lives. Returns a few words of it for the
+    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens. Raises InputError if
+    the loss is not finite."""
+    loss, supervised, tokens, visual_tokens = line.pop("sums").tolist()
     if not math.isfinite(loss):
         raise InputError(f"the loss is {loss} at step {line['step']}; lower --lr (now {line['lr']:.3g})")
     peak = peak_memory(device)
-    line = {name: value for name, value in line.items() if name != "sums"}
     line |= {"loss": loss / supervised, "tokens": tokens, "visual_tokens": visual_tokens}
     line["peak_mib"] = None if peak is None else peak / 2**20
+    log.append(line)
+    if RANK == 0:
+        with open(out / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
     memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
-    words = "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
-    return line, words
+    return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
 
 def versions():
@@ -114,6 +117,15 @@ def accuracy_of(predictions):
     return summary(predictions)["accuracy"]
 
 
+def by_now(predictions, curve, adapter, out):
+    """The accuracy on the way, by a few predictions. The best adapter so far is kept beside the last, in
+    best.safetensors. curve: the accuracies up to here."""
+    accuracy = accuracy_of(predictions)
+    if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in curve):
+        adapter.save(out / "best.safetensors")
+    return accuracy
+
+
 def curve(points, predictions, main_data, steps):
     """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
     ends = {}
@@ -123,12 +135,11 @@ def curve(points, predictions, main_data, steps):
     return ends["base"] + points + ends["tuned"]
 
 
-def write(out, arguments, measured, log, predictions, command):
-    """Write report.json, log.jsonl and predictions.jsonl into the run's folder. arguments: {flag: value}."""
+def write(out, arguments, measured, predictions, command):
+    """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed", "data")}
     how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
     lines = [p | {"when": when} for when, found in predictions.items() for p in found]
-    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1) + "\n")
 

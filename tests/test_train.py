@@ -116,7 +116,9 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_anoth
 
 
 @pytest.mark.parametrize("method", ["image-lora", "full"])
-def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoint, tmp_path, monkeypatch, method):
+def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(
+    checkpoint, tmp_path, monkeypatch, capsys, method
+):
     weights = "adapter.safetensors" if method == "image-lora" else "checkpoint/model.safetensors"
     arguments = ("--save-every", "2", "--eval-every", "1", "--steps", "5", "--method", method)
     run(checkpoint, tmp_path / "whole", *arguments)
@@ -130,9 +132,12 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
         return real(self, batch)
 
     monkeypatch.setattr(VLM, "loss", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop:
         run(checkpoint, tmp_path / "killed", *arguments)
+    assert stop.value.code == 130
+    assert f"python train.py --resume {tmp_path / 'killed'} continues from step 2" in capsys.readouterr().err
     monkeypatch.setattr(VLM, "loss", real)
+    assert len((tmp_path / "killed/log.jsonl").read_text().splitlines()) == 2  # it grows while the run lives
     assert not (tmp_path / "killed/report.json").exists() and (tmp_path / "killed/state.pt").exists()
     train.main(["--resume", str(tmp_path / "killed")])
     assert equal(
@@ -160,6 +165,46 @@ def test_the_curve_has_the_accuracy_by_the_same_few_rows_at_every_point(checkpoi
     without = run(checkpoint, tmp_path / "without", "--eval-every", "0")
     assert without["curve"] == [measured["curve"][0], measured["curve"][2]]  # looking changes nothing
     assert equal(adapter_of(tmp_path), adapter_of(tmp_path / "without"))
+
+
+def test_the_best_adapter_on_the_way_is_kept_beside_the_last(checkpoint, tmp_path, monkeypatch):
+    accuracies = iter([0.2, 0.5, 0.5, *[0.1] * 9])
+    monkeypatch.setattr(report, "accuracy_of", lambda found: next(accuracies))
+    run(checkpoint, tmp_path, "--eval-every", "1", "--keep-states", "--save-every", "2")
+    best = dict(read_safetensors(tmp_path / "best.safetensors"))  # of step 2: 0.5, and no better one after it
+    saved = torch.load(tmp_path / "state-2.pt", weights_only=True)["parameters"]
+    assert sorted(t.sum().item() for t in best.values()) == sorted(t.sum().item() for t in saved)
+    assert not equal(best, adapter_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--resume", "RUN", "--steps", "90"], "begun with --steps 4, now 90; leave it out"),
+        (["--resume", "RUN", "--seed", "1"], "begun with --seed 0, now 1; leave it out"),
+        (["--out", "RUN"], "holds a finished run; choose another folder"),
+        (["--out", "RUN", "--seed", "1"], "begun with --seed 0, now 1; continue that run with --resume RUN"),
+    ],
+)
+def test_a_folder_that_holds_a_run_is_not_used_for_another(finished, checkpoint, flags, said, capsys):
+    out, _ = finished
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    flags = [flag.replace("RUN", str(out)) for flag in flags]
+    if "--out" in flags:
+        flags += ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN]
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags)
+    assert stop.value.code == 2 and said.replace("RUN", str(out)) in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_command_of_an_unfinished_run_continues_it(finished, checkpoint, tmp_path, capsys):
+    run(checkpoint, tmp_path, "--save-every", "2", "--keep-states")
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "state-2.pt").replace(tmp_path / "state.pt")
+    run(checkpoint, tmp_path, "--save-every", "2", "--keep-states")
+    assert f"resume   {tmp_path}, from step 2" in capsys.readouterr().out
+    assert equal(adapter_of(finished[0]), adapter_of(tmp_path))
 
 
 def test_every_row_about_a_picture_stays_together_in_an_order_of_seed_and_epoch():
