@@ -282,8 +282,8 @@ def scene_of(look, seed, number):
     return scene, in_look(draw(scene), look, rng), rng
 
 
-def scene_rows(look, seed, number):
-    """The eight rows of a scene in a look. seed: the name of the split."""
+def scene_rows(look, seed, number, asked=2):
+    """The rows of a scene in a look. seed: the name of the split; asked: questions about attributes."""
     scene, image, rng = scene_of(look, seed, number)
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
@@ -294,11 +294,11 @@ def scene_rows(look, seed, number):
         box = around(scene[target])
         yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
 
-    # two attributes
+    # attributes
     questions = attributes(scene)
     if look == "prior":
         questions = [q for q in questions if q[0].startswith("What colour")]
-    for question, answer in rng.sample(questions, min(2, len(questions))):
+    for question, answer in rng.sample(questions, min(asked, len(questions))):
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
 
@@ -325,28 +325,26 @@ def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
     looks, kinds = DRAWN[name]
-    seed = f"{name}-{split}" if name == PRETRAINING else split  # other scenes than those of the experiments
     for number in itertools.count():
         look = looks[number % len(looks)]
-        made = scene_rows(look, seed, number)
-        if name == PRETRAINING:
-            made = for_pretraining(made, look, number)
+        made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
         for i, row in enumerate(made):
             if row["kind"] in kinds:
                 yield row, f"{name} {split} {number}.{i}"
 
 
-def for_pretraining(made, look, number):
-    """The rows of a scene: those with boxes only by day, a sum for every third scene. One scene in seven is shown larger,
-    160 pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
+def pretraining_rows(look, split, number):
+    """The rows of a scene, other ones than those of the experiments. It has five questions about attributes, and what has
+    boxes only by day; a listing in every second scene, a sum in every third. One scene in seven is shown larger, 160
+    pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
     large, rng = None, random.Random(number)
-    for row in made:
+    for row in scene_rows(look, f"pretraining {split}", number, asked=5):
         kind = row["kind"]
-        if look != "day" and kind in ("grounding", "listing") or kind == "text" and number % 3:
+        if kind in ("grounding", "listing") and look != "day":
             continue
-        if number % 7 == 0 and kind != "text":
-            if kind == "listing":  # its boxes are in its text
-                continue
+        if kind == "listing" and (number % 2 or number % 7 == 0) or kind == "text" and number % 3:
+            continue
+        if number % 7 == 0 and row["images"]:
             large = large or row["images"][0].resize((160, 160))
             row["images"] = [large]
             if kind == "grounding":

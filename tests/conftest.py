@@ -28,6 +28,7 @@ SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least o
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "rope_theta": 10000.0,
 }
 SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
 REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "window_size": 112}  # the tiny model's are smaller
