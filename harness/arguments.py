@@ -168,6 +168,7 @@ def make_parser(methods, criteria):
     add("--image", "with --prompt: ask about these images", [], nargs="*", metavar="FILE")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
+    add("--show", "draw rows of a data set with their boxes into OUT/rows.png, load no model", metavar="NAME")
 
     add = group("model")
     add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
