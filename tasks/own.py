@@ -155,7 +155,7 @@ def part_of(file, split, splits):
     if split == "test" or len(order) == 1:
         return rows
     kept = [pair for pair, name in zip(rows, names) if (name in held_out) == (split == "val")]
-    why = "there is no val file, so a tenth of the images (or texts) is held out, by a checksum of their names"
+    why = "without a val file, a tenth of the images (or texts) is held out, by a checksum of their names"
     print(f"split    {file}: {split} is {len(kept)} of its {len(rows)} rows; {why}")
     return kept
 

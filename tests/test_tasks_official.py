@@ -160,6 +160,12 @@ def test_a_limit_takes_an_even_sample_of_screenspot(tmp_path):
     assert [e.group for e in rows] == ["desktop", "desktop", "mobile", "mobile", "web", "web"]
 
 
+def test_files_that_may_be_in_some_order_are_sampled_evenly_the_others_from_their_start(tmp_path):
+    assert {name for name, task in TASKS.items() if task.even} == {"screenspot-pro", "screenspot-v2", "jsonl", "llava"}
+    make_refcoco(tmp_path)  # whose images are fetched: few rows, few images
+    assert [e.images[0].name[-6:] for e in load("refcoco", tmp_path, "train", limit=2)] == ["00.jpg", "01.jpg"]
+
+
 def test_an_even_sample_of_the_real_screenspot_has_every_platform(shared):
     """The first 500 rows hold no web page."""
     rows = [row["group"] for row, _ in TASKS["screenspot-v2"].rows("screenspot-v2", shared / "screenspot", "test")]

@@ -11,6 +11,7 @@ import train
 from data import load
 from files import InputError
 from harness.arguments import evaluation_sets
+from harness.figures import GREEN
 from tasks.images import Frame
 from tasks.rows import GROUNDING_PROMPT
 
@@ -189,7 +190,7 @@ def test_without_a_val_file_a_tenth_of_the_images_is_held_out(forty, capsys, alo
     assert (len(names["val"]), len(names["train"])) == (4, 36) and not names["val"] & names["train"]
     assert (len(parts["val"]), len(parts["train"])) == (12, 108)
     said = capsys.readouterr().out
-    assert f"split    {file}: val is 12 of its 120 rows; there is no val file" in said and "108 of its 120" in said
+    assert f"split    {file}: val is 12 of its 120 rows; without a val file" in said and "108 of its 120" in said
     write_lines(file, rows_about(40)[::-1])  # the order of the rows does not matter
     assert {e.images[0].name for e in load("jsonl", where, "val")} == names["val"]
     if alone == "FILE":
@@ -262,8 +263,8 @@ def test_rows_are_shown_with_their_boxes_before_any_training(root, capsys):
     assert f"mine.jsonl:1: {prompt!r} -> (10, 20, 60, 70)" in said and "mine.jsonl:3: '17 + 25 =' -> '42'" in said
     assert "model" not in said and f"drawn in {root / 'out/rows.png'}" in said
     with Image.open(root / "out/rows.png") as drawn:
-        green = sum(count for count, (r, g, b) in drawn.convert("RGB").getcolors(10**6) if g > r + 60 and g > b + 40)
-    assert green > 500  # the frames of two boxes
+        colours = {colour: count for count, colour in drawn.convert("RGB").getcolors(10**6)}
+    assert colours[GREEN] > 5000  # two boxes, and the legend
 
 
 def test_what_is_shown_is_checked_too(root, capsys):
