@@ -18,7 +18,7 @@ class InputError(ValueError):
 def read_json(file):
     """Parse a JSON file. Raises InputError, naming it, if it is missing or broken."""
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"))  # with or without a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{file}: no such file") from None
     except ValueError as error:

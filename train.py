@@ -89,9 +89,7 @@ def run(args, command):
             raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         show_example(processor, examples[0])
     rows_a_step = args.batch * args.accumulate  # however many processes share them
-    steps = 0
-    if examples:
-        steps = args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)
+    steps = (args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)) if examples else 0
     make_folder(out, args, state["log"])
 
     # The encoder is frozen: each image that the run needs is encoded once.
@@ -338,6 +336,8 @@ def main(argv=None):
         with all_processes():
             if args.score:
                 score_again(args.score)
+            elif args.show:
+                report.show_rows(args)
             else:
                 run(args, command)
     except InputError as error:

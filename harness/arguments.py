@@ -1,6 +1,7 @@
 """The command line of train.py. `python train.py --help` is the documentation of its flags."""
 
 import argparse
+from pathlib import Path
 
 from files import InputError
 from harness.evaluate import FEW
@@ -119,6 +120,9 @@ def evaluation_sets(args):
         split = args.eval_split
         if named in also and name not in DRAWN:  # it may have other splits
             split = None
+        other = args.eval_only or (name, folder) != (args.data, args.data_root)
+        if named in [*(args.eval or []), *also] and other and folder and Path(folder).is_file():
+            split = split or "test"  # all of a file that is not trained on
         room = args.max_new_tokens or TASKS[name].new_tokens
         if any(name == other for other, *_ in sets):
             raise InputError(f"--eval, --also: {name} is named twice; evaluate its folders one after another")
@@ -147,7 +151,7 @@ def make_parser(methods, criteria):
     add = group("the ten flags that matter first")
     models = "checkpoint folder or hub id; tiny: the model that comes with this program"
     add("--model", models, "tiny", metavar="NAME")
-    sets = f"data set, NAME or NAME=FOLDER: {', '.join(TASKS)} (default: scenes)"
+    sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)} (default: scenes)"
     add("--data", sets, metavar="NAME")
     where = "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)"
     add("--data-root", where, metavar="FOLDER")
@@ -167,6 +171,7 @@ def make_parser(methods, criteria):
     add("--image", "with --prompt: ask about these images", [], nargs="*", metavar="FILE")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
+    add("--show", "draw rows of a data set with their boxes into OUT/rows.png, load no model", metavar="NAME")
 
     add = group("model")
     add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)

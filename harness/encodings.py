@@ -9,6 +9,7 @@ from data import load
 from files import InputError
 from harness.processes import RANK, WORLD, progress
 from tasks import default_root
+from tasks.boxes import small_targets
 from tasks.rows import with_preamble
 
 
@@ -37,6 +38,11 @@ def load_examples(processor, name, root, split, limit, room=0, preamble=0, **fet
         f"data     {name} {split}: {len(examples)} rows; tokens a row (min / median / max): "
         f"visual {spread(visual)}, text {spread(text)}"
     )
+    boxed = [e for e in examples if isinstance(e.answer, tuple)]
+    shown = [e.visuals[0] for e in boxed]
+    seen = [processor.resized(visual) for visual in shown]
+    if small := small_targets([e.answer for e in boxed], [v.size for v in shown], seen, processor.factor):
+        print(f"warning  {name} {split}: {small}")
     return examples
 
 

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
+from data import load
 from files import InputError, write_text
 from harness import figures
 from harness.evaluate import FEW, summary
 from harness.processes import RANK, WORLD, peak_memory
+from tasks import default_root
 from tasks.images import open_image
 
 HERE = Path(__file__).parent.parent
@@ -27,6 +29,21 @@ def show_example(processor, example):
     text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
     answer = processor.tokenizer.decode(ids[answer_start:], skip_special_tokens=False)
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
+
+
+def show_rows(args):
+    """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
+    name, _, folder = args.show.partition("=")
+    root = default_root(name, folder or args.data_root)
+    examples = load(name, root, args.train_split, 12, annotations=args.annotations, image_url=args.image_url)
+    for example in examples:
+        print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
+    items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
+    if items:
+        out = Path(args.out or "runs/show")
+        out.mkdir(parents=True, exist_ok=True)
+        figures.examples(out / "rows.png", items)
+        print(f"drawn in {out / 'rows.png'}")
 
 
 def show_method(method, parameters, steps, rows, lr, heads):

@@ -19,7 +19,8 @@ from tasks.download import (
     fetch_annotations,
     fetch_images,
 )
-from tasks.rows import checked, score_exact
+from tasks.images import sample
+from tasks.rows import all_checked, score_exact
 
 
 class Task(NamedTuple):
@@ -30,17 +31,19 @@ class Task(NamedTuple):
     metrics: Mapping = {}
     eval_split: str = "val"
     new_tokens: int = 48  # room for an answer
+    even: bool = False  # a limit takes rows evenly spread over the split, not the first ones
+    skip_outside: bool = False  # a box over the edge of its image costs its row, not the data set
 
 
 TASKS = {
-    **dict.fromkeys(refcoco.FILES, Task(refcoco.rows)),
-    **dict.fromkeys(screenspot.NAMES, Task(screenspot.rows)),
+    **dict.fromkeys(refcoco.FILES, Task(refcoco.rows, skip_outside=True)),
+    **dict.fromkeys(screenspot.NAMES, Task(screenspot.rows, even=True, skip_outside=True)),
     "textvqa": Task(textvqa.rows, {"vqa": textvqa.score}),
     "nextqa": Task(nextqa.rows, {"choice": nextqa.score}),
     "vilp": Task(vilp.rows, {"word": vilp.score}),
     "gsm8k": Task(gsm8k.rows, {"number": gsm8k.score}, eval_split="test", new_tokens=400),
-    "jsonl": Task(own.jsonl),
-    "llava": Task(own.llava, new_tokens=200),
+    "jsonl": Task(own.jsonl, even=True),
+    "llava": Task(own.llava, new_tokens=200, even=True),
     **dict.fromkeys(scenes.DRAWN, Task(scenes.rows)),
 }
 
@@ -51,7 +54,8 @@ SHARED = {"exact": score_exact, "iou": score_iou, "point": score_point}  # metri
 
 
 def default_root(name, root=None):
-    """The folder of a data set: `root` or else data/NAME; None, fetch it, for a RefCOCO that is not there either."""
+    """The folder (your own: or the file) of a data set: `root` or else data/NAME; None, fetch it, for a RefCOCO that is
+    not there either."""
     folder = Path(root or Path("data") / name)
     if name in refcoco.FILES and not root and not folder.exists():
         return None
@@ -59,12 +63,13 @@ def default_root(name, root=None):
 
 
 def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_IMAGES):
-    """The first `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of.
+    """At most `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of. They are the
+    first ones or, where the file may be in some order, evenly spread over it (Task.even).
 
-    root: the folder that holds the data set (drawn ones need none, but a limit). None for the RefCOCO family: fetched
-    into the cache folder, the annotations from `annotations`, the images of these rows from `image_url`. Images are
-    found and their sizes read, but not decoded. Raises InputError for an unknown name or split, a missing file or
-    image, and any row that is not what it should be.
+    root: the folder that holds the data set (drawn ones need none, but a limit), or the file, of `jsonl` and `llava`.
+    None for the RefCOCO family: fetched into the cache folder, the annotations from `annotations`, the images of these
+    rows from `image_url`. Images are found and their sizes read, but not decoded. Raises InputError for an unknown name
+    or split, a missing file or image, and any row that is not what it should be.
     """
     if name not in TASKS:
         raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
@@ -76,12 +81,14 @@ def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_
     if fetch:
         fetch_annotations(root, annotations)
     # the rows, and the images of these rows alone
-    rows = list(islice(TASKS[name].rows(name, root, split), limit or None))
+    task = TASKS[name]
+    rows = list(islice(task.rows(name, root, split), None if task.even else limit or None))
     if not rows:
         raise InputError(f"{root}: split {split!r} of {name} has no rows")
+    rows = [rows[i] for i in sample(len(rows), limit or len(rows))]
     if fetch:
         fetch_images({Path(row["image"]).name for row, _ in rows}, root, image_url)
-    return [checked(row, source, root) for row, source in rows]
+    return all_checked(rows, root.parent if root.is_file() else root, task.skip_outside)
 
 
 # -- scores

@@ -5,13 +5,17 @@ A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
 
 import math
 import re
-from statistics import quantiles
+from statistics import median, quantiles
 
 from files import InputError
 from tasks.images import image_size
 
 # At most nine digits before the point: a model that repeats a digit without end would write an infinite number.
 NUMBER = r"\s*[-+]?(\d{1,9}(\.\d*)?|\.\d+)\s*"
+
+
+class OutsideImage(InputError):
+    """A box that does not lie in its image."""
 
 
 def corners(box):
@@ -34,22 +38,62 @@ def check_box(row, source, images):
         said = f"{row.get('width')} x {row.get('height')}"
         raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
     # in pixels, corners in order, inside
-    x1, y1, x2, y2 = box
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
-    if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
+    if not lies_inside(box, width, height):
         outside = f"does not lie in its image {images[0]} of {width} x {height} pixels"
-        raise InputError(f"{source}: box {list(box)} {outside}")
-    return (x1, y1, x2, y2)
+        raise OutsideImage(f"{source}: box {list(box)} {outside}")
+    return tuple(box)
+
+
+def lies_inside(box, width, height):
+    """Whether the corners are in order and in the image, but for a pixel of rounding."""
+    x1, y1, x2, y2 = box
+    return -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
+
+
+def ask_for_sizes(boxes):
+    """What an error about a box adds where the boxes of its file look like x, y, width, height: two or more fail as
+    corners, and (nearly) all fit as sizes; else "". boxes: (box, (width, height) of its image) pairs."""
+    failing = sum(not lies_inside(box, *size) for box, size in boxes)
+    fitting = sum(lies_inside(corners(box), *size) for box, size in boxes)
+    if failing < 2 or fitting < 0.95 * len(boxes):
+        return ""
+    return (
+        f"; {failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h? "
+        "Then write [x, y, x + w, y + h]"
+    )
+
+
+def small_targets(boxes, sizes, resized, token):
+    """A warning if the model sees the median target smaller than half a visual token, else None. sizes, resized:
+    (width, height) of the images and as the model sees them; token: pixels a side of a visual token."""
+    sides = []  # the shorter one of each target, as the model sees it
+    for (x1, y1, x2, y2), (width, height), (seen_width, seen_height) in zip(boxes, sizes, resized):
+        sides.append(min((x2 - x1) * seen_width / width, (y2 - y1) * seen_height / height))
+    if not sides or median(sides) >= token / 2:
+        return None
+    share = sum(side < token / 2 for side in sides) / len(sides)
+    shrunk = any(math.prod(seen) < math.prod(size) for seen, size in zip(resized, sizes))
+    return (
+        f"the shorter side of the median target is {median(sides):.1f} pixels as the model sees it; {share:.0%} are "
+        f"smaller than half a visual token ({token / 2:g} pixels): raise {'--max-pixels' if shrunk else '--min-pixels'}"
+    )
 
 
 # -- between the image as it is on disk and as the model sees it
 
 
 def box_to_model(box, size, resized):
-    """A box in pixels of the original image -> whole pixels of the resized one, which is what Qwen2.5-VL writes."""
-    sx, sy = resized[0] / size[0], resized[1] / size[1]
-    return [round(box[0] * sx), round(box[1] * sy), round(box[2] * sx), round(box[3] * sy)]
+    """A box in pixels of the original image -> whole pixels of the resized one, which is what Qwen2.5-VL writes. The
+    last pixel of a side is the largest number, as in the converter of Qwen's fine-tuning data."""
+    (width, height), x1, y1, x2, y2 = resized, *box
+    sx, sy = width / size[0], height / size[1]
+
+    def pixel(c, side):
+        return max(0, min(round(c), side - 1))
+
+    return [pixel(x1 * sx, width), pixel(y1 * sy, height), pixel(x2 * sx, width), pixel(y2 * sy, height)]
 
 
 def box_from_model(box, size, resized):
@@ -81,9 +125,14 @@ def parse_box(text):
 
 def parse_point(text):
     """The first bracket, [] or (), that holds exactly two numbers (a point) or exactly four (a box: its centre), as
-    [x, y], or None."""
-    for square, curved in re.findall(r"\[([^\[\]()]*)\]|\(([^\[\]()]*)\)", text):
-        numbers = read_numbers(square or curved)
+    [x, y], or None. Two points with a comma between them, "(1, 2), (3, 4)", are the corners of a box."""
+    brackets = list(re.finditer(r"\[([^\[\]()]*)\]|\(([^\[\]()]*)\)", text))
+    found = [read_numbers(bracket[1] or bracket[2] or "") for bracket in brackets]
+    for i, numbers in enumerate(found):
+        if len(numbers) == 2 and i + 1 < len(found) and len(found[i + 1]) == 2:
+            between = text[brackets[i].end() : brackets[i + 1].start()]
+            if between.strip() == ",":
+                numbers = numbers + found[i + 1]
         if len(numbers) == 2:
             return numbers
         if len(numbers) == 4:

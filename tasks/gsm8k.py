@@ -5,7 +5,7 @@
 files    <split>.jsonl (github.com/openai/grade-school-math)
 prompt   asks for the steps and for the marks "####" before the number
 splits   train, test; learnt is the solution without the calculator's marks <<...>>
-metric   "number": exact match of the last number
+metric   "number": exact match of the number after "####" or, without one there, of the last number of the text
 """
 
 import re
@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from tasks.rows import file_of, json_rows, reading
 
-PROMPT = '{}\nThink step by step, and write the final number behind "####" at the end.'
+PROMPT = '{}\nThink step by step, and write the final number after "####" at the end.'
 
 
 def rows(name, root, split):
@@ -38,20 +38,32 @@ def score(text, reference, *_):
 
 # A number: a minus that is no subtraction and no hyphen (after a digit, letter or bracket), a currency, digits with
 # commas by the thousand, decimals. Digits after a letter or ^ are part of a name or unit (m2, cm^2, CO2).
+# At most three marks of currency (as in "\$"): more would be counted again from each of them.
 NUMERAL = re.compile(
-    r"((?<![\w)\]%])-)?(?:[\\$£€]+(-?))?(?<![A-Za-z_^\d])(?<!\d\.)"
+    r"((?<![\w)\]%])-)?(?:[\\$£€]{1,3}(-?))?(?<![A-Za-z_^\d])(?<!\d\.)"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
 
 
 def parse(text):
-    """The number after the last "####" of generated text or, without that, its last number, as a string that is equal
-    for equal numbers ("$1,000.00" -> "1000", "50%" -> "50"), or None."""
-    _, mark, tail = text.replace("−", "-").rpartition("####")
-    found = NUMERAL.findall(tail)
-    if not found:
-        return None
-    *minus, digits = found[0] if mark else found[-1]
+    """The number after the last "####" that a number follows (headings, "#### Step 2" or "#### 2. The sum", do not
+    count) or, without one, the last number of the text. As a string that is equal for equal numbers ("$1,000.00" ->
+    "1000", "50%" -> "50"), or None."""
+    text = text.replace("−", "-")
+    for tail in reversed(text.split("####")[1:]):
+        if not (found := NUMERAL.search(tail)):
+            continue
+        before, after = tail[: found.start()], tail[found.end() :]
+        heading = re.search(r"\w", before) or re.match(r"[.)] +[A-Za-z]", after)
+        if not heading:
+            return plain(found)
+    numbers = [*NUMERAL.finditer(text)]
+    return plain(numbers[-1]) if numbers else None
+
+
+def plain(found):
+    """A NUMERAL that was found -> "-7.5": without commas, currency, zeros at the ends."""
+    *minus, digits = found.groups()
     digits = f"{Decimal(digits.replace(',', '')):f}"  # drops leading zeros
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")

@@ -4,9 +4,11 @@ A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width
 """
 
 import math
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -15,6 +17,9 @@ from files import InputError
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+ANIMATED = (".gif", ".webp", ".png", ".apng")  # image files that may hold many frames
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")  # cannot be read here
+FRAMES = 8  # taken of a video
 
 
 @dataclass(frozen=True)
@@ -139,22 +144,43 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
 # -- videos
 
 
-def video_frames(path, wanted):
+def find_video(names, source, *folders):
+    """The folder of frames or the animated image of a video, by the first of its names that is in one of the folders.
+    "a.mp4" is looked for as "a", "a.gif", ...; if there is only the film, the error says how to cut it into frames."""
+    films = [Path(folder) / name for name in names for folder in folders]
+    bare = [film.with_suffix("") if film.suffix.lower() in FILMS else film for film in films]
+    for path in bare:
+        for suffix in ("", *ANIMATED):
+            found = path.with_name(path.name + suffix)
+            if found.exists():
+                return found
+    films += [path.with_name(path.name + suffix) for path in bare for suffix in FILMS]
+    film = next((film for film in films if film.is_file()), f"{bare[0].name}.mp4")
+    target, film = shlex.quote(str(bare[0])), shlex.quote(str(film))
+    hint = f"mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg"
+    raise InputError(f"{source}: no folder of frames or animated image {bare[0]}; make one: {hint}")
+
+
+def video_frames(path, wanted, rate=None):
     """(frames, seconds or None) of a video: a folder of images in the order of their names, or an animated image file.
-    At most `wanted` frames, evenly spread. Raises InputError if the folder has no frames."""
+    At most `wanted` frames, evenly spread. rate: frames a second of a video that does not say it. Raises InputError for
+    a folder without frames and a file with a single one."""
     # a folder: it says nothing about time
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
         if not files:
             raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")
-        return [files[i] for i in sample(len(files), wanted)], None
+        return [files[i] for i in sample(len(files), wanted)], len(files) / rate if rate else None
     # an animated file: each frame says how long it is shown
     with opened(path) as file:
         count, milliseconds = getattr(file, "n_frames", 1), 0
         for i in range(count):
             file.seek(i)
             milliseconds += file.info.get("duration", 0)
-    return [Frame(str(path), i) for i in sample(count, wanted)], milliseconds / 1000 or None
+    if count == 1:
+        raise InputError(f"{path}: a still image, not a video")
+    seconds = milliseconds / 1000 or (count / rate if rate else None)
+    return [Frame(str(path), i) for i in sample(count, wanted)], seconds
 
 
 def sample(count, wanted):

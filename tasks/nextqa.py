@@ -8,35 +8,37 @@ files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or 
 frames   8, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's rate)
 prompt   that of LLaVA: the options with their letters
 splits   train, val, test
-metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive
+metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive. TN (what is next)
+         counts TP (what was before) too, as in the official script
 """
 
 import csv
 import re
 
-from files import InputError, read_json
-from tasks.images import video_frames
+from files import read_json
+from tasks.images import FRAMES, find_video, video_frames
 from tasks.rows import file_of, reading
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
-FRAMES, FRAME_RATE = 8, 30
+FRAME_RATE = 30
 
 
 def rows(name, root, split):
     file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
     names = root / "map_vid_vidorID.json"  # video -> the name of its folder or file
     names = read_json(names) if names.exists() else {}
-    with open(file, newline="", encoding="utf-8") as lines:
-        for i, row in enumerate(csv.DictReader(lines), start=2):
-            source = f"{file}:{i}"
-            with reading(source, "NExT-QA"):
-                found = question(row)
-                video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
-            path = find_video(root, source, video, names.get(video, video))
-            frames, seconds = video_frames(path, FRAMES)
-            yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
+    with reading(file, "NExT-QA"), open(file, newline="", encoding="utf-8-sig") as lines:
+        table = list(csv.DictReader(lines))
+    for i, row in enumerate(table, start=2):
+        source = f"{file}:{i}"
+        with reading(source, "NExT-QA"):
+            found = question(row)
+            video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
+        path = find_video((video, names.get(video, video)), source, root / "videos")
+        frames, seconds = video_frames(path, FRAMES)
+        yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
 
 
 def question(row):
@@ -46,20 +48,9 @@ def question(row):
         "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
         "answer": LETTERS[int(row["answer"])],
         "metric": "choice",
-        "kind": row["type"],
+        "kind": "TN" if row["type"] == "TP" else row["type"],
         "group": GROUPS[row["type"][0]],
     }
-
-
-def find_video(root, source, *names):
-    """The folder of frames or the animated image of the first of these names that is there."""
-    for name in names:
-        for suffix in ("", ".gif", ".webp", ".png"):
-            path = root / "videos" / f"{name}{suffix}"
-            if path.exists():
-                return path
-    hint = f"ffmpeg -i {names[0]}.mp4 -vf fps=2 {root}/videos/{names[0]}/%05d.jpg"
-    raise InputError(f"{source}: no folder of frames or animated image {root}/videos/{names[0]}; make one: {hint}")
 
 
 def score(text, reference, *_):

@@ -6,8 +6,9 @@
 RefCOCO+ does without words of place; the phrases of RefCOCOg are longer.
 
 files    fetched into a cache folder; or in your own: REFER's NAME/refs(unc).p and NAME/instances.json
-         (github.com/lichengunc/refer), or NAME_<split>.json or .jsonl of VLM-R1 (hub data set omlab/VLM-R1) or of
-         Qwen-VL; COCO's images in train2014 or images/train2014
+         (github.com/lichengunc/refer), or NAME_<split>.json or .jsonl of VLM-R1 (hub data set omlab/VLM-R1, unpacked
+         as it is: rec_jsons_processed/) or of Qwen-VL (data/NAME/); COCO's images in train2014 or images/train2014
+         there, or beside the folder
 prompt   GROUNDING_PROMPT, also that of your own boxes and of the drawn scenes
 splits   train, val, testA (people), testB (things); RefCOCOg: train, val, test (umd)
 metric   accuracy@0.5: the predicted box and the reference have an IoU of at least 0.5
@@ -30,15 +31,17 @@ FILES = {  # name -> its REFER pickle, and how its JSON files begin
 def rows(name, root, split):
     """Rows of REFER's folder if it is there, else of the JSON file of the split."""
     pickle_name, prefixes = FILES[name]
-    if (root / name / pickle_name).exists():
-        yield from refer_rows(root / name, pickle_name, split)
-        return
+    for folder in (root / name, root):  # the folder of REFER, or of this one set in it
+        if folder.name == name and (folder / pickle_name).exists():
+            yield from refer_rows(folder, pickle_name, split)
+            return
     # split -> its file
     files = {}
-    for prefix in prefixes:
-        for suffix in ("json", "jsonl"):
-            for file in sorted(root.glob(f"{prefix}_*.{suffix}")):
-                files[file.stem.removeprefix(f"{prefix}_")] = file
+    for folder in (root, root / "rec_jsons_processed", root / name, root / "data" / name):
+        for prefix in prefixes:
+            for suffix in ("jsonl", "json"):
+                for file in sorted(folder.glob(f"{prefix}_*.{suffix}")):
+                    files.setdefault(file.stem.removeprefix(f"{prefix}_"), file)
     if not files:
         raise InputError(
             f"{root}: no {name} here; put {name}/{pickle_name} and {name}/instances.json of REFER "

@@ -5,6 +5,7 @@ source says where it is from ("val.jsonl:17"), so that every complaint can name 
 
     image or images     names of files, or PIL images; none: text only
     videos, fps         lists of frames, and their frames a second
+    clips, rate         or names of videos, and the frames a second of those that are folders of frames
     prompt              the text to ask; or caption: what to find, which is put into GROUNDING_PROMPT
     answer              the text to learn; or bbox: a box (x1, y1, x2, y2) in pixels of the only image
     width, height       of that image, if the file says so: then it must be true
@@ -15,15 +16,15 @@ source says where it is from ("val.jsonl:17"), so that every complaint can name 
 
 import itertools
 import json
-import re
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 
 from files import InputError, read_json
-from tasks.boxes import check_box
+from tasks.boxes import OutsideImage, ask_for_sizes, check_box
+from tasks.images import FRAMES, find_video, image_size, video_frames
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
@@ -35,6 +36,12 @@ IMAGE_FOLDERS = (
     "train2014",
     "images/train2014",
     "images/mscoco/images/train2014",
+    "coco/train2014",
+    "coco2014/train2014",
+    "../train2014",  # COCO's images are often beside the folder of the annotations
+    "../coco/train2014",
+    "../coco2014/train2014",
+    "../images/mscoco/images/train2014",
     "train_images",
     "screenspotv2_image",
 )
@@ -62,7 +69,7 @@ def json_rows(file):
         for i, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line.decode("utf-8")), f"{file}:{i}"
+                    yield json.loads(line.decode("utf-8-sig")), f"{file}:{i}"
                 except ValueError as error:
                     raise InputError(f"{file}:{i}: not JSON ({error})") from None
 
@@ -96,17 +103,34 @@ def own_split(key):
     return "val" if zlib.crc32(str(key).encode()) % 5 == 0 else "train"
 
 
-def place_images(prompt, row, source):
-    """A prompt with its "<image>" places checked against the row's images. Those at its very start are dropped, since
-    images are there anyway."""
-    images = len(row["images"]) if isinstance(row.get("images"), list) else int(bool(row.get("image")))
-    if prompt.count(PLACE) not in (0, images):
-        raise InputError(f"{source}: {prompt.count(PLACE)} x {PLACE} in the prompt, but {images} images in the row")
-    rest = re.sub(rf"^({PLACE}\s*)+", "", prompt)
-    return prompt if PLACE in rest else rest
+# -- rows, checked
 
 
-# -- one row
+def all_checked(rows, root, skip_outside=False):
+    """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. skip_outside: but a row whose
+    box reaches over the edge of its image is left out, with a line that names it, unless that is more than a tenth."""
+    kept, outside = [], []
+    for row, source in rows:
+        try:
+            kept.append(checked(row, source, root))
+        except OutsideImage as error:
+            outside.append(source)
+            if not skip_outside or len(outside) > max(1, len(rows) // 10) or len(rows) == 1:
+                raise InputError(f"{error}{ask_for_sizes(boxes_of(rows, root))}") from None
+    if outside:
+        print(f"skipped  {len(outside)} of {len(rows)} rows, box over the edge of the image: {', '.join(outside[:5])}")
+    return kept
+
+
+def boxes_of(rows, root):
+    """(box, size of its image) of all rows that have a box of four numbers and an image that is there."""
+    found = []
+    for row, source in rows:
+        with suppress(InputError, TypeError, ValueError, KeyError, AttributeError):
+            x1, y1, x2, y2 = map(float, row["bbox"])
+            (image,) = found_images(row, source, root)
+            found.append(((x1, y1, x2, y2), image_size(image)))
+    return found
 
 
 def checked(row, source, root):
@@ -123,6 +147,7 @@ def checked(row, source, root):
     else:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
     complete = {"images": images, "prompt": prompt, "caption": caption, "answer": answer, "source": source}
+    complete |= found_clips(row, source, root)
     return complete | {key: row[key] for key in AS_THEY_ARE if key in row}
 
 
@@ -158,7 +183,24 @@ def find_image(name, source, root):
             for path in (root / folder / name, root / folder / Path(name).name):  # some lists name other folders
                 if path.is_file():
                     return path
-    raise InputError(f"{source}: its image {name} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)")
+    raise InputError(
+        f"{source}: its image {name!s:.200} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)"
+    )
+
+
+def found_clips(row, source, root):
+    """{"videos": the frames of each of the row's clips, "fps": by the clock of the first}; {} without clips."""
+    if not row.get("clips"):
+        return {}
+    rate = row.get("rate", 2)
+    if type(rate) not in (int, float) or rate <= 0:
+        raise InputError(f'{source}: "fps" must be a positive number, got {rate!r:.60}')
+    if not all(isinstance(name, str) for name in row["clips"]):
+        raise InputError(f"{source}: a video is the name of a folder or file, got {row['clips']!r:.60}")
+    paths = [find_video([name], source, root, root / "videos") for name in row["clips"]]
+    videos = [video_frames(path, FRAMES, rate) for path in paths]
+    frames, seconds = videos[0]
+    return {"videos": [frames for frames, _ in videos], "fps": len(frames) / seconds}
 
 
 # -- a metric that several data sets share

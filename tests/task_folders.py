@@ -1,6 +1,7 @@
 """A small hand-made folder of each data set, as a user has it."""
 
 import json
+import pickle
 
 from conftest import picture
 
@@ -21,33 +22,91 @@ def animated(file, count, milliseconds=500):
     first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
-def make_refcoco(root, name="refcoco"):
+def make_frames(folder, count):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        picture(60, 40, i).save(folder / f"{i:05d}.jpg")
+
+
+VLM_R1 = "Please provide the bounding box coordinate of the region this sentence describes: {}."  # in its files
+
+
+def make_refcoco(root, name="refcoco", folder=""):
+    """As VLM-R1 has it: the files of its zip in the root, or in `folder` there."""
     prefix = {"refcoco": "refcoco", "refcoco+": "refcocop", "refcocog": "refcocog"}[name]
-    (root / "train2014").mkdir(parents=True)
-    for i in range(3):
-        picture(100, 80, i).save(root / f"train2014/COCO_train2014_{i:012d}.jpg")
-    talk = "Please provide the bounding box coordinate of the region this sentence describes: the {} thing."
+    make_coco(root / "train2014")
     rows = [
         {
             "image": f"coco/train2014/COCO_train2014_{i % 3:012d}.jpg",
             "conversations": [
-                {"from": "human", "value": f"<image>{talk.format(i)}"},
+                {"from": "human", "value": f"<image>{VLM_R1.format(f'the {i} thing')}"},
                 {"from": "gpt", "value": f"[{i}, 10, {i + 30}, 50]"},
             ],
         }
         for i in range(6)
     ]
-    write_lines(root / f"{prefix}_train.jsonl", rows)
+    write_lines(root / folder / f"{prefix}_train.jsonl", rows)
     for split in ("val", "test") if name == "refcocog" else ("val", "testA", "testB"):
         asked = [
             {
                 "image": f"train2014/COCO_train2014_{i:012d}.jpg",
-                "problem": talk.format(i),
+                "problem": VLM_R1.format(f"the {i} thing"),
+                "normal_caption": f"the {i} thing",
                 "solution": [i, 10, i + 30, 50],
             }
             for i in range(3)
         ]
-        write_json(root / f"{prefix}_{split}.json", asked)
+        write_json(root / folder / f"{prefix}_{split}.json", asked)
+
+
+def make_coco(folder):
+    folder.mkdir(parents=True)
+    for i in range(3):
+        picture(100, 80, i).save(folder / f"COCO_train2014_{i:012d}.jpg")
+
+
+def make_refer(root, name="refcoco"):
+    """REFER's folder, the original: boxes are x, y, width, height."""
+    make_coco(root / "images/mscoco/images/train2014")
+    refs = [
+        {
+            "ref_id": i,
+            "ann_id": 10 + i,
+            "image_id": i,
+            "category_id": 1,
+            "split": split,
+            "file_name": f"COCO_train2014_{i:012d}_{10 + i}.jpg",
+            "sent_ids": [2 * i, 2 * i + 1],
+            "sentences": [
+                {"sent_id": 2 * i + k, "sent": sent, "raw": sent.upper(), "tokens": sent.split()}
+                for k, sent in enumerate((f"the {i} thing", f"thing {i}"))
+            ],
+        }
+        for i, split in enumerate(("train", "val", "test" if name == "refcocog" else "testA"))
+    ]
+    instances = {
+        "images": [{"id": i, "width": 100, "height": 80, "file_name": "x.jpg"} for i in range(3)],
+        "annotations": [{"id": 10 + i, "image_id": i, "bbox": [i, 10, 30, 40], "category_id": 1} for i in range(3)],
+    }
+    write_json(root / name / "instances.json", instances)
+    by = "umd" if name == "refcocog" else "unc"
+    (root / name / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def make_qwen_vl(root, name="refcoco"):
+    """Qwen-VL's evaluation: everything in the folder data."""
+    make_coco(root / "data/coco2014/train2014")
+    rows = [
+        {
+            "image": f"data/coco2014/train2014/COCO_train2014_{i:012d}.jpg",
+            "sent": f"the {i} thing",
+            "bbox": [i, 10.0, i + 30.0, 50.0],
+            "height": 80,
+            "width": 100,
+        }
+        for i in range(3)
+    ]
+    write_lines(root / f"data/{name}/{name}_val.jsonl", rows)
 
 
 def make_screenspot_pro(root):
@@ -89,13 +148,11 @@ def make_nextqa(root):
     lines = [
         '4010069381,300,60,40,"why did the boy, in red, run",1,0,CW,to play,to eat,to rest,to see,to go\n',
         "4010069382,300,60,40,what happens after?,4,1,TN,a,b,c,d,e\n",
+        "4010069382,300,60,40,what happened before?,0,2,TP,a,b,c,d,e\n",
     ]
     for split in ("train", "val"):
         (root / f"{split}.csv").write_text(head + "".join(lines))
-    frames = root / "videos/1103/4010069381"
-    frames.mkdir(parents=True)
-    for i in range(20):
-        picture(60, 40, i).save(frames / f"{i:05d}.jpg")
+    make_frames(root / "videos/1103/4010069381", 20)
     write_json(root / "map_vid_vidorID.json", {"4010069381": "1103/4010069381"})
     animated(root / "videos/4010069382.gif", 5)
 
@@ -125,7 +182,9 @@ def make_jsonl(root):
         {"image": "a.png", "prompt": "<image>\nWhat is it?", "answer": "a ring"},
         {"image": "a.png", "sent": "the ring", "bbox": [5, 5, 30, 40]},
         {"prompt": "17 + 25 =", "answer": "42"},
+        {"video": "clip", "prompt": "<video>\nWhat happens?", "answer": "it turns"},
     ]
+    make_frames(root / "clip", 4)
     for split in ("train", "val"):
         write_lines(root / f"{split}.jsonl", rows)
 
@@ -134,7 +193,11 @@ def make_llava(root):
     root.mkdir(parents=True, exist_ok=True)
     picture(60, 60).save(root / "a.png")
     turns = [("human", "<image>\nWhat is it?"), ("gpt", "a ring"), ("human", "Its colour?"), ("gpt", "red")]
-    rows = [{"id": 0, "image": "a.png", "conversations": [{"from": who, "value": said} for who, said in turns]}]
+    pair = [("human", "<image><image>\nWhich?"), ("gpt", "neither")]
+    rows = [
+        {"id": i, "image": image, "conversations": [{"from": who, "value": said} for who, said in talk]}
+        for i, (image, talk) in enumerate([("a.png", turns), (["a.png", "a.png"], pair)])
+    ]
     for split in ("train", "val"):
         write_json(root / f"{split}.json", rows)
 

@@ -6,11 +6,13 @@ import pytest
 
 from tasks import score
 from tasks.boxes import (
+    ask_for_sizes,
     box_from_model,
     box_to_model,
     iou,
     parse_box,
     parse_point,
+    small_targets,
     spread,
 )
 
@@ -62,9 +64,15 @@ def test_boxes_go_to_the_models_pixels_and_back():
     size, resized = (640, 427), (420, 280)
     for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
         inside = box_to_model(box, size, resized)
-        assert all(type(n) is int for n in inside) and inside[2] <= 420 and inside[3] <= 280
-        assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1)
-    assert box_to_model((320, 213.5, 640, 427), size, resized) == [210, 140, 420, 280]
+        assert all(type(n) is int for n in inside) and inside[2] <= 419 and inside[3] <= 279
+        assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1.6)
+    assert box_to_model((320, 213.5, 600, 400), size, resized) == [210, 140, 394, 262]
+
+
+def test_a_box_ends_at_the_last_pixel_as_in_the_data_that_qwen_was_tuned_on():
+    """Qwen's converter: max(0, min(round(x * scale), side - 1))."""
+    assert box_to_model((-1, -0.6, 101, 80.7), (100, 80), (100, 80)) == [0, 0, 99, 79]
+    assert box_to_model((0, 0, 640, 427), (640, 427), (420, 280)) == [0, 0, 419, 279]
 
 
 def test_a_box_is_right_from_an_iou_of_one_half():
@@ -107,6 +115,12 @@ def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
         ("Step (1): of [1, 2, 3] take [7, 8], not (9, 10)", [7, 8]),
         ("(the button) (7, 8)", [7, 8]),
         ("[(7, 8)]", [7, 8]),
+        ("(100,100),(140,160)", [120, 130]),  # two corners: a box
+        ("<ref>save</ref><box>(100, 100), (140, 160)</box>", [120, 130]),
+        ("[[100, 100], [140, 160]]", [120, 130]),
+        ("(100, 100) or (140, 160)", [100, 100]),
+        ("(100, 100), (140, 160, 1)", [100, 100]),
+        ("[1, 2, 3, 4], [5, 6]", [2, 3]),
         ("click(x=10, y=20)", None),
         ("10, 20", None),
         ("[10, 20)", None),
@@ -115,6 +129,11 @@ def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
 )
 def test_the_first_bracket_with_two_or_four_numbers_is_the_point(text, point):
     assert parse_point(text) == point
+
+
+def test_a_box_written_as_two_corners_counts_by_its_centre():
+    assert value("point", "(10, 10),(30, 30)", (18, 18, 22, 22)) == 1
+    assert value("point", "(10, 10),(30, 30)", (8, 8, 12, 12)) == 0
 
 
 def test_a_point_on_the_edge_is_inside_and_one_pixel_further_is_not():
@@ -147,3 +166,25 @@ def test_percentiles_lie_between_neighbours():
     assert spread(range(11)) == (1, 5, 9) and spread([7]) == (7, 7, 7)
     assert spread([1, 2]) == pytest.approx((1.1, 1.5, 1.9), rel=1e-12)
     assert spread([]) == (None, None, None)
+
+
+# -- boxes of a file
+
+
+def test_boxes_that_fail_as_corners_and_fit_as_sizes_are_asked_about():
+    sizes = [((60, 50, 30, 20), (100, 80)), ((10, 20, 30, 40), (100, 80)), ((70, 60, 10, 10), (100, 80))]
+    assert ask_for_sizes(sizes).startswith("; 2 of 3 boxes fail as corners, but 3 fit as sizes: is this x, y, w, h?")
+    corners = [((60, 50, 90, 70), (100, 80)), ((70, 60, 20, 30), (100, 80)), ((30, 20, 10, 40), (100, 80))]
+    assert ask_for_sizes(corners) == ""  # two are the wrong way round, but not all fit as sizes
+    assert ask_for_sizes(sizes[:1]) == "" and ask_for_sizes([]) == ""  # one is no habit
+
+
+def test_targets_that_the_model_sees_smaller_than_half_a_token_are_warned_of_with_the_flag_that_helps():
+    """A control of 40 x 40 pixels on a screen of 3840 x 2160: 7 pixels at the default of 401,408."""
+    boxes, screens, seen = [(100, 100, 140, 140)] * 3, [(3840, 2160)] * 3, [(840, 476)] * 3
+    said = small_targets(boxes, screens, seen, 28)
+    assert "the shorter side of the median target is 8.8 pixels" in said and "100% are smaller" in said
+    assert said.endswith("half a visual token (14 pixels): raise --max-pixels")
+    assert small_targets(boxes, screens, screens, 28) is None
+    assert small_targets([(0, 0, 5, 50)], [(56, 56)], [(56, 56)], 28).endswith("raise --min-pixels")
+    assert small_targets([], [], [], 28) is None

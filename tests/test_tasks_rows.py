@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import picture
 from task_folders import (
+    VLM_R1,
     make_gsm8k,
     make_llava,
     make_nextqa,
@@ -27,7 +28,7 @@ from tasks.rows import GROUNDING_PROMPT, own_split
 def test_refcoco_splits_and_boxes(tmp_path):
     make_refcoco(tmp_path)
     rows = load("refcoco", tmp_path, "train")
-    assert rows[2].answer == (2, 10, 32, 50) and rows[2].prompt.endswith("describes: the 2 thing. Answer in JSON.")
+    assert rows[2].answer == (2, 10, 32, 50) and rows[2].prompt == GROUNDING_PROMPT.format("the 2 thing")
     assert [len(load("refcoco", tmp_path, split)) for split in ("val", "testA", "testB")] == [3, 3, 3]
     with pytest.raises(InputError, match="no split 'test' of refcoco; present: testA, testB, train, val"):
         load("refcoco", tmp_path, "test")
@@ -58,12 +59,13 @@ def test_textvqa_learns_the_most_frequent_answer_and_is_scored_by_all_ten(tmp_pa
 
 def test_nextqa_reads_frame_folders_and_animated_images(tmp_path):
     make_nextqa(tmp_path)
-    folder, gif = load("nextqa", tmp_path, "val")
+    folder, gif, before = load("nextqa", tmp_path, "val")
     assert [f.stem for f in folder.videos[0]] == [f"{i:05d}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
     assert folder.fps == pytest.approx(8 / 10)  # 8 of 300 frames at 30 a second
     assert gif.videos[0] == [Frame(str(tmp_path / "videos/4010069382.gif"), i) for i in range(5)]
     assert gif.fps == pytest.approx(5 / 2.5)
     assert (folder.answer, folder.kind, folder.group) == ("B", "CW", "causal")
+    assert gif.kind == before.kind == "TN"  # the official script counts TP as TN
     assert folder.prompt.startswith("why did the boy, in red, run?\nA. to play\nB. to eat\n")
 
 
@@ -83,7 +85,7 @@ def test_gsm8k_learns_the_solution_without_calculator_marks(tmp_path):
 
 def test_every_answer_of_a_conversation_is_a_row_after_the_turns_before_it(tmp_path, processor):
     make_llava(tmp_path)
-    first, second = load("llava", tmp_path, "train")
+    first, second = load("llava", tmp_path, "train")[:2]
     assert (first.prompt, first.answer, first.history) == ("What is it?", "a ring", ())
     assert (second.prompt, second.answer, second.history) == ("Its colour?", "red", (("What is it?", "a ring"),))
     ids, supervised, _ = processor.tokens(second)
@@ -112,7 +114,7 @@ def test_the_json_forms_of_the_refcoco_family_agree(tmp_path):
     (tmp_path / "train2014").mkdir()
     picture(100, 80).save(tmp_path / "train2014/COCO_train2014_000000000007.jpg")
     image, box = "train2014/COCO_train2014_000000000007.jpg", [10, 20, 40, 60]
-    question = f"<image>{GROUNDING_PROMPT.format('the red cup')}".replace(" Answer in JSON.", "")
+    question = f"<image>{VLM_R1.format('the red cup')}"
     forms = {
         "qwen": {"image": image, "sent": "the red cup", "bbox": box, "width": 100, "height": 80},
         "vlmr1": {"image": image, "problem": question, "solution": box},
@@ -135,7 +137,7 @@ def test_one_full_stop_at_the_end_of_an_expression_is_dropped(tmp_path):
     row = {"image": "a.png", "sent": "the cup. ", "bbox": [1, 2, 3, 4]}
     (tmp_path / "val.jsonl").write_text(json.dumps(row))
     (example,) = load("jsonl", tmp_path, "val")
-    assert example.prompt.endswith("describes: the cup. Answer in JSON.")
+    assert example.prompt == "Locate the cup in this image and output the bbox coordinates in JSON format."
     assert example.caption == "the cup"  # kept, for figures
 
 
@@ -200,7 +202,7 @@ def test_the_refer_folder_of_real_photographs_loads(shared):
                 continue
             splits[split] = len(examples)
             for e in examples:
-                assert e.images[0].is_file() and e.prompt.startswith("Please provide the bounding box")
+                assert e.images[0].is_file() and e.prompt == GROUNDING_PROMPT.format(e.caption)
                 width, height = image_size(e.images[0])
                 assert 0 <= e.answer[0] < e.answer[2] <= width and 0 <= e.answer[1] < e.answer[3] <= height
     assert {name: sum(s.values()) for name, s in counts.items()} == {"refcoco": 58, "refcoco+": 55, "refcocog": 12}

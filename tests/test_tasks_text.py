@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import time
 
 import pytest
 from conftest import SHARED
@@ -244,13 +245,36 @@ def test_vilps_tables_hold_every_official_entry_that_can_match():
         ("We have 3.\n#### 18\nNote 5", "18"),
         ("#### 3\nNo.\n#### $1,080.00 for 2 days", "1080"),
         ("#### -10", "-10"),
-        ("18\n####", None),
+        ("18\n####", "18"),  # the marks without a number say nothing
+        ("#### 18 ####", "18"),
+        ("18 ####", "18"),
+        ("####18####", "18"),
+        ("#### **18**", "18"),
+        ("####\n$18", "18"),
+        ("#### Step 1\n5 + 4 = 9\n#### Step 2\n9 * 2 = 18", "18"),
+        ("#### 1. Eggs\n5 + 4 = 9\n#### 2. Money\n9 * 2 = 18", "18"),
+        ("#### 18\n#### Note\nThere were 5.", "18"),
+        ("#### 18. ", "18"),
+        ("#### m2 of 7", "7"),
         ("no number", None),
+        ("#### none", None),
     ],
 )
 def test_the_number_after_the_marks_or_else_the_last_one_is_the_answer(text, number):
     assert gsm8k.parse(text) == number
     assert score("number", text, number or "1")["score"] == (number is not None)
+
+
+@pytest.mark.parametrize("piece", ["$", "\\", "-", "####", "#### ", ",", "1,", "1,111", "9", ".", "1.", "-$", "#### x"])
+def test_a_number_is_read_in_time_linear_in_the_text(piece):
+    """20,000 times "$" took half a minute: the marks of currency were counted again from each of them."""
+    start = time.process_time()
+    gsm8k.parse(piece * 20_000)
+    assert time.process_time() - start < 2
+
+
+def test_the_prompt_of_gsm8k_asks_for_the_number_after_the_marks():
+    assert gsm8k.PROMPT.endswith('write the final number after "####" at the end.')
 
 
 def test_numbers_are_compared_by_value_against_a_solution_or_its_answer():
