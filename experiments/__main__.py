@@ -30,6 +30,7 @@ from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
 from experiments.tables import RESULTS, markdown, measured, refresh_page, write_suite
 from files import InputError
+from harness.report import commit
 
 
 def run_suite(suite, seeds, out, launcher):
@@ -64,6 +65,7 @@ def run_suite(suite, seeds, out, launcher):
         "minutes": (trained / launcher.jobs + analysed / launcher.cores) / 60,
         "cores": launcher.cores,
         "command": shlex.join(command),
+        "commit": commit(),
     }
     files = write_suite(suite, result, out)
     print(f"\n{markdown(result)}\n  written to {', '.join(map(str, files))}")

@@ -56,13 +56,9 @@ def costliest(rises, budget):
     return heads
 
 
-def faithful(reports, seeds, rates, launcher, _):
-    """Tables and sentences. Every head of a trained Image-LoRA, and of a trained LoRA, is switched off in turn: do loss and
-    accuracy on held-out examples follow the head's probe score? Then the heads that cost most, the oracle's, are trained.
-
-    The held-out examples are of the split "val": what is chosen by them is compared on "test".
-    """
-    stage = model_and_examples(launcher.more, split="val")
+def costs(stage, ours, lora):
+    """What a trained Image-LoRA and a trained LoRA lose on the stage without each head, three times {(layer, head): cost}:
+    accuracy of Image-LoRA, rise of its loss, rise of LoRA's loss."""
     batches = stage.batches(50, share_images=True)
 
     @torch.no_grad()
@@ -72,44 +68,57 @@ def faithful(reports, seeds, rates, launcher, _):
     def accuracy_and_loss():
         return mean(prediction["score"] for prediction in stage.predict()), loss()
 
-    names = ("score and lost accuracy", "score and rise of the loss")
-    names += ("score and rise of the loss, in LoRA", "rise in Image-LoRA and rise in LoRA")
-    correlations = {name: [] for name in names}  # a value for each seed
+    with attached(ours, stage.vlm) as adapter:
+        best, lowest = accuracy_and_loss()
+        without = without_each_head(adapter, stage.vlm, accuracy_and_loss)
+    lost = {head: best - right for head, (right, _) in without.items()}
+    risen = {head: higher - lowest for head, (_, higher) in without.items()}
+
+    with attached(lora, stage.vlm) as adapter:
+        lowest = loss()
+        without = without_each_head(adapter, stage.vlm, loss)
+    return lost, risen, {head: higher - lowest for head, higher in without.items()}
+
+
+def faithful(reports, seeds, rates, launcher, _):
+    """Tables and sentences. Every head of a trained Image-LoRA, and of a trained LoRA, is switched off in turn: do loss and
+    accuracy on held-out examples follow the head's probe score? Then the heads that cost most, the oracle's, are trained.
+
+    The held-out examples are of the split "val": what is chosen by them is compared on "test".
+    """
+    stage = model_and_examples(launcher.more, split="val")
+    found = {}  # {what is correlated: a value for each seed}
     medians, worst, oracles = [], [], []
     for ours, lora in zip(reports["Image-LoRA, all heads"], reports["LoRA"]):
-        with attached(ours, stage.vlm) as adapter:
-            accuracy_with_all, loss_with_all = accuracy_and_loss()
-            without = without_each_head(adapter, stage.vlm, accuracy_and_loss)
-        lost = {head: accuracy_with_all - right for head, (right, _) in without.items()}
-        risen = {head: higher - loss_with_all for head, (_, higher) in without.items()}
-
-        with attached(lora, stage.vlm) as adapter:
-            lora_loss = loss()
-            without = without_each_head(adapter, stage.vlm, loss)
-        risen_in_lora = {head: higher - lora_loss for head, higher in without.items()}
-
-        scores = dict(zip(without, scores_of(ours).flatten().tolist()))  # LoRA's are all heads, in order
-        pairs = [(scores, lost), (scores, risen), (scores, risen_in_lora), (risen, risen_in_lora)]
-        for name, (a, b) in zip(names, pairs):
-            both = [head for head in b if head in a]
-            correlations[name].append(spearman([a[head] for head in both], [b[head] for head in both]))
+        lost, risen, risen_in_lora = costs(stage, ours, lora)
+        scores = {
+            (layer, h): score for layer, row in enumerate(scores_of(ours).tolist()) for h, score in enumerate(row)
+        }
+        pairs = {
+            "score and lost accuracy": (lost, scores),
+            "score and rise of the loss": (risen, scores),
+            "score and rise of the loss in LoRA": (risen_in_lora, scores),
+            "rise of the loss in Image-LoRA and in LoRA": (risen, risen_in_lora),
+        }
+        for name, (a, b) in pairs.items():
+            row = found.setdefault(name, {"rank correlation": []})
+            row["rank correlation"].append(spearman(list(a.values()), [b[head] for head in a]))
         medians.append(median(lost.values()))
         worst.append(max(lost.values()))
         oracles.append(costliest(risen, FEW))
 
     trained = run_selections("oracle", oracles, seeds, rates, launcher)
-    best, found = [accuracy(report) for report in trained], accuracies(reports)
+    drops = {"the median head": {"lost accuracy": medians}, "the worst head": {"lost accuracy": worst}}
     tables = [
-        ("Over the heads of a trained adapter", {name: {"rank correlation": v} for name, v in correlations.items()}),
-        (
-            "Accuracy lost without one head",
-            {"the median head": {"lost accuracy": medians}, "the worst head": {"lost accuracy": worst}},
-        ),
+        ("Over the heads of a trained adapter", found),
+        ("Accuracy lost without one head", drops),
         (f"The {FEW} heads whose removal raises the loss most, trained alone", measured({"oracle heads": trained})),
     ]
-    sentences = [
-        compared(f"{FEW} {row}, against the oracle's", found[row], best) for row in ("probed heads", "random heads")
-    ]
+    accuracy_of_row = accuracies(reports | {"oracle": trained})
+    sentences = []
+    for row in ("probed heads", "random heads"):
+        comparison = f"{FEW} {row}, against the oracle's"
+        sentences.append(compared(comparison, accuracy_of_row[row], accuracy_of_row["oracle"]))
     return tables, sentences
 
 
@@ -148,7 +157,7 @@ def stable(reports, seeds, rates, launcher, _):
 
     found = accuracies(reports | trained)
     right = "probed on the usual data"
-    sentences = [compared(f"{FEW} heads {row}, against {right}", found[row], found[right]) for row in trained]
+    sentences = [compared(f"{FEW} heads {row}, against those {right}", found[row], found[right]) for row in trained]
     tables = [
         ("Trained on the usual data with heads of another look", measured(trained)),
         ("Probes, against one with 256 other examples of the usual data", overlaps),

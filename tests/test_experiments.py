@@ -107,6 +107,7 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(checkpoin
     assert [len(row["boxes"]) for row in measured.values()] == [1, 2, 2]
     again = command.parse_args(shlex.split(result["command"])[3:])  # after python -m experiments
     assert (again.suites, again.seeds, again.more) == (["one"], [0, 1], more)
+    assert result["common"] == suites.COMMON and result["flags"] == rows
     assert (title, analysed) == ("T", {"a": {"b": [2, 4]}})
     text = (out / "one.md").read_text()
     assert text == markdown(result)

@@ -74,6 +74,15 @@ def test_the_switches_of_an_ablation_are_what_they_say(vlm):
     assert update(gamma=None).gamma == 1 and not update(gamma=None).gamma.requires_grad
 
 
+def test_an_ablation_that_has_the_papers_A_starts_from_the_same_one(vlm):
+    def drawn(kind, **switch):
+        torch.manual_seed(5)
+        return [update.A for update in kind(vlm.config, HEADS, **switch).layers.values()]
+
+    for switch in ({"norm": False}, {"path": "k"}, {"tokens": "all"}, {"gamma": None}):
+        assert all(map(torch.equal, drawn(Ablation, **switch), drawn(ImageLoRA)))
+
+
 def test_an_A_of_the_whole_model_is_one_matrix_also_after_it_was_saved(vlm, tmp_path):
     def size(adapter):
         return sum(p.numel() for p in adapter.parameters())

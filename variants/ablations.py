@@ -32,7 +32,9 @@ class AblationLayer(ImageLoRALayer):
         A, B = [n, D, R] if shared == "none" else [D, R], [n, R, W]
         if path == "o":
             A, B = [n, W, R], [R, D]
-        self.A, self.B = nn.Parameter(torch.randn(A) / R), nn.Parameter(torch.zeros(B))
+        if A != list(self.A.shape):  # else it is the A that Image-LoRA draws from the same seed
+            self.A = nn.Parameter(torch.randn(A) / R)
+        self.B = nn.Parameter(torch.zeros(B))
         if outer:
             del self.B
             self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
