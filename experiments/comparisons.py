@@ -5,6 +5,8 @@ from statistics import correlation, fmean, stdev
 
 from experiments.suites import MARGIN
 
+POINTS = f"{100 * MARGIN:.0f} points"
+
 
 def t_cdf(t, df):
     """P(T <= t) of Student's t distribution with `df` degrees of freedom.
@@ -45,6 +47,38 @@ def paired(a, b):
     return {"difference": d, "interval": [d - half, d + half], "p": p}
 
 
+def verdict(low, high):
+    """What the confidence interval [low, high] of a difference says. One of four, the first that is true of it:
+
+        better                          it lies above 0
+        equivalent within 2 points      it lies within the margin on both sides of 0
+        worse by more than 2 points     it lies below the margin
+        undecided                       it holds both; "worse, undecided ..." if it lies below 0, so that the sign is known
+
+    Added is "not worse at a margin of 2 points" exactly if the interval lies above -2 points: the paper claims as much.
+    """
+    if low > 0:
+        found = "better"
+    elif -MARGIN < low and high < MARGIN:
+        found = f"equivalent within {POINTS}"
+    elif high < -MARGIN:
+        found = f"worse by more than {POINTS}"
+    elif high < 0:
+        found = f"worse, undecided at a margin of {POINTS}"
+    elif low > -MARGIN:
+        found = "undecided"
+    else:
+        found = f"undecided at a margin of {POINTS}"
+    return found + (f"; not worse at a margin of {POINTS}" if low > -MARGIN else "")
+
+
+def not_worse(a, b):
+    """Whether a is not worse than b at the margin: the complete confidence interval of a - b lies above -MARGIN."""
+    c = paired(a, b)
+    low = c["difference"] if c["interval"] is None else c["interval"][0]
+    return low > -MARGIN
+
+
 def compared(name, a, b):
     """One sentence about a paired comparison: `name` says what against what, a and b are accuracies."""
     c = paired(a, b)
@@ -54,14 +88,7 @@ def compared(name, a, b):
 
     low, high = c["interval"]
     p = "p < 0.001" if c["p"] < 0.001 else f"p = {c['p']:.3f}"
-    if low > -MARGIN:
-        verdict = "not worse"
-    elif high < 0:
-        verdict = "worse"
-    else:
-        verdict = "undecided"
-    brackets = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{name}: {points} {brackets}, {p}, {verdict} at a margin of {100 * MARGIN:.0f} points."
+    return f"{name}: {points} [{100 * low:+.1f}, {100 * high:+.1f}], {p}, {verdict(low, high)}."
 
 
 def ranks(values):

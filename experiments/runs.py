@@ -1,4 +1,5 @@
-"""Runs of train.py: every row of a suite once for each seed; and the search for learning rates.
+"""Runs of train.py: every row of a suite once for each seed; runs with heads that an analysis chose; and the search for
+learning rates.
 
 A run is one call of train.py and has a folder, which is named by its flags: two suites that need the same run share it.
 A run with a report is done. One that was interrupted continues from its last saved state.
@@ -11,13 +12,15 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from experiments.suites import COMMON, SEARCHED
+from experiments.tables import accuracy
 from files import InputError, read_json, write_text
+from probe import save_selection
 
 ROOT = Path(__file__).parent.parent
 RATES = "learning-rates.json"  # in the folder of the results
@@ -31,6 +34,7 @@ class Launcher:
     jobs: int  # runs at a time
     cores: int  # which these share
     more: str = ""  # further flags for every run
+    asked_for: list = field(default_factory=list)  # the reports of all runs that were asked for, to count their time
 
 
 def run_all(flags_of_runs, launcher, title, common=COMMON):
@@ -43,7 +47,9 @@ def run_all(flags_of_runs, launcher, title, common=COMMON):
             bar.update()
             return report
 
-        return list(pool.map(run, flags_of_runs))
+        reports = list(pool.map(run, flags_of_runs))
+    launcher.asked_for.extend(reports)
+    return reports
 
 
 def run_one(flags, launcher, common=COMMON):
@@ -82,12 +88,11 @@ def folder_name(flags, arguments):
 
 def run_rows(rows, seeds, rates, launcher, title):
     """{row: flags} -> {row: [report of each seed]}. The base model needs one seed only: nothing about it is drawn."""
-    runs = []  # (row, its flags with rate and seed)
+    runs = []  # (row, its flags for a seed)
     for row, flags in rows.items():
         trained = "--method none" not in flags
-        step = f"--lr {rate(flags, rates)}" if trained else "--base"
         for seed in seeds if trained else seeds[:1]:
-            runs.append((row, f"{flags} {step} --seed {seed} --probe-seed {seed}".strip()))
+            runs.append((row, of_seed(flags, seed, rates) if trained else f"{flags} --base"))
 
     found = run_all([flags for _, flags in runs], launcher, title)
     reports = {row: [] for row in rows}
@@ -96,19 +101,41 @@ def run_rows(rows, seeds, rates, launcher, title):
     return reports
 
 
+def of_seed(flags, seed, rates):
+    """The flags of a row for one seed, with the row's learning rate."""
+    return f"{flags} --lr {rate(flags, rates)} --seed {seed} --probe-seed {seed}".strip()
+
+
+def run_selections(name, selections, seeds, rates, launcher):
+    """[{layer: [heads]} of each seed] -> [report of each seed]: train these heads."""
+    flags = [f"--selection {selection_file(name, heads, launcher)}" for heads in selections]
+    runs = [of_seed(chosen, seed, rates) for chosen, seed in zip(flags, seeds)]
+    return run_all(runs, launcher, name)
+
+
+def selection_file(name, heads, launcher):
+    """Write a selection {layer: [heads]} for --selection, among the folders of the runs. Its name says which heads, and so
+    does that of a run: with other heads it is another run."""
+    digest = hashlib.sha1(repr(sorted(heads.items())).encode()).hexdigest()[:6]
+    launcher.folder.mkdir(parents=True, exist_ok=True)
+    file = launcher.folder / f"{name}-{digest}.json"
+    save_selection(file, heads)
+    return file
+
+
 # Learning rates
 
 
 def search_rates(launcher, out):
-    """The same small search for every method, rank, path and token set: four rates, one seed. The best accuracy on the
-    split "val" wins. Writes the file that `read_rates` reads."""
+    """The same small search for every method and for every switch that changes how far a step goes: four rates, one seed.
+    The best accuracy (that of the tables) on the split "val" wins. Writes the file that `read_rates` reads."""
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --also"
     tries = [(flags, lr) for flags, lrs in SEARCHED.items() for lr in lrs]
     reports = run_all([f"{flags} --lr {lr}".strip() for flags, lr in tries], launcher, "rates", common)
 
     accuracies = {flags: {} for flags in SEARCHED}
     for (flags, lr), report in zip(tries, reports):
-        accuracies[flags][lr] = report["tuned"]["accuracy"]
+        accuracies[flags][lr] = accuracy(report)
     best = {flags: max(by_rate, key=by_rate.get) for flags, by_rate in accuracies.items()}
     result = {"flags": f"{common} {launcher.more}".strip(), "rates": best, "accuracy": accuracies}
     write_text(out / RATES, json.dumps(result, indent=1) + "\n")

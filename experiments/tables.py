@@ -20,10 +20,33 @@ PAGE = ROOT / "docs/experiments.md"
 # Reports -> columns
 
 
+def by_kind(report):
+    """{"data set kind": accuracy}: the base model's if nothing was trained."""
+    return report["base" if report["method"] == "none" else "tuned"]["by_kind"]
+
+
+def accuracy_of(kind):
+    """A function: report -> accuracy on this kind of question, None if there was none."""
+    return lambda report: by_kind(report).get(kind)
+
+
+def own_accuracy(kind):
+    """The same in the run's own data set: the first that it was evaluated on, in whatever look that is."""
+
+    def value(report):
+        first = next(iter(by_kind(report)), "").partition(" ")[0]
+        return by_kind(report).get(f"{first} {kind}")
+
+    return value
+
+
+BOXES, WORDS = own_accuracy("grounding"), own_accuracy("attribute")
+
+
 def accuracy(report):
-    """The accuracy that a run is about: the base model's if nothing was trained."""
-    when = "base" if report["method"] == "none" else "tuned"
-    return report[when]["accuracy"]
+    """What is compared: the accuracy of boxes in the run's own data set, or of everything if it has no boxes."""
+    boxes = BOXES(report)
+    return report["base" if report["method"] == "none" else "tuned"]["accuracy"] if boxes is None else boxes
 
 
 def accuracies(reports):
@@ -31,20 +54,17 @@ def accuracies(reports):
     return {row: [accuracy(report) for report in found] for row, found in reports.items()}
 
 
-def accuracy_of(kind):
-    """A function: report -> accuracy on this kind of question, None if there was none."""
-
-    def value(report):
-        by_kind = report["tuned"]["by_kind"] or report["base"]["by_kind"]
-        return by_kind.get(kind)
-
-    return value
+def undivided(report):
+    """The accuracy of data sets that are not of boxes and words; None for others."""
+    return accuracy(report) if BOXES(report) is None and WORDS(report) is None else None
 
 
 MEASURES = {  # column: (value of a report, how it is written)
-    "new look": (accuracy, "%"),
-    "day grounding": (accuracy_of("scenes-day grounding"), "%"),
-    "attributes": (accuracy_of("scenes-day attribute"), "%"),
+    "boxes": (BOXES, "%"),
+    "words": (WORDS, "%"),
+    "accuracy": (undivided, "%"),
+    "boxes by day": (accuracy_of("scenes-day grounding"), "%"),
+    "words by day": (accuracy_of("scenes-day attribute"), "%"),
     "text": (accuracy_of("sums text"), "%"),
     "text logits": (lambda report: report["text_logit_max_change"], ".2g"),
     "parameters": (lambda report: report["trainable_parameters"], ",.0f"),
@@ -55,12 +75,15 @@ FORMS = {column: form for column, (_, form) in MEASURES.items()}
 FORMS |= {"visual share": "%", "FLOPs over LoRA's": "%", "lost accuracy": "%"}  # any other column: ".2f"
 
 
+def values(reports, column):
+    """A column of MEASURES: a value for each report."""
+    value, _ = MEASURES[column]
+    return [value(report) for report in reports]
+
+
 def measured(reports):
     """{row: reports} -> the rows of a table with the columns of MEASURES."""
-    return {
-        row: {column: [value(report) for report in found] for column, (value, _) in MEASURES.items()}
-        for row, found in reports.items()
-    }
+    return {row: {column: values(found, column) for column in MEASURES} for row, found in reports.items()}
 
 
 # Columns -> markdown
@@ -78,8 +101,10 @@ def cell(values, form):
     return text + unit
 
 
-def has_values(column, rows):
-    return any(value is not None for row in rows.values() for value in row[column])
+def filled_columns(rows):
+    """The columns of a table that have a value in any row."""
+    first = next(iter(rows.values()))
+    return [column for column in first if any(value is not None for row in rows.values() for value in row[column])]
 
 
 def markdown(result):
@@ -88,8 +113,7 @@ def markdown(result):
     for title, rows in result["tables"]:
         if title:
             lines += [f"{title}:", ""]
-        first = next(iter(rows.values()))
-        columns = [column for column in first if has_values(column, rows)]
+        columns = filled_columns(rows)
         lines.append(f"| | {' | '.join(columns)} |")
         lines.append(f"|---|{'---|' * len(columns)}")
         for name, row in rows.items():
@@ -102,11 +126,11 @@ def markdown(result):
 
 
 def draw(file, result):
-    """A picture with the first column of each table: a dot for each seed."""
+    """A picture with the first column of each table that has values: a dot for each seed."""
     panels = []
     for title, rows in result["tables"]:
-        column = next(iter(next(iter(rows.values()))))
-        caption = f"{title}: {column}" if title else "accuracy in the new look"
+        column = (filled_columns(rows) or list(next(iter(rows.values()))))[0]
+        caption = f"{title}: {column}" if title else f"accuracy: {column}"
         panels.append((caption, {name: row[column] for name, row in rows.items()}))
     figures.dots(file, result["question"], panels)
 

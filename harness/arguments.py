@@ -28,7 +28,14 @@ LEARNING_RATES = {  # of real data, of drawn data: a small model takes larger st
     "full": (1e-5, 5e-4),
     "none": (0.0, 0.0),
 }
-ABLATIONS = {"path": "v", "tokens": "visual", "norm": True, "shared": True, "learn_gamma": True}  # as in the paper
+ABLATIONS = {  # as in the paper
+    "path": "v",
+    "tokens": "visual",
+    "norm": True,
+    "shared": "layer",
+    "outer": False,
+    "learn_gamma": True,
+}
 AT_LEAST_ONE = ("rank", "batch", "accumulate", "steps", "probe_samples", "eval_batch", "max_new_tokens", "save_every")
 EXAMPLES = """
 examples:
@@ -209,7 +216,9 @@ def make_parser(methods, criteria):
     add("--path", "projection that Image-LoRA adapts", "v", choices=("v", "k", "q", "o"))
     add("--tokens", "tokens that it adapts", "visual", choices=("visual", "text", "all"))
     add("--norm", "1 / sqrt(n), the selection-size normalization", True, action=yes_no)
-    add("--shared", "one A a layer, not one a head", True, action=yes_no)
+    sharing = "who shares one A: the heads of a layer, all heads of the model, none"
+    add("--shared", sharing, "layer", choices=("layer", "model", "none"))
+    add("--outer", "B of each head is an outer product: its rank is 1", False, action=yes_no)
     add("--learn-gamma", "learn gamma; else it is 1", True, action=yes_no)
 
     add = group("optimisation")

@@ -1,9 +1,11 @@
-"""Suites: runs, resuming, statistics, tables, and the page that is filled from the results."""
+"""Suites: runs, resuming, analyses, and the page that is filled from the results."""
 
 import json
 import math
 import re
+import shlex
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,49 +13,11 @@ from conftest import ROOT
 
 import train
 from experiments import __main__ as command
-from experiments import analyses, runs, suites, tables
-from experiments.comparisons import jaccard, paired, spearman, t_cdf, t_quantile
+from experiments import analyses, heads, runs, suites, tables
 from experiments.runs import Launcher, flag_set, rate
 from experiments.tables import PAGE, RESULTS, filled, markdown, places
 from files import InputError
-
-# Statistics
-
-
-def test_student_t_of_known_values():
-    """Tables of the t distribution: one degree of freedom is Cauchy's, many are nearly normal."""
-    assert t_cdf(1, 1) == pytest.approx(0.75, abs=1e-9)
-    assert t_cdf(-1, 1) == pytest.approx(0.25, abs=1e-9)
-    assert t_cdf(0, 7) == pytest.approx(0.5, abs=1e-9)
-    for df, quantile in ((1, 12.706205), (2, 4.302653), (4, 2.776445), (30, 2.042272), (1000, 1.962339)):
-        assert t_quantile(0.975, df) == pytest.approx(quantile, abs=1e-5)
-
-
-def test_the_paired_t_test_equals_scipys():
-    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
-    a, b = [0.71, 0.69, 0.74, 0.66, 0.7], [0.68, 0.7, 0.69, 0.65, 0.66]
-    result = stats.ttest_rel(a, b)
-    ours = paired(a, b)
-    assert ours["p"] == pytest.approx(result.pvalue, rel=1e-6)
-    assert ours["interval"] == pytest.approx(list(result.confidence_interval(0.95)), rel=1e-6)
-
-
-def test_a_paired_comparison_worked_by_hand():
-    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t = 3.464 with 2 degrees of freedom."""
-    result = paired([2, 4, 6], [1, 2, 3])
-    assert result["difference"] == pytest.approx(2, abs=1e-12)
-    assert result["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5], abs=1e-5)
-    assert result["p"] == pytest.approx(0.0741799, abs=1e-6)
-    assert paired([1], [0]) == {"difference": 1, "interval": None, "p": None}
-
-
-def test_rank_correlation_with_ties_and_overlap_of_selections():
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 25]) == pytest.approx(0.8, abs=1e-12)
-    by_hand = 3 / 10**0.5  # the ranks are 1, 2.5, 2.5, 4 and 1, 3, 2, 4
-    assert spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(by_hand, abs=1e-12)
-    assert spearman([1, 1], [1, 2]) is None
-    assert jaccard({0: [1, 2], 3: [0]}, {0: [2], 1: [0]}) == pytest.approx(1 / 4, abs=1e-12)
-
+from harness.arguments import evaluation_sets
 
 # Runs
 
@@ -80,10 +44,11 @@ def out(tmp_path):
 
 def test_a_row_takes_the_rate_of_the_nearest_searched_flags():
     rates = {searched: i for i, searched in enumerate(suites.SEARCHED)}
-    assert rate("", rates) == rate("--heads 5 --no-norm", rates) == rates[""]
+    assert rate("", rates) == rate("--heads 5 --shared none", rates) == rates[""]
+    assert rate("--heads 5 --no-norm", rates) == rates["--no-norm"]
     assert rate("--method lora", rates) == rates["--method lora"]
     assert rate("--method lora --targets v", rates) == rates["--method lora --targets v"]
-    assert rate("--rank 16 --alpha 32", rates) == rates["--rank 16"]
+    assert rate("--rank 16 --alpha 32", rates) == rates["--rank 16 --alpha 32"]
     assert flag_set("--rank 8 --no-norm") == {("--rank", "8"), ("--no-norm",)}
 
 
@@ -92,9 +57,23 @@ def test_a_row_runs_once_for_each_seed_and_the_base_model_once_without_a_rate(mo
     monkeypatch.setattr(runs, "run_all", lambda flags_of_runs, launcher, title: flags_of_runs)
     rows = {"base": "--method none", "5 heads": "--heads 5"}
     assert runs.run_rows(rows, [3, 4], rates, launcher=None, title="") == {
-        "base": ["--method none --base --seed 3 --probe-seed 3"],
+        "base": ["--method none --base"],
         "5 heads": [f"--heads 5 --lr 0.01 --seed {seed} --probe-seed {seed}" for seed in (3, 4)],
     }
+
+
+def test_a_run_with_other_heads_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "run_all", lambda flags_of_runs, launcher, title: flags_of_runs)
+    rates, launcher = dict.fromkeys(suites.SEARCHED, 0.01), Launcher(tmp_path / "runs", 1, 1)
+
+    def flags(*selections):
+        return runs.run_selections("chosen", selections, [0, 0], rates, launcher)
+
+    first, second = flags({0: [1], 2: [0]}, {0: [1]})
+    assert first != second and [first] == flags({0: [1], 2: [0]})
+    file = Path(first.split()[1])
+    assert first == f"--selection {file} --lr 0.01 --seed 0 --probe-seed 0"
+    assert json.loads(file.read_text()) == {"heads": {"0": [1], "2": [0]}, "scores": None}
 
 
 def test_the_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):
@@ -111,12 +90,12 @@ def test_the_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):
     assert threads == ["8", "2", "1"]
 
 
-def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(out, quick, monkeypatch, capsys):
+def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(checkpoint, out, quick, monkeypatch, capsys):
     rows = {"base": "--method none", "LoRA q,k,v,o": "--method lora", "Image-LoRA": "--heads 5"}
     monkeypatch.setattr(command, "SUITES", {"one": ("Does it run?", rows), "two": ("Again?", {"it": "--heads 5"})})
     said = ([("T", {"a": {"b": [2, 4]}})], ["so"])
     monkeypatch.setattr(command, "ANALYSES", {"one": lambda *_: said})
-    more = "--steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
+    more = f"--model {checkpoint} --steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
     flags = ["--seeds", "0", "1", "--runs", str(out / "runs"), "--out", str(out), *quick, "--more", more]
 
     # It runs and writes.
@@ -125,7 +104,10 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(out, quic
     assert len(reports) == 5  # the base model needs one seed
     result = json.loads((out / "one.json").read_text())
     (_, measured), (title, analysed) = result["tables"]
-    assert [len(row["new look"]) for row in measured.values()] == [1, 2, 2]
+    assert [len(row["boxes"]) for row in measured.values()] == [1, 2, 2]
+    again = command.parse_args(shlex.split(result["command"])[3:])  # after python -m experiments
+    assert (again.suites, again.seeds, again.more) == (["one"], [0, 1], more)
+    assert result["common"] == suites.COMMON and result["flags"] == rows
     assert (title, analysed) == ("T", {"a": {"b": [2, 4]}})
     text = (out / "one.md").read_text()
     assert text == markdown(result)
@@ -140,7 +122,7 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(out, quic
     assert all(file.stat().st_mtime_ns == time for file, time in reports.items() if file != killed)
     again = json.loads((out / "one.json").read_text())["tables"][0][1]
     for name, row in measured.items():
-        assert again[name]["new look"] == pytest.approx(row["new look"], abs=1e-9)
+        assert again[name]["boxes"] == pytest.approx(row["boxes"], abs=1e-9)
 
     # Other flags are other runs.
     command.main(["two", *flags[:-1], f"{more} --alpha 8"])
@@ -150,56 +132,94 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(out, quic
 
 def test_the_search_keeps_the_best_rate_of_each_method(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "SEARCHED", {"": (0.01, 0.02), "--method lora": (0.001,)})
-    accuracies = iter([0.5, 0.75, 0.25])
+    found = iter([0.5, 0.75, 0.25])
 
     def run_all(flags_of_runs, launcher, title, common):
-        return [{"tuned": {"accuracy": next(accuracies)}} for _ in flags_of_runs]
+        return [{"method": "lora", "tuned": {"accuracy": next(found), "by_kind": {}}} for _ in flags_of_runs]
 
     monkeypatch.setattr(runs, "run_all", run_all)
     command.main(["rates", "--out", str(tmp_path / "new")])
-    found = json.loads((tmp_path / "new" / runs.RATES).read_text())
-    assert found["rates"] == {"": 0.02, "--method lora": 0.001}
-    assert "--eval-split val" in found["flags"]
+    result = json.loads((tmp_path / "new" / runs.RATES).read_text())
+    assert result["rates"] == {"": 0.02, "--method lora": 0.001}
+    assert "--eval-split val" in result["flags"]
     capsys.readouterr()
 
 
-def test_every_analysis_runs(out, quick, monkeypatch, capsys):
+def test_every_suite_has_its_seeds_if_none_are_given(out, monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "run_suite", lambda suite, seeds, *_: called.append((suite, seeds)))
+    command.main(["main", "drift", "--out", str(out)])
+    command.main(["main", "--seeds", "7", "--out", str(out)])
+    assert called == [("main", [0, 1, 2, 3, 4]), ("drift", [0, 1, 2]), ("main", [7])]
+
+
+def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
-    monkeypatch.setattr(analyses, "FEW", 2)
-    names = ("ratio", "criteria", "faithful", "drift", "attention")
-    few = {name: suites.SUITES[name] for name in names}
-    question, rows = few["ratio"]
-    few["ratio"] = (question, {name: flags for name, flags in rows.items() if "as it is" in name})
+    monkeypatch.setattr(heads, "FEW", 2)
+    monkeypatch.setattr(analyses, "SWITCHES", {"no 1/sqrt(n)": ""})
+    rows = {  # enough for the analyses
+        "ablation": ("as in the paper", "no 1/sqrt(n)"),
+        "ratio": ("as it is, LoRA", "as it is, Image-LoRA"),
+        "criteria": ("rank1", "random", "gate"),
+    }
+    few = {}
+    for name in ("ablation", "ratio", "criteria", "faithful", "stability", "drift", "attention"):
+        question, flags = suites.SUITES[name]
+        few[name] = (question, {row: flags[row] for row in rows.get(name, flags)})
     monkeypatch.setattr(command, "SUITES", few)
-    more = "--steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4 --save-every 1"
-    flags = ["--seeds", "0", "--runs", str(out / "runs"), "--out", str(out), *quick, "--more", more]
+    more = f"--model {checkpoint} --heads 6 --steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4"
+    flags = ["--seeds", "0", "--runs", str(out / "runs"), "--out", str(out), *quick, "--more", f"{more} --save-every 1"]
     command.main(["all", *flags])
 
-    for name in names:
-        for _, table in json.loads((out / f"{name}.json").read_text())["tables"][1:]:
+    found = {}
+    for name in few:
+        found[name] = json.loads((out / f"{name}.json").read_text())["tables"]
+        for _, table in found[name][1:]:
             assert table and len({tuple(row) for row in table.values()}) == 1  # the same columns in each row
             values = [v for row in table.values() for found in row.values() for v in found if v is not None]
-            assert all(math.isfinite(v) for v in values)
-    ratio = json.loads((out / "ratio.json").read_text())["tables"][1][1]["as it is"]
+            assert values and all(math.isfinite(v) for v in values)
+    ratio = found["ratio"][1][1]["as it is"]
     assert 0 < ratio["FLOPs over LoRA's"][0] < ratio["visual share"][0] < 1
+    assert list(found["ablation"][2][1]) == ["layer 0, n = 1", "layer 1, n = 1", "layer 2, n = 2"]
+    states = [f"{method}, after {step} steps" for method in ("LoRA", "Image-LoRA") for step in (1, 2)]
+    assert list(found["attention"][2][1]) == ["base", *states]
+    end, last = found["attention"][1][1]["LoRA"], found["attention"][2][1]["LoRA, after 2 steps"]
+    assert end["mean over heads"] == pytest.approx(last["mean over heads"], abs=1e-6)
+    assert [len(table) for _, table in found["faithful"]] == [4, 4, 2, 1]
+    for name in ("oracle", "probed-day", "probed-negative", "later", "uneven"):
+        (file,) = (out / "runs").glob(f"{name}-??????.json")
+        assert sum(map(len, json.loads(file.read_text())["heads"].values())) == (4 if name == "uneven" else 2)
     assert (out / "attention-maps.png").stat().st_size > 0
     capsys.readouterr()
 
 
-def test_a_run_that_fails_is_one_line(out, monkeypatch, capsys):
+def test_a_run_that_fails_is_one_line(checkpoint, out, monkeypatch, capsys):
     monkeypatch.setitem(suites.SUITES, "main", ("?", {"row": "--heads 99"}))
+    more = f"--model {checkpoint} --limit 40 --eval-limit 6"
     with pytest.raises(SystemExit) as stop:
-        command.main(["main", "--seeds", "0", "--runs", str(out), "--out", str(out), "--more", "--limit 40"])
+        command.main(["main", "--seeds", "0", "--runs", str(out), "--out", str(out), "--more", more])
     said = capsys.readouterr().err
     assert stop.value.code == 2
-    assert "--heads 99: the model has 20 value heads" in said and "Traceback" not in said
+    assert "--heads 99: the model has 6 value heads" in said and "Traceback" not in said
     assert not (out / "main.json").exists()
 
 
 def test_every_row_is_a_command_that_train_understands():
     for _, rows in suites.SUITES.values():
         for flags in rows.values():
-            train.arguments(f"{suites.COMMON} {flags}".split())
+            args = train.arguments(f"{suites.COMMON} {flags}".split())
+            assert args.heads <= suites.ALL and evaluation_sets(args)
+
+
+def test_all_rows_of_main_are_evaluated_on_the_same_questions():
+    _, rows = suites.SUITES["main"]
+    for flags in rows.values():
+        sets = evaluation_sets(train.arguments(f"{suites.COMMON} {flags}".split()))
+        assert [(name, split) for name, _, split, _ in sets] == [
+            ("scenes-fog", "test"),
+            ("scenes-day", "test"),
+            ("sums", "test"),
+        ]
 
 
 # The page
@@ -226,23 +246,6 @@ def test_the_pages_links_and_pictures_are_there():
         assert there, link
     for suite in suites.SUITES:
         assert f"(../results/{suite}.png)" in page and f"(../results/{suite}.json)" in page
-
-
-@pytest.mark.parametrize(
-    "suite, compare",
-    [
-        ("main", analyses.compare_with_lora),
-        ("bottleneck", analyses.compare_with_lora),
-        ("looks", analyses.compare_look_by_look),
-    ],
-)
-def test_the_comparisons_of_the_results_follow_from_their_accuracies(suite, compare):
-    result = json.loads((RESULTS / f"{suite}.json").read_text())
-    (_, rows), *_ = result["tables"]
-    reports = {}
-    for name, row in rows.items():
-        reports[name] = [{"method": "", "tuned": {"accuracy": accuracy}} for accuracy in row["new look"]]
-    assert compare(reports) == result["sentences"]
 
 
 def small_result(value):

@@ -5,10 +5,12 @@ import torch
 from conftest import picture, randomised
 from torch.utils.flop_counter import FlopCounterMode
 
+import train
 from data import Example
+from files import InputError
 from imagelora import ImageLoRA, load_adapter
 from probe import head_scores
-from variants.ablations import Ablation
+from variants.ablations import Ablation, continue_from
 
 HEADS = {0: [1], 2: [0, 1]}
 
@@ -22,7 +24,7 @@ def batches(processor):
 
 SWITCHES = [
     {"path": "k"}, {"path": "q"}, {"path": "o"}, {"tokens": "text"}, {"tokens": "all"}, {"norm": False},
-    {"shared": False}, {"gamma": None},
+    {"shared": "none"}, {"shared": "model"}, {"outer": True}, {"outer": True, "shared": "none"}, {"gamma": None},
 ]  # fmt: skip
 
 
@@ -37,7 +39,8 @@ def dense(update, path, x, y, visual_mask, config):
         if path == "o":
             out += update.s * (M * x[..., here]) @ A @ update.B
         else:
-            out[..., here] += update.s * (M * x) @ A @ update.B[i]
+            B = torch.outer(update.c[i], update.d[i]) if update.outer else update.B[i]
+            out[..., here] += update.s * (M * x) @ A @ B
     return out
 
 
@@ -66,8 +69,55 @@ def test_the_switches_of_an_ablation_are_what_they_say(vlm):
         return Ablation(vlm.config, HEADS, **switch).layers["2"]
 
     assert update(norm=False).s == update().s * 2**0.5
-    assert update(shared=False).A.shape == (2, 64, 8) and update().A.shape == (64, 8)
+    assert update(shared="none").A.shape == (2, 64, 8) and update().A.shape == (64, 8)
+    assert update(outer=True).c.shape == (2, 8) and update(outer=True).d.shape == (2, 16)
     assert update(gamma=None).gamma == 1 and not update(gamma=None).gamma.requires_grad
+
+
+def test_an_ablation_that_has_the_papers_A_starts_from_the_same_one(vlm):
+    def drawn(kind, **switch):
+        torch.manual_seed(5)
+        return [update.A for update in kind(vlm.config, HEADS, **switch).layers.values()]
+
+    for switch in ({"norm": False}, {"path": "k"}, {"tokens": "all"}, {"gamma": None}):
+        assert all(map(torch.equal, drawn(Ablation, **switch), drawn(ImageLoRA)))
+
+
+def test_an_A_of_the_whole_model_is_one_matrix_also_after_it_was_saved(vlm, tmp_path):
+    def size(adapter):
+        return sum(p.numel() for p in adapter.parameters())
+
+    adapter = Ablation(vlm.config, HEADS, shared="model").attach(vlm)
+    assert size(adapter) == size(Ablation(vlm.config, HEADS)) - 64 * 8  # two layers, one A
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    loaded = load_adapter(tmp_path / "a.safetensors", vlm)
+    assert loaded.layers["0"].A is loaded.layers["2"].A and size(loaded) == size(adapter)
+
+
+def test_an_outer_product_learns_from_the_first_step(vlm, mixed):
+    adapter = Ablation(vlm.config, HEADS, outer=True, gamma=1.0).attach(vlm)
+    vlm.loss(mixed).backward()
+    for update in adapter.layers.values():
+        assert (update.d.grad.abs().amax(dim=1) > 0).all()
+
+
+def test_switches_that_exclude_each_other_are_refused(vlm, tmp_path):
+    for switch in ({"path": "o", "shared": "none"}, {"path": "o", "outer": True}):
+        with pytest.raises(InputError, match="--path o"):
+            Ablation(vlm.config, HEADS, **switch)
+    with pytest.raises(InputError, match="shared True: choose from layer, model, none"):
+        Ablation(vlm.config, HEADS, shared=True)
+    adapter = Ablation(vlm.config, HEADS, outer=True).attach(vlm)
+    adapter.save(tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="--continue-from goes with --outer as in the paper only"):
+        continue_from(ImageLoRA(vlm.config, HEADS), tmp_path / "a.safetensors")
+
+
+def test_a_switch_on_the_command_line_makes_the_method_an_ablation():
+    for flags in ("--shared model", "--shared none", "--outer", "--no-norm"):
+        assert train.arguments(flags.split()).method == "ablation"
+    assert train.arguments(["--shared", "layer", "--no-outer"]).method == "image-lora"
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)

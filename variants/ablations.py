@@ -16,31 +16,47 @@ class AblationLayer(ImageLoRALayer):
             formula is mirrored: each head brings its own A from its part of the input, B is shared.
     tokens  "visual", or "text", "all" instead.
     norm    whether 1 / sqrt(n) is there.
-    shared  whether the heads of a layer share A.
+    shared  who shares A: "layer", the heads of a layer; "model", all heads of all layers (one summary of the paper reads
+            so); "none", nobody: each head has its own.
+    outer   whether B^(h) is an outer product c d^T (another reading of the paper's rank-1 heads): c [R], d [K]. d is zero
+            at the start. c is normal with standard deviation 1 / sqrt(R), so X A c is as large as a column of X A.
     gamma   None: it is 1 and not learned.
     """
 
-    def __init__(self, config, heads, rank, alpha, gamma, path, tokens, norm, shared):
+    def __init__(self, config, heads, rank, alpha, gamma, path, tokens, norm, shared, outer):
         super().__init__(config, heads, rank, alpha, 1.0 if gamma is None else gamma)
-        D, n = config.hidden, len(heads)
+        D, R, n = config.hidden, rank, len(heads)
         W = config.head_size  # outputs of a head; on the output path its inputs
         if path in "qo":
             W *= config.heads // config.value_heads
-        A, B = [D, rank] if shared else [n, D, rank], [n, rank, W]
+        A, B = [n, D, R] if shared == "none" else [D, R], [n, R, W]
         if path == "o":
-            A, B = [n, W, rank], [rank, D]
-        self.A, self.B = nn.Parameter(torch.randn(A) / rank), nn.Parameter(torch.zeros(B))
+            A, B = [n, W, R], [R, D]
+        if A != list(self.A.shape):  # else it is the A that Image-LoRA draws from the same seed
+            self.A = nn.Parameter(torch.randn(A) / R)
+        self.B = nn.Parameter(torch.zeros(B))
+        if outer:
+            del self.B
+            self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
         self.gamma.requires_grad_(gamma is not None)
         self.norm = self.norm if norm else 1.0
-        self.path, self.tokens, self.width, self.groups = path, tokens, W, config.value_heads
+        self.path, self.tokens, self.outer, self.width, self.groups = path, tokens, outer, W, config.value_heads
+
+    def matrices(self):
+        """A and B, or A, c and d: what the input is multiplied with."""
+        return [p for name, p in self.named_parameters() if name != "gamma"]
 
     def update(self, x):
         """[N, D] -> [N, n, W]; on the output path [N, H*K] -> [N, D]."""
-        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        A, *B = (p.to(x.dtype) for p in self.matrices())
         if self.path == "o":
             x = x.view(len(x), self.groups, self.width)[:, self.heads]
-            return self.s * torch.einsum("nhw,hwr,rd->nd", x, A, B)
-        return self.s * torch.einsum("nd,dr,hrw->nhw" if A.dim() == 2 else "nd,hdr,hrw->nhw", x, A, B)
+            return self.s * torch.einsum("nhw,hwr,rd->nd", x, A, *B)
+        if self.outer:
+            c, d = B
+            factors = torch.einsum("nd,dr,hr->hn" if A.dim() == 2 else "nd,hdr,hr->hn", x, A, c)  # [n, N]: X A c
+            return self.s * (factors[..., None] @ d[:, None]).transpose(0, 1)
+        return self.s * torch.einsum("nd,dr,hrw->nhw" if A.dim() == 2 else "nd,hdr,hrw->nhw", x, A, *B)
 
     def forward(self, y, x, visual_index):
         # The flat positions that are adapted.
@@ -60,36 +76,61 @@ class AblationLayer(ImageLoRALayer):
 
 
 class Ablation(ImageLoRA):
-    """Image-LoRA with the switches of AblationLayer."""
+    """Image-LoRA with the switches of AblationLayer. Raises InputError for switches that exclude each other."""
 
-    options = ("heads", "rank", "alpha", "gamma", "path", "tokens", "norm", "shared")
+    options = ("heads", "rank", "alpha", "gamma", "path", "tokens", "norm", "shared", "outer")
 
-    def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01, path="v", tokens="visual", norm=True, shared=True):
+    def __init__(
+        self,
+        config,
+        heads,
+        rank=8,
+        alpha=16,
+        gamma=0.01,
+        path="v",
+        tokens="visual",
+        norm=True,
+        shared="layer",
+        outer=False,
+    ):
         heads = check_heads(config, heads)
+        if shared not in ("layer", "model", "none"):
+            raise InputError(f"shared {shared!r}: choose from layer, model, none")
+        if path == "o" and (shared != "layer" or outer):
+            raise InputError("--path o has an A for each head and one B: it goes without --shared and --outer")
         settings = {"rank": rank, "alpha": alpha, "gamma": gamma}
-        settings |= {"path": path, "tokens": tokens, "norm": norm, "shared": shared}
+        settings |= {"path": path, "tokens": tokens, "norm": norm, "shared": shared, "outer": outer}
         layers = {layer: AblationLayer(config, hs, **settings) for layer, hs in heads.items()}
+        if shared == "model":  # one matrix, which every layer holds
+            first, *others = layers.values()
+            for update in others:
+                update.A = first.A
         updates = {(layer, path): update for layer, update in layers.items()}
         Adapter.__init__(self, updates, {"heads": heads} | settings)
         self.heads, self.tokens = heads, tokens
         self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
 
     def flops(self, tokens, visual_tokens):
-        adapted = {"visual": visual_tokens, "text": tokens - visual_tokens, "all": tokens}
-        return super().flops(tokens, adapted[self.tokens])
+        """As ImageLoRA.flops, over the adapted tokens and all matrices. An A of the whole model is used in each layer."""
+        adapted = {"visual": visual_tokens, "text": tokens - visual_tokens, "all": tokens}[self.tokens]
+        return sum(6 * adapted * p.numel() for update in self.layers.values() for p in update.matrices())
 
 
 METHODS["ablation"] = Ablation
+AS_IN_THE_PAPER = {"path": "v", "shared": "layer", "outer": False}  # on these depends which matrices there are
 
 
 def continue_from(adapter, path):
     """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have. Raises
-    InputError if the file is no Image-LoRA, or has another rank."""
+    InputError if the file is no Image-LoRA, has another rank, or one of the two has other matrices than the paper's."""
     tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path).get("settings", "{}"))
     if "heads" not in settings:
         raise InputError(f"{path}: no Image-LoRA to continue from")
     if settings["rank"] != adapter.settings["rank"]:
         raise InputError(f"{path}: its rank is {settings['rank']}; continue with --rank {settings['rank']}")
+    for name, usual in AS_IN_THE_PAPER.items():
+        if {settings.get(name, usual), adapter.settings.get(name, usual)} != {usual}:
+            raise InputError(f"{path}: --continue-from goes with --{name} as in the paper only")
     for layer, heads in settings["heads"].items():
         if layer not in adapter.layers:
             continue

@@ -1,0 +1,208 @@
+"""Analyses of heads: what a trained adapter loses without each of them, the best ones by that, and what other probes pick."""
+
+from functools import partial
+from statistics import mean, median
+
+import torch
+
+from experiments.comparisons import compared, jaccard, spearman
+from experiments.runs import of_seed, run_all, run_selections, selection_file
+from experiments.stage import (
+    attached,
+    folder,
+    model_and_examples,
+    saved_steps,
+    scores_of,
+    update_replaced,
+)
+from experiments.suites import FEW, STEPS
+from experiments.tables import accuracies, accuracy, measured
+from probe import select_heads
+
+# ========== Switched off ==========
+
+
+def without_head(update, head, size):
+    """The update of a layer's values, but for the visual tokens in one head (`size` columns): there the values stay frozen."""
+
+    def forward(v, x, visual_index):
+        tuned = update(v.clone(), x, visual_index)
+        if visual_index is not None:
+            columns = slice(head * size, (head + 1) * size)
+            tuned.flatten(0, 1)[visual_index, columns] = v.flatten(0, 1)[visual_index, columns]
+        return tuned
+
+    return forward
+
+
+def without_each_head(adapter, vlm, measure):
+    """{(layer, head): what measure() says without the adapter's update of that head at visual tokens}, for each value head
+    that it adapts. A LoRA adapts all; what it does to queries, keys, outputs and text tokens stays."""
+    every_head = {layer: range(vlm.config.value_heads) for layer in range(vlm.config.layers)}
+    found = {}
+    for layer, heads in (adapter.heads or every_head).items():
+        for head in heads:
+            replace = partial(without_head, head=head, size=vlm.config.head_size)
+            with update_replaced(vlm, layer, replace):
+                found[layer, head] = measure()
+    return found
+
+
+def costliest(rises, budget):
+    """{(layer, head): rise of the loss} -> the `budget` heads with the largest rises, {layer: [heads]}."""
+    heads = {}
+    for layer, head in sorted(sorted(rises, key=rises.get, reverse=True)[:budget]):
+        heads.setdefault(layer, []).append(head)
+    return heads
+
+
+def costs(stage, ours, lora):
+    """What a trained Image-LoRA and a trained LoRA lose on the stage without each head, three times {(layer, head): cost}:
+    accuracy of Image-LoRA, rise of its loss, rise of LoRA's loss."""
+    batches = stage.batches(50, share_images=True)
+
+    @torch.no_grad()
+    def loss():
+        return mean(stage.vlm.loss(batch).item() for batch in batches)
+
+    def accuracy_and_loss():
+        return mean(prediction["score"] for prediction in stage.predict()), loss()
+
+    with attached(ours, stage.vlm) as adapter:
+        best, lowest = accuracy_and_loss()
+        without = without_each_head(adapter, stage.vlm, accuracy_and_loss)
+    lost = {head: best - right for head, (right, _) in without.items()}
+    risen = {head: higher - lowest for head, (_, higher) in without.items()}
+
+    with attached(lora, stage.vlm) as adapter:
+        lowest = loss()
+        without = without_each_head(adapter, stage.vlm, loss)
+    return lost, risen, {head: higher - lowest for head, higher in without.items()}
+
+
+def faithful(reports, seeds, rates, launcher, _):
+    """Tables and sentences. Every head of a trained Image-LoRA, and of a trained LoRA, is switched off in turn: do loss and
+    accuracy on held-out examples follow the head's probe score? Then the heads that cost most, the oracle's, are trained.
+
+    The held-out examples are of the split "val": what is chosen by them is compared on "test".
+    """
+    stage = model_and_examples(launcher.more, split="val")
+    found = {}  # {what is correlated: a value for each seed}
+    medians, worst, oracles = [], [], []
+    for ours, lora in zip(reports["Image-LoRA, all heads"], reports["LoRA"]):
+        lost, risen, risen_in_lora = costs(stage, ours, lora)
+        scores = {
+            (layer, h): score for layer, row in enumerate(scores_of(ours).tolist()) for h, score in enumerate(row)
+        }
+        pairs = {
+            "score and lost accuracy": (lost, scores),
+            "score and rise of the loss": (risen, scores),
+            "score and rise of the loss in LoRA": (risen_in_lora, scores),
+            "rise of the loss in Image-LoRA and in LoRA": (risen, risen_in_lora),
+        }
+        for name, (a, b) in pairs.items():
+            row = found.setdefault(name, {"rank correlation": []})
+            row["rank correlation"].append(spearman(list(a.values()), [b[head] for head in a]))
+        medians.append(median(lost.values()))
+        worst.append(max(lost.values()))
+        oracles.append(costliest(risen, FEW))
+
+    trained = run_selections("oracle", oracles, seeds, rates, launcher)
+    drops = {"the median head": {"lost accuracy": medians}, "the worst head": {"lost accuracy": worst}}
+    tables = [
+        ("Over the heads of a trained adapter", found),
+        ("Accuracy lost without one head", drops),
+        (f"The {FEW} heads whose removal raises the loss most, trained alone", measured({"oracle heads": trained})),
+    ]
+    accuracy_of_row = accuracies(reports | {"oracle": trained})
+    sentences = []
+    for row in ("probed heads", "random heads"):
+        comparison = f"{FEW} {row}, against the oracle's"
+        sentences.append(compared(comparison, accuracy_of_row[row], accuracy_of_row["oracle"]))
+    return tables, sentences
+
+
+# ========== Probed elsewhere, and again ==========
+
+OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")
+WRONG = ("day", "negative")  # looks to probe on, for training on the usual data
+
+
+def agreeing(a, b):
+    """How alike two probes are, by their scores [L, G]: the two measures that OVERLAP names."""
+    overlap = jaccard(select_heads(a, FEW), select_heads(b, FEW))
+    return overlap, spearman(a.flatten().tolist(), b.flatten().tolist())
+
+
+def stable(reports, seeds, rates, launcher, _):
+    """Tables and sentences: probes of other sizes, seeds and looks, against one with 256 examples of the usual data and a
+    seed of its own; and the accuracy with heads that were probed on a wrong look."""
+    usual = model_and_examples(launcher.more, split="train", limit=1200)
+    reference = usual.probe(256, seed=99)
+    overlaps, trained = {}, {}
+
+    def compare(name, stage, count):
+        found = [agreeing(stage.probe(count, seed), reference) for seed in seeds]
+        overlaps[name] = dict(zip(OVERLAP, zip(*found)))
+
+    for count in (1, 4, 16, 64, 256):
+        plural = "s" if count > 1 else ""
+        compare(f"{count} example{plural}", usual, count)
+    for look in ("day", "dusk", "fog", "noise", "negative"):
+        stage = model_and_examples(launcher.more, f"--data scenes-{look}", split="train", limit=1200)
+        compare(f"look {look}, 256 examples", stage, 256)
+        if look in WRONG:
+            chosen = [select_heads(stage.probe(64, seed), FEW) for seed in seeds]
+            trained[f"probed on the look {look}"] = run_selections(f"probed-{look}", chosen, seeds, rates, launcher)
+
+    found = accuracies(reports | trained)
+    right = "probed on the usual data"
+    sentences = [compared(f"{FEW} heads {row}, against those {right}", found[row], found[right]) for row in trained]
+    tables = [
+        ("Trained on the usual data with heads of another look", measured(trained)),
+        ("Probes, against one with 256 other examples of the usual data", overlaps),
+    ]
+    return tables, sentences
+
+
+def moving(reports, seeds, rates, launcher, _):
+    """A table: the model probed at its saved states. A sentence: does it help to pick the heads again half way?"""
+    stage = model_and_examples(launcher.more, split="train", limit=1200)
+    table = {}
+    for seed, report in zip(seeds, reports["Image-LoRA, all heads"]):
+        first = stage.probe(64, seed)
+        for name, scores in probes_of_training(stage, report, seed):
+            row = table.setdefault(name, {column: [] for column in OVERLAP})
+            for column, value in zip(OVERLAP, agreeing(scores, first)):
+                row[column].append(value)
+
+    old, new = second_halves(stage, seeds, rates, launcher)
+    name = f"Second {STEPS // 2} steps with {FEW} heads picked again, against the old ones"
+    return [("Probes of the model in training, against one before it", table)], [compared(name, new, old)]
+
+
+def probes_of_training(stage, report, seed):
+    """Yield (name, scores [L, G]): a second probe of the frozen model, then the model at each saved state of a run."""
+    yield "before, other examples", stage.probe(64, seed + 1000)
+    with attached(report, stage.vlm) as adapter:
+        for step in saved_steps(report, adapter):
+            yield f"after {step} steps", stage.probe(64, seed)
+
+
+def second_halves(stage, seeds, rates, launcher):
+    """Train half of the steps; then as many again, with the same heads and with those that a probe half way picks.
+    (accuracies with the old heads, with the new ones), a value for each seed."""
+    half = f"--heads {FEW} --steps {STEPS // 2}"
+    first_halves = run_all([of_seed(half, seed, rates) for seed in seeds], launcher, "drift")
+
+    # Pick the heads again half way, with the adapter attached.
+    runs = []
+    for seed, report in zip(seeds, first_halves):
+        with attached(report, stage.vlm):
+            later = selection_file("later", select_heads(stage.probe(64, seed), FEW), launcher)
+        for heads in (folder(report) / "heads.json", later):
+            start = f"--continue-from {folder(report) / 'adapter.safetensors'} --selection {heads}"
+            runs.append(of_seed(f"{half} {start}", seed, rates))
+
+    found = [accuracy(report) for report in run_all(runs, launcher, "drift")]
+    return found[::2], found[1::2]
