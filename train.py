@@ -33,8 +33,9 @@ from data import Processor
 from files import InputError, read_metadata
 from harness import report
 from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args
+from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
-from harness.evaluate import answer_one, evaluate, score_again, text_logits
+from harness.evaluate import evaluate, score_again, text_logits
 from harness.processes import (
     RANK,
     WORLD,
@@ -75,7 +76,8 @@ def run(args, command):
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if args.prompt:
         tune = partial(load_adapter, args.adapter, vlm) if args.adapter else None
-        return answer_one(vlm, processor, args.image, args.prompt, args.max_new_tokens or 200, tune, out)
+        images, room = args.predict or args.image, args.max_new_tokens or 200
+        return answer(vlm, processor, images, args.prompt, room, args.eval_batch, tune, out)
 
     # ========== 3. The data: to train on, and held out ==========
     sources = {"annotations": args.annotations, "image_url": args.image_url}
@@ -166,8 +168,7 @@ def run(args, command):
     measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
     report.write(out, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(out, measured, state, held_out[main_data], predictions)
-    report.print_table(measured)
-    print(f"\n  written to {out}")
+    report.print_end(measured | {"method": method}, predictions, main_data, out)
 
 
 def pixel_limits(min_pixels, max_pixels, adapter_file):

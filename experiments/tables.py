@@ -147,20 +147,31 @@ def places(page):
 
 
 def filled(page, results):
-    """The text of a page with every marked table made again, from SUITE.json in the folder `results`. Raises InputError
-    for a mark without an end."""
+    """The text of a page with every marked table made again, with its pictures, from the files of the folder `results`.
+    Raises InputError for a mark without an end."""
 
     def table(match):
         suite, old = match.groups()
         if "<!-- table:" in old:
             raise InputError(f"the table of {suite} has no <!-- end -->")
-        new = markdown(read_json(results / f"{suite}.json"))
+        if (results / f"{suite}.json").exists():
+            new = measured_section(suite, results)
+        else:
+            new = f"Not measured yet: `python -m experiments {suite}`.\n"
         return f"<!-- table: {suite} -->\n\n{new}\n<!-- end -->\n"
 
     page = MARKED.sub(table, page)
     if len(places(page)) < len(re.findall(r"^<!-- table:", page, re.MULTILINE)):
         raise InputError("the last table has no <!-- end -->")
     return page
+
+
+def measured_section(suite, results):
+    """The tables and sentences of a suite, its pictures, and a link to the numbers of every seed."""
+    result = read_json(results / f"{suite}.json")
+    pictures = [f"![{result['question']}](../results/{file.name})\n" for file in sorted(results.glob(f"{suite}*.png"))]
+    numbers = f"The numbers of every seed: [{suite}.json](../results/{suite}.json).\n"
+    return "\n".join([markdown(result), *pictures, numbers])
 
 
 def refresh_page():

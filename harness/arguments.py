@@ -7,6 +7,7 @@ from files import InputError
 from harness.evaluate import FEW
 from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
+from tasks.rows import GROUNDING_PROMPT
 from tasks.scenes import DEMO_LOOK, DRAWN
 
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
@@ -41,7 +42,7 @@ EXAMPLES = """
 examples:
   python train.py                                        the tiny model, offline, on a laptop
   python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
-  python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
+  python train.py --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
 """
 
 
@@ -88,6 +89,10 @@ def parse_args(argv, methods, criteria):
         found["lr"] = rates[drawn]
     if found["method"] == "full":
         found["cache_vision"] = 0.0  # the encoder itself is trained
+    if found["find"] and not found["prompt"]:
+        found["prompt"] = GROUNDING_PROMPT.format(found["find"])
+    if found["prompt"]:  # a question, not a training
+        found["eval_only"] = True
 
     if problem := nonsense(found):
         parser.error(problem)
@@ -103,10 +108,12 @@ def nonsense(found):
     for name in AT_LEAST_ONE:
         if found[name] is not None and found[name] < 1:
             return f"--{name.replace('_', '-')} must be at least 1, got {found[name]}"
-    if (found["adapter"] or found["prompt"]) and not found["eval_only"]:
-        return "--adapter and --prompt need --eval-only"
-    if found["image"] and not found["prompt"]:
-        return "--image needs --prompt"
+    if found["adapter"] and not found["eval_only"]:  # --prompt and --find imply it
+        return "--adapter needs --eval-only"
+    if (found["image"] or found["predict"]) and not found["prompt"]:
+        return "--image and --predict need --prompt or --find"
+    if found["image"] and found["predict"]:
+        return "--image and --predict exclude each other"
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
     return None
@@ -118,7 +125,7 @@ def evaluation_sets(args):
     own, also = args.eval or [args.data], args.also or []
     if args.data == "scenes" and not args.eval:  # a mixture, which is measured by its parts
         own = [f"scenes-{DEMO_LOOK}"]
-        also = ["scenes-day", "sums"] if args.also is None else also
+        also = list(dict.fromkeys(["scenes-day", "sums", *also]))
     sets = []
     for named in [*own, *also]:
         name, _, folder = named.partition("=")
@@ -174,8 +181,10 @@ def make_parser(methods, criteria):
     add = group("instead of training")
     add("--eval-only", "train nothing; with --adapter also evaluate that", False, action=yes_no)
     add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at", metavar="FILE")
-    add("--prompt", "with --eval-only: one question, answered without and with --adapter", metavar="TEXT")
-    add("--image", "with --prompt: ask about these images", [], nargs="*", metavar="FILE")
+    add("--prompt", "one question, answered without and with --adapter", metavar="TEXT")
+    add("--find", 'in short: where is it? "the red cup" is put into the prompt for boxes', metavar="TEXT")
+    add("--image", "with --prompt or --find: ask about these images", [], nargs="*", metavar="FILE")
+    add("--predict", "with --prompt or --find: ask about every image of a folder", metavar="FOLDER")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
     add("--show", "draw rows of a data set with their boxes into OUT/rows.png, load no model", metavar="NAME")
@@ -192,7 +201,8 @@ def make_parser(methods, criteria):
     add("--limit", f"training rows; 0: all ({by_data('limit')})", type=int)
     held_out = f"data sets to evaluate on (default: --data; of scenes: scenes-{DEMO_LOOK})"
     add("--eval", held_out, nargs="+", metavar="NAME")
-    add("--also", "further data sets to evaluate on (default for scenes: scenes-day sums)", nargs="*", metavar="NAME")
+    also = "further data sets to evaluate on; scenes without --eval adds scenes-day and sums"
+    add("--also", also, nargs="*", metavar="NAME")
     add("--eval-split", "their split (default: by data set, mostly val)", metavar="NAME")
     add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=int)
     source = "where to fetch RefCOCO's annotations from: hub file, URL or zip file"

@@ -8,12 +8,10 @@ import torch.distributed as dist
 
 from data import Example
 from files import InputError
-from harness import figures
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress
 from tasks import score
-from tasks.boxes import box_from_model, compare_boxes, in_another_scale, parse_box
-from tasks.images import open_image
+from tasks.boxes import compare_boxes, in_another_scale, parse_box
 from tasks.rows import json_rows, reading
 
 FEW = 100  # rows by which a run's accuracy is measured on the way
@@ -112,36 +110,6 @@ def summary(predictions, data=None):
 def text_logits(vlm, processor):
     """The logits of the built-in text prompts, each on its own."""
     return [vlm(processor([Example([], prompt)]).to(vlm.device)).cpu() for prompt in TEXT_PROMPTS]
-
-
-def ask(vlm, processor, images, prompt, room):
-    """One question about any images: (the answer's text, its box in pixels of the only image's file or None)."""
-    example = Example(images, prompt, source="--prompt")
-    batch = processor([example]).to(vlm.device)
-    text = processor.decode(vlm.generate(batch, room)[0])
-    box = parse_box(text)
-    if box is None or len(images) != 1:
-        return text, None
-    (visual,) = example.visuals
-    return text, box_from_model(box, visual.size, processor.box_scale(visual))
-
-
-def answer_one(vlm, processor, images, prompt, room, tune, out):
-    """One question about any images, answered by the frozen model and, if tune() attaches an adapter, with that. Boxes
-    in the answers are drawn on the image, if it is one."""
-    item = {"caption": prompt}
-    for when in ("base", "tuned") if tune else ("base",):
-        if when == "tuned":
-            tune()
-        text, box = ask(vlm, processor, images, prompt, room)
-        item[when] = box or text
-        print(f"{when:8} {text}")
-        if box:
-            print(f"         box in pixels of the image: {[round(c) for c in box]}")
-    if len(images) == 1:
-        out.mkdir(parents=True, exist_ok=True)
-        figures.examples(out / "answer.png", [item | {"image": open_image(images[0])}], side=640)
-        print(f"         drawn in {out / 'answer.png'}")
 
 
 def score_again(file):

@@ -50,6 +50,8 @@ def show_method(method, parameters, steps, rows, lr, heads):
     """Print what will be trained. rows: examples of one step."""
     trainable = sum(p.numel() for p in parameters)
     print(f"method   {method}: {trainable:,} trainable parameters, {steps} steps of {rows} rows, learning rate {lr}")
+    if steps < 10:
+        print(f"warning  {steps} steps of {rows} rows: hardly anything will be learnt; try --epochs 20, or --batch 1")
     if heads:
         print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items()))
 
@@ -192,8 +194,8 @@ def example_item(example, answers):
     return item
 
 
-def print_table(report):
-    """The run in a few lines: base, tuned, and what it cost."""
+def print_end(report, predictions, main_data, out):
+    """The run in a few lines: base, tuned, what each line means, what it cost, what to look at and to do next."""
 
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
@@ -201,7 +203,8 @@ def print_table(report):
     base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
     print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
     for kind in base | tuned:
-        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}")
+        meaning = meaning_of(kind, predictions, main_data, report["method"])
+        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}")
     print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
@@ -216,7 +219,27 @@ def print_table(report):
         print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
 
     trainable, total = report["trainable_parameters"], report["parameters"]
-    print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '')}")
+    flops, seconds = report["adapter_flops_per_step"], report["seconds_to_first_step"]
+    print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '.3g')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
-    print(f"  adapter FLOPs a step            {shown(report['adapter_flops_per_step'], '.3g')}")
-    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
+    print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
+    print(f"  seconds until the first step    {shown(seconds, '.1f')}")
+
+    print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
+    if flops is not None:
+        print(f"  next: --adapter {out / 'adapter.safetensors'} --image FILE --find TEXT (or --prompt TEXT) asks it;")
+        print("        --method lora, --selection random and --heads N are the comparisons; python train.py --help")
+
+
+def meaning_of(kind, predictions, main_data, method):
+    """What a line of the table says about the run, in a few words. kind: "data kind", as in summary()."""
+    found = [
+        p for p in predictions["tuned"] if kind in (f"{p['data']} {p[name]}".strip() for name in ("kind", "group"))
+    ]
+    if not found:
+        return ""
+    if found[0]["data"] == main_data:
+        return "what it was trained for"
+    if any(p["images"] or p["videos"] for p in found):
+        return "has images: kept, or forgotten?"
+    return "text alone: " + ("cannot change" if method == "image-lora" else "kept, or forgotten?")

@@ -177,6 +177,8 @@ def reports_of(row):
     ],
 )
 def test_the_comparisons_of_the_results_follow_from_their_accuracies(suite, compare):
+    if not (RESULTS / f"{suite}.json").exists():
+        pytest.skip(f"the suite {suite} is not measured yet")
     result = json.loads((RESULTS / f"{suite}.json").read_text())
     (_, rows), *_ = result["tables"]
     assert compare({name: reports_of(row) for name, row in rows.items()}) == result["sentences"]

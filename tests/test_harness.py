@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from data import load
 from files import read_safetensors, write_safetensors
 from model import VLM
 from tasks.images import file_size
+from tasks.rows import GROUNDING_PROMPT
 
 
 def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):
@@ -94,7 +96,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     for part in (
         "parameters in float32 on cpu",
         "tokens a row (min / median / max): visual 16 / 16 / 16",
-        '>>>{',
+        ">>>{",
         "<|im_end|><<<",
     ):
         assert part in said
@@ -255,12 +257,33 @@ def test_one_question_about_one_picture_is_answered_before_and_after(finished, c
     assert "missing.png: no such image" in refused(capsys, "--model", checkpoint, "--eval-only", *where)
 
 
+def test_find_asks_for_a_box_in_the_words_that_the_model_was_trained_with():
+    args = train.arguments(["--find", "the red cup", "--image", "a.png"])
+    assert args.prompt == GROUNDING_PROMPT.format("the red cup") and args.eval_only
+
+
+def test_every_image_of_a_folder_gets_a_line(finished, checkpoint, tmp_path, capsys):
+    out, _ = finished
+    for i, name in enumerate(("b.png", "a.jpg", "c.PNG")):
+        picture(112 + 28 * i, 112, i).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    flags = ["--predict", str(tmp_path), "--find", "the ring", "--max-new-tokens", "5", "--out", str(tmp_path / "out")]
+    flags += ["--adapter", str(out / "adapter.safetensors"), "--model", str(checkpoint)]
+    train.main(flags)
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.png", "c.PNG"]
+    assert all(row["prompt"] == GROUNDING_PROMPT.format("the ring") and "box" in row for row in rows)
+    assert "no image there" in refused(capsys, "--model", checkpoint, "--predict", tmp_path / "out", "--find", "x")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--steps", "1", "--epochs", "1"],
         ["--steps", "0"],
         ["--image", "x"],
+        ["--predict", "x"],
+        ["--predict", "x", "--image", "y", "--find", "z"],
         ["--rank", "0"],
         ["--adapter", "x"],
         ["--method", "dora"],
