@@ -8,7 +8,7 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-A scene is an image of 112 x 112 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
+A scene is an image of 112 x 112 pixels (to the tiny model 7 x 7 patches, 49 visual tokens) on paper that shades from
 left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
 
     shape    circle, square, triangle, ring, cross, star

@@ -31,7 +31,8 @@ SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least o
     "rope_theta": 10000.0,
 }
 SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
-REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "window_size": 112}  # the tiny model's are smaller
+REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2, "window_size": 112}
+REAL_PREPROCESSOR = {"patch_size": 14, "merge_size": 2}  # the tiny model has other ones
 
 
 def small_config(base=ROOT / "tiny/config.json", tied=False):
@@ -49,7 +50,7 @@ def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None)
         p.data += 0.1 * torch.randn(p.shape, generator=generator)
     vlm.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | {"patch_size": 14}
+    preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 

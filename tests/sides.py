@@ -3,7 +3,7 @@
 import json
 
 import torch
-from conftest import REAL_PATCHES, ROOT, picture
+from conftest import REAL_PATCHES, REAL_PREPROCESSOR, ROOT, picture
 from torch import nn
 
 from backbones.qwen2_5_vl import Config
@@ -40,7 +40,7 @@ def build_checkpoint(folder, args):
     if not (folder / "model.safetensors").exists():
         VLM.from_scratch(Config.from_dict(raw), dtype=args.dtype).save(folder)
     (folder / "tokenizer.json").write_bytes((ROOT / "tiny/tokenizer.json").read_bytes())
-    preprocessor = json.loads((ROOT / "tiny/preprocessor_config.json").read_text()) | {"patch_size": 14}
+    preprocessor = json.loads((ROOT / "tiny/preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 
