@@ -8,7 +8,7 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-A scene is an image of 112 x 112 pixels (to the tiny model 7 x 7 patches, 49 visual tokens) on paper that shades from
+A scene is an image of 112 x 112 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
 left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
 
     shape    circle, square, triangle, ring, cross, star
@@ -65,11 +65,11 @@ COLOURS = {
     "purple": (145, 50, 170),
     "black": (30, 30, 30),
 }
-COUNTS = {3: "three", 4: "four"}
+COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 FOREIGN = {  # the words of the look `words`
     "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
     "circle": "cercle", "square": "carre", "triangle": "trigone", "ring": "anneau", "cross": "croix", "star": "etoile",
-    "small": "petit", "large": "grand", "three": "trois", "four": "quatre",
+    "small": "petit", "large": "grand", "one": "un", "two": "deux", "three": "trois", "four": "quatre",
 }  # fmt: skip
 USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
 RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of the other's
@@ -90,10 +90,11 @@ SPLITS = ("train", "val", "test")
 # -- a scene: its things, and its image
 
 
-def things(rng):
-    """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out."""
+def things(rng, counts=(3, 4, 4)):
+    """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out. counts:
+    how many, of which one is drawn."""
     found = []
-    for _ in range(rng.choice((3, 4, 4))):
+    for _ in range(rng.choice(counts)):
         for _ in range(50):
             size = rng.choice(("small", "large"))
             side = rng.randint(20, 25) if size == "small" else rng.randint(34, 41)
@@ -102,7 +103,7 @@ def things(rng):
             if not any(touch(box, other) for *_, other in found):
                 found.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
                 break
-    return found if len(found) >= 3 else things(rng)
+    return found if len(found) >= min(counts) else things(rng, counts)
 
 
 def touch(a, b):
@@ -273,18 +274,18 @@ def naming(scene, boxes):
 # -- rows
 
 
-def scene_of(look, seed, number):
+def scene_of(look, seed, number, counts=(3, 4, 4)):
     """(scene, its image, the generator that draws the questions)."""
     rng = random.Random(f"{seed}-{number}")
-    scene = things(rng)
+    scene = things(rng, counts)
     if look == "prior":
         scene = by_habit(scene, rng, 0.9 if seed == "train" else 0.0)
     return scene, in_look(draw(scene), look, rng), rng
 
 
-def scene_rows(look, seed, number, asked=2):
-    """The rows of a scene in a look. seed: the name of the split; asked: questions about attributes."""
-    scene, image, rng = scene_of(look, seed, number)
+def scene_rows(look, seed, number, counts=(3, 4, 4), asked=2):
+    """The rows of a scene in a look. seed: the name of the split; counts: of things; asked: questions about attributes."""
+    scene, image, rng = scene_of(look, seed, number, counts)
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
     targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
@@ -334,23 +335,16 @@ def rows(name, root, split):
 
 
 def pretraining_rows(look, split, number):
-    """The rows of a scene, other ones than those of the experiments. It has five questions about attributes, and what has
-    boxes only by day; a listing in every second scene, a sum in every third. One scene in seven is shown larger, 160
-    pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
-    large, rng = None, random.Random(number)
-    for row in scene_rows(look, f"pretraining {split}", number, asked=5):
-        kind = row["kind"]
-        if kind in ("grounding", "listing") and look != "day":
+    """The rows of a scene, other ones than those of the experiments. It has one to four things: with one, shapes and places
+    are learnt before it must be said which thing is meant. There are five questions about attributes; what has boxes only
+    by day; a sum in every third scene. In one row of seven, 5 to 60 words of unrelated text come first, so that the model
+    reads such rows, too."""
+    rng = random.Random(number)
+    for row in scene_rows(look, f"pretraining {split}", number, counts=(1, 2, 3, 4), asked=5):
+        if row["kind"] in ("grounding", "listing") and look != "day" or row["kind"] == "text" and number % 3:
             continue
-        if kind == "listing" and (number % 2 or number % 7 == 0) or kind == "text" and number % 3:
-            continue
-        if number % 7 == 0 and row["images"]:
-            large = large or row["images"][0].resize((160, 160))
-            row["images"] = [large]
-            if kind == "grounding":
-                row["bbox"] = tuple(c * 160 / SIDE for c in row["bbox"])
         if rng.random() < 1 / 7:
-            if kind == "grounding":
+            if "caption" in row:
                 row["prompt"] = GROUNDING_PROMPT.format(row.pop("caption"))
             row["prompt"] = with_preamble(row["prompt"], rng.randint(5, 60))
         yield row
