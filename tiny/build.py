@@ -89,7 +89,7 @@ def build_config(tokenizer):
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
-        "rope_theta": 100.0,  # so that the slowest angles, those of the width, turn within one image
+        "rope_theta": 10000.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
         "use_sliding_window": False,
         "tie_word_embeddings": True,
