@@ -17,6 +17,7 @@ import imagelora
 import probe
 import tasks
 from model import VLM
+from tasks.scenes import DRAWN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {file: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -171,20 +172,27 @@ def test_the_front_page_quotes_the_speed_that_was_measured():
     assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in said
 
 
+DEMO = {  # column: kind
+    "boxes in fog": "scenes-fog grounding",
+    "words in fog": "scenes-fog attribute",
+    "boxes by day": "scenes-day grounding",
+    "words by day": "scenes-day attribute",
+    "text": "sums text",
+}
+
+
 def demo_table():
     """The table of the demo on held-out scenes: mean and standard deviation over three seeds."""
     runs = {
         method: [json.loads((ROOT / f"results/test-{method}-{seed}.json").read_text()) for seed in (0, 1, 2)]
         for method in ("image-lora", "lora")
     }
-    kinds = ("scenes grounding", "scenes-day grounding", "scenes-day attribute", "sums text")
     base = runs["lora"][0]["base"]["by_kind"]
-    columns = ["grounding, blurred", "by day", "attributes by day", "text", "largest change of a text logit"]
-    columns += ["parameters", "adapter FLOPs a step"]
+    columns = [*DEMO, "largest change of a text logit", "parameters", "adapter FLOPs a step"]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    lines += [f"| before | {' | '.join(f'{base[kind]:.1%}' for kind in kinds)} | | | |"]
+    lines += [f"| base | {' | '.join(f'{base[kind]:.1%}' for kind in DEMO.values())} | | | |"]
     for method, reports in runs.items():
-        values = [[100 * r["tuned"]["by_kind"][kind] for r in reports] for kind in kinds]
+        values = [[100 * r["tuned"]["by_kind"][kind] for r in reports] for kind in DEMO.values()]
         cells = [f"{mean(v):.1f} ± {stdev(v):.1f} %" for v in values]
         cells += [f"{max(r['text_logit_max_change'] for r in reports):.3g}", f"{reports[0]['trainable_parameters']:,}"]
         cells += [f"{mean(r['adapter_flops_per_step'] for r in reports):.2e}"]
@@ -202,6 +210,8 @@ def cells(line):
 
 def main_suite():
     """The first table of `main` in docs/experiments.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
+    if not (ROOT / "results/main.json").exists():
+        pytest.skip("the suite `main` is not measured yet")
     lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
     header, _, *rows = (cells(line) for line in lines if line.startswith("|"))
     return {row[0]: dict(zip(header, row)) for row in rows}
@@ -209,22 +219,16 @@ def main_suite():
 
 def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
     full = main_suite()
-    columns, _, *rows = map(cells, README[README.index("| | new look") :].split("\n\n")[0].splitlines())
-    assert len(rows) == 7
+    columns, _, *rows = map(cells, README[README.index("| | boxes") :].split("\n\n")[0].splitlines())
+    assert len(rows) >= 7
     for row in rows:
         assert row == [full[row[0]][column] for column in columns]
 
 
-def test_the_front_page_compares_with_lora_as_the_main_suite_does():
-    """Said there: "a fifth of LoRA's parameters and about a 45th of its FLOPs", "five points below"."""
-
-    def number(row, column):
-        return float(main_suite()[row][column].split()[0].replace(",", ""))
-
-    lora, ours = "LoRA q,k,v,o", ("Image-LoRA, all heads", "Image-LoRA, 15 probed heads")
-    assert [round(number(lora, "parameters") / number(row, "parameters")) for row in ours] == [5, 5]
-    assert round(mean(number(lora, "FLOPs a step") / number(row, "FLOPs a step") for row in ours)) == 45
-    assert round(number(lora, "new look") - number(ours[0], "new look")) == 5
+def test_the_front_page_shows_the_table_of_the_demo_while_the_suites_are_not_measured():
+    if (ROOT / "results/main.json").exists():
+        pytest.skip("the suite `main` is measured: its rows are there")
+    assert "\n".join(demo_table()) in README
 
 
 def test_nothing_is_left_to_fill_in():
@@ -232,7 +236,7 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_every_data_set_has_a_row():
-    named = {name for name in tasks.TASKS if not name.startswith(("scenes", "sums"))}
+    named = {name for name in tasks.TASKS if name not in DRAWN}
     assert len(named) > 10
     assert [name for name in named if f"| `{name}`" not in page("datasets.md")] == []
 
