@@ -1,6 +1,7 @@
 """The front page and docs/ say what the reports, the flags and the code say.
 
-`python tests/test_docs.py` writes the line numbers of README.md's links to code again, after the code has moved.
+`python tests/test_docs.py` writes again what follows from them: the line numbers of README.md's links to code, and the
+tables between marks, <!-- demo -->, <!-- printed --> and <!-- runs -->, each up to <!-- end -->.
 """
 
 import json
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 from statistics import mean, stdev
+from textwrap import wrap
 
 import pytest
 import torch
@@ -139,9 +141,10 @@ def table_row(file):
     return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
-def test_the_table_of_runs_is_made_of_the_reports(file):
-    assert table_row(file) in page("tiny.md").splitlines()
+def runs_table():
+    columns = ["report", "accuracy of the base", "tuned", "text of the base", "tuned", "largest change of a text logit"]
+    columns += ["trainable parameters", "training"]
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *map(table_row, REPORTS)]
 
 
 def bench_rows(file):
@@ -200,8 +203,43 @@ def demo_table():
     return lines
 
 
-def test_the_table_of_the_demo_is_made_of_its_reports():
-    assert "\n".join(demo_table()) in page("tiny.md")
+def printed():
+    """What the demo prints, from its report."""
+    r = json.loads((ROOT / "results/demo.json").read_text())
+    heads = ", ".join(f"layer {layer}: {hs}" for layer, hs in r["heads"].items())
+    lines = [
+        "```",
+        *wrap(f"heads    {heads}", 116, subsequent_indent=" " * 9),
+        "",
+        f"  {'':32}{'base':>14}{'tuned':>14}",
+    ]
+    for kind, base in r["base"]["by_kind"].items():
+        lines.append(f"  {kind:32}{base:>14.1%}{r['tuned']['by_kind'][kind]:>14.1%}")
+    lines += ["", f"  largest change of a text logit  {r['text_logit_max_change']:.3g}"]
+    share = r["trainable_parameters"] / r["parameters"]
+    lines.append(
+        f"  trainable parameters            {r['trainable_parameters']:,} ({share:.2%} of {r['parameters']:,})"
+    )
+    lines.append(f"  adapter FLOPs a step            {r['adapter_flops_per_step'] / 1e6:,.1f} million")
+    return [*lines, "```"]
+
+
+MADE = {"demo": demo_table, "printed": printed, "runs": runs_table}
+
+
+def refilled(text):
+    """A page with what is between its marks made again."""
+
+    def made(match):
+        return "\n".join([f"<!-- {match[1]} -->", "", *MADE[match[1]](), "", "<!-- end -->"])
+
+    return re.sub(rf"<!-- ({'|'.join(MADE)}) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("file", [ROOT / "README.md", ROOT / "docs/tiny.md"], ids=lambda file: file.stem)
+def test_what_is_between_marks_is_made_of_the_reports(file):
+    assert "<!-- demo -->" in PAGES[file] or (ROOT / "results/main.json").exists()
+    assert refilled(PAGES[file]) == PAGES[file], "run: python tests/test_docs.py"
 
 
 def cells(line):
@@ -223,12 +261,6 @@ def test_the_results_on_the_front_page_are_rows_of_the_main_suite():
     assert len(rows) >= 7
     for row in rows:
         assert row == [full[row[0]][column] for column in columns]
-
-
-def test_the_front_page_shows_the_table_of_the_demo_while_the_suites_are_not_measured():
-    if (ROOT / "results/main.json").exists():
-        pytest.skip("the suite `main` is measured: its rows are there")
-    assert "\n".join(demo_table()) in README
 
 
 def test_nothing_is_left_to_fill_in():
@@ -297,4 +329,5 @@ def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(refreshed(README), encoding="utf-8")
+    for file in (ROOT / "README.md", ROOT / "docs/tiny.md"):
+        file.write_text(refilled(refreshed(PAGES[file])), encoding="utf-8")
