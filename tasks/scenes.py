@@ -65,11 +65,11 @@ COLOURS = {
     "purple": (145, 50, 170),
     "black": (30, 30, 30),
 }
-COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+COUNTS = {3: "three", 4: "four"}
 FOREIGN = {  # the words of the look `words`
     "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
     "circle": "cercle", "square": "carre", "triangle": "trigone", "ring": "anneau", "cross": "croix", "star": "etoile",
-    "small": "petit", "large": "grand", "one": "un", "two": "deux", "three": "trois", "four": "quatre",
+    "small": "petit", "large": "grand", "three": "trois", "four": "quatre",
 }  # fmt: skip
 USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
 RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of the other's
@@ -90,11 +90,10 @@ SPLITS = ("train", "val", "test")
 # -- a scene: its things, and its image
 
 
-def things(rng, counts=(3, 4, 4)):
-    """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out. counts:
-    how many, of which one is drawn."""
+def things(rng):
+    """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out."""
     found = []
-    for _ in range(rng.choice(counts)):
+    for _ in range(rng.choice((3, 4, 4))):
         for _ in range(50):
             size = rng.choice(("small", "large"))
             side = rng.randint(20, 25) if size == "small" else rng.randint(34, 41)
@@ -103,7 +102,7 @@ def things(rng, counts=(3, 4, 4)):
             if not any(touch(box, other) for *_, other in found):
                 found.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
                 break
-    return found if len(found) >= min(counts) else things(rng, counts)
+    return found if len(found) >= 3 else things(rng)
 
 
 def touch(a, b):
@@ -274,18 +273,18 @@ def naming(scene, boxes):
 # -- rows
 
 
-def scene_of(look, seed, number, counts=(3, 4, 4)):
+def scene_of(look, seed, number):
     """(scene, its image, the generator that draws the questions)."""
     rng = random.Random(f"{seed}-{number}")
-    scene = things(rng, counts)
+    scene = things(rng)
     if look == "prior":
         scene = by_habit(scene, rng, 0.9 if seed == "train" else 0.0)
     return scene, in_look(draw(scene), look, rng), rng
 
 
-def scene_rows(look, seed, number, counts=(3, 4, 4), asked=2):
-    """The rows of a scene in a look. seed: the name of the split; counts: of things; asked: questions about attributes."""
-    scene, image, rng = scene_of(look, seed, number, counts)
+def scene_rows(look, seed, number):
+    """The eight rows of a scene in a look. seed: the name of the split."""
+    scene, image, rng = scene_of(look, seed, number)
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
     targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
@@ -295,11 +294,11 @@ def scene_rows(look, seed, number, counts=(3, 4, 4), asked=2):
         box = around(scene[target])
         yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
 
-    # attributes
+    # two attributes
     questions = attributes(scene)
     if look == "prior":
         questions = [q for q in questions if q[0].startswith("What colour")]
-    for question, answer in rng.sample(questions, min(asked, len(questions))):
+    for question, answer in rng.sample(questions, min(2, len(questions))):
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
 
@@ -326,25 +325,34 @@ def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
     looks, kinds = DRAWN[name]
+    seed = f"{name}-{split}" if name == PRETRAINING else split  # other scenes than those of the experiments
     for number in itertools.count():
         look = looks[number % len(looks)]
-        made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
+        made = scene_rows(look, seed, number)
+        if name == PRETRAINING:
+            made = for_pretraining(made, look, number)
         for i, row in enumerate(made):
             if row["kind"] in kinds:
                 yield row, f"{name} {split} {number}.{i}"
 
 
-def pretraining_rows(look, split, number):
-    """The rows of a scene, other ones than those of the experiments. It has one to four things: with one, shapes and places
-    are learnt before it must be said which thing is meant. There are five questions about attributes; what has boxes only
-    by day; a sum in every third scene. In one row of seven, 5 to 60 words of unrelated text come first, so that the model
-    reads such rows, too."""
-    rng = random.Random(number)
-    for row in scene_rows(look, f"pretraining {split}", number, counts=(1, 2, 3, 4), asked=5):
-        if row["kind"] in ("grounding", "listing") and look != "day" or row["kind"] == "text" and number % 3:
+def for_pretraining(made, look, number):
+    """The rows of a scene: those with boxes only by day, a sum for every third scene. One scene in seven is shown larger,
+    160 pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
+    large, rng = None, random.Random(number)
+    for row in made:
+        kind = row["kind"]
+        if look != "day" and kind in ("grounding", "listing") or kind == "text" and number % 3:
             continue
+        if number % 7 == 0 and kind != "text":
+            if kind == "listing":  # its boxes are in its text
+                continue
+            large = large or row["images"][0].resize((160, 160))
+            row["images"] = [large]
+            if kind == "grounding":
+                row["bbox"] = tuple(c * 160 / SIDE for c in row["bbox"])
         if rng.random() < 1 / 7:
-            if "caption" in row:
+            if kind == "grounding":
                 row["prompt"] = GROUNDING_PROMPT.format(row.pop("caption"))
             row["prompt"] = with_preamble(row["prompt"], rng.randint(5, 60))
         yield row

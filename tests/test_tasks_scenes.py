@@ -1,10 +1,24 @@
 """The drawn world: its rows are a function of the seed, its boxes fit, its expressions name one thing."""
 
+from functools import cache
+from itertools import islice
+
 import pytest
+from conftest import ROOT
 from PIL import ImageChops
 
-from data import load
-from tasks.scenes import LOOKS, SHAPES, draw, expressions, paper
+from data import Processor, load
+from tasks.scenes import (
+    DEMO_LOOK,
+    KNOWN,
+    LOOKS,
+    SHAPES,
+    draw,
+    expressions,
+    paper,
+    rows,
+    scene_of,
+)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -33,3 +47,41 @@ def test_an_expression_names_one_thing_and_no_other():
     assert plain == ["the red ring", "the small ring", "the small red ring"]
     assert "the ring left of the blue ring" in related
     assert "the ring above the square" not in related and "the red ring above the square" in related  # two rings are
+
+
+@cache
+def drawn(look, split, number):
+    return scene_of(look, split, number)[1].tobytes()
+
+
+def look_of(row, number, split):
+    """The look of a row's image, found by drawing the scene again in each."""
+    (image,) = row["images"]
+    return next(look for look in LOOKS if drawn(look, split, number) == image.tobytes())
+
+
+def test_pretraining_asks_for_boxes_by_day_only_and_for_words_in_every_known_look():
+    asked = {}  # look: kinds
+    for row, source in islice(rows("scenes-pretraining", None, "train"), 150):
+        number = int(source.split()[-1].split(".")[0])
+        if row["images"] and row["images"][0].size == (112, 112):
+            look = look_of(row, number, "scenes-pretraining-train")
+            asked.setdefault(look, set()).add(row["kind"])
+    assert asked.keys() == {"day", *KNOWN}  # and not blur
+    assert all(asked[look] == {"attribute", "naming"} for look in KNOWN)
+    assert asked["day"] == {"grounding", "attribute", "naming", "listing"}
+
+
+def test_the_demo_trains_on_three_scenes_in_its_look_for_one_by_day():
+    looks = {}
+    for row, source in islice(rows("scenes", None, "train"), 45):
+        number = int(source.split()[-1].split(".")[0])
+        looks[number] = look_of(row, number, "train")
+    assert list(looks.values())[:8] == [DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"] * 2
+
+
+def test_almost_half_of_the_demos_tokens_are_visual():
+    processor = Processor.from_pretrained(ROOT / "tiny")
+    counts = [processor.count(e) for e in load("scenes", None, "train", 200)]
+    visual, tokens = sum(v for _, v in counts), sum(t for t, _ in counts)
+    assert {v for _, v in counts} == {49} and visual / tokens >= 0.45

@@ -31,10 +31,7 @@ from tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 BOX_BEGINS, BOX_ENDS = BOX_ANSWER.format("[|]").split("|")
-PIECES = (
-    rf"{re.escape(BOX_BEGINS)}|{re.escape(BOX_ENDS)}|"
-    + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PIECES = rf"{re.escape(BOX_BEGINS)}|{re.escape(BOX_ENDS)}|" + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|[^\s\p{L}\p{N}]+ ?[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def corpus():
