@@ -39,7 +39,7 @@ def gradients(vlm, batches, updates, parameters):
                 raise ValueError(f"probe batch {i} has no visual token: nothing to measure")
             with torch.enable_grad():
                 layers = torch.autograd.grad(vlm.loss(batch), parameters)
-            yield torch.stack([g.view(vlm.config.value_heads, -1) for g in layers]).cpu()
+            yield torch.stack([g.reshape(vlm.config.value_heads, -1) for g in layers]).cpu()
     finally:
         for path in value_paths:
             path.pop()

@@ -138,16 +138,19 @@ def stable(reports, seeds, rates, launcher, _):
     """Tables and sentences: probes of other sizes, seeds and looks, against one with 256 examples of the usual data and a
     seed of its own; and the accuracy with heads that were probed on a wrong look."""
     usual = model_and_examples(launcher.more, split="train", limit=1200)
-    reference = usual.probe(256, seed=99)
+    reference = {criterion: usual.probe(256, 99, criterion) for criterion in ("rank1", "exact")}
     overlaps, trained = {}, {}
 
-    def compare(name, stage, count):
-        found = [agreeing(stage.probe(count, seed), reference) for seed in seeds]
+    def compare(name, stage, count, criterion="rank1"):
+        found = [agreeing(stage.probe(count, seed, criterion), reference[criterion]) for seed in seeds]
         overlaps[name] = dict(zip(OVERLAP, zip(*found)))
 
     for count in (1, 4, 16, 64, 256):
         plural = "s" if count > 1 else ""
         compare(f"{count} example{plural}", usual, count)
+    for count in (1, 4, 16, 64):  # and without the noise of drawing A
+        plural = "s" if count > 1 else ""
+        compare(f"criterion exact, {count} example{plural}", usual, count, "exact")
     for look in ("day", "dusk", "fog", "noise", "negative"):
         stage = model_and_examples(launcher.more, f"--data scenes-{look}", split="train", limit=1200)
         compare(f"look {look}, 256 examples", stage, 256)
@@ -160,7 +163,7 @@ def stable(reports, seeds, rates, launcher, _):
     sentences = [compared(f"{FEW} heads {row}, against those {right}", found[row], found[right]) for row in trained]
     tables = [
         ("Trained on the usual data with heads of another look", measured(trained)),
-        ("Probes, against one with 256 other examples of the usual data", overlaps),
+        ("Probes, against one by the same criterion with 256 other examples of the usual data", overlaps),
     ]
     return tables, sentences
 

@@ -90,11 +90,11 @@ class Stage:
         starts = range(0, len(self.examples), size)
         return [self.batch(self.examples[i : i + size], share_images) for i in starts]
 
-    def probe(self, count, seed):
+    def probe(self, count, seed, criterion="rank1"):
         """Scores [L, G] of the heads, by `count` of the examples. A model with an adapter is probed with it."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.examples), generator=generator)[:count].tolist()
-        return head_scores(self.vlm, (self.batch([self.examples[i]]) for i in order), seed=seed)
+        return head_scores(self.vlm, (self.batch([self.examples[i]]) for i in order), criterion, seed)
 
 
 def model_and_examples(more, data="", split="test", limit=300):

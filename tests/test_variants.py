@@ -147,6 +147,29 @@ def test_the_second_order_score_is_its_formula(vlm, batches):
     assert head_scores(vlm, batches, "second-order", seed=3)[1, 0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_exact_score_is_the_squared_norm_of_inputs_times_gradients_of_the_values(vlm, batches):
+    """|| X_v^T dLoss/dV^(h) ||_F^2, by a zero added to the values, whose gradient is that of the values."""
+    kept = []
+
+    def add_zero(v, x, visual_index):
+        zero = torch.zeros(len(visual_index), v.shape[-1], requires_grad=True)
+        kept.append((x.flatten(0, 1)[visual_index], zero))
+        return v.flatten(0, 1).index_add(0, visual_index, zero).view_as(v)
+
+    scores = 0
+    for batch in batches:
+        kept.clear()
+        for layer in vlm.model.layers:
+            layer.self_attn.adapters["v"].append(add_zero)
+        G = torch.autograd.grad(vlm.loss(batch), [zero for _, zero in kept])
+        for layer in vlm.model.layers:
+            layer.self_attn.adapters["v"].clear()
+        heads = [(x.T @ g).unflatten(1, (vlm.config.value_heads, -1)) for (x, _), g in zip(kept, G)]  # [D, G, K] each
+        scores = scores + torch.stack([M.square().sum(dim=(0, 2)) for M in heads]).detach()
+    torch.testing.assert_close(head_scores(vlm, batches, "exact"), scores, rtol=1e-4, atol=0)
+    torch.testing.assert_close(head_scores(vlm, batches, "exact", seed=7), scores, rtol=1e-4, atol=0)  # draws nothing
+
+
 def test_weight_norms_and_chance_look_at_no_batch(vlm):
     W = vlm.model.layers[2].self_attn.v_proj.weight[16:32]  # value head 1
     assert head_scores(vlm, None, "weight-norm")[2, 1].item() == pytest.approx(W.square().sum().item(), rel=1e-5)

@@ -2,7 +2,22 @@
 
 import torch
 
+from imagelora import ImageLoRA
 from probe import CRITERIA, HeadGates, gradients, rank1_gradients
+
+
+def exact(vlm, batches):
+    """The paper's score without the noise of drawing A: its mean over all A.
+
+    With one column a for A, dLoss/dB^(h) = s a^T M, where M = X_v^T G^(h) [D, K] and G^(h) = dLoss/dV^(h) at the visual
+    tokens. For a ~ N(0, I) the mean of || a^T M ||^2 is || M ||_F^2. M itself is the gradient where A is the identity.
+    """
+    c = vlm.config
+    every_head = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
+    layers = list(ImageLoRA(c, every_head, rank=c.hidden, alpha=c.hidden, gamma=1.0).layers.values())
+    for layer in layers:
+        layer.A.data = torch.eye(c.hidden)
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.B for layer in layers]))
 
 
 def second_order(vlm, batches):
@@ -39,6 +54,7 @@ def chance(vlm, batches):
     return torch.rand(vlm.config.layers, vlm.config.value_heads)
 
 
+CRITERIA["exact"] = exact
 CRITERIA["second-order"] = second_order
 CRITERIA["learned-mask"] = learned_mask
 CRITERIA["weight-norm"] = weight_norm
