@@ -166,6 +166,7 @@ def test_the_exact_score_is_the_squared_norm_of_inputs_times_gradients_of_the_va
             layer.self_attn.adapters["v"].clear()
         heads = [(x.T @ g).unflatten(1, (vlm.config.value_heads, -1)) for (x, _), g in zip(kept, G)]  # [D, G, K] each
         scores = scores + torch.stack([M.square().sum(dim=(0, 2)) for M in heads]).detach()
+    scores = scores / vlm.config.value_heads  # s^2, since all heads of a layer are adapted: s = 1 / sqrt(n)
     torch.testing.assert_close(head_scores(vlm, batches, "exact"), scores, rtol=1e-4, atol=0)
     torch.testing.assert_close(head_scores(vlm, batches, "exact", seed=7), scores, rtol=1e-4, atol=0)  # draws nothing
 

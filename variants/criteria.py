@@ -10,7 +10,7 @@ def exact(vlm, batches):
     """The paper's score without the noise of drawing A: its mean over all A.
 
     With one column a for A, dLoss/dB^(h) = s a^T M, where M = X_v^T G^(h) [D, K] and G^(h) = dLoss/dV^(h) at the visual
-    tokens. For a ~ N(0, I) the mean of || a^T M ||^2 is || M ||_F^2. M itself is the gradient where A is the identity.
+    tokens. For a ~ N(0, I) the mean of || s a^T M ||^2 is s^2 || M ||_F^2. Where A is the identity, s M is the gradient.
     """
     c = vlm.config
     every_head = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
