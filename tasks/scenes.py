@@ -8,12 +8,12 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-A scene is an image of 112 x 112 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
+A scene is an image of 196 x 196 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
 left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
 
     shape    circle, square, triangle, ring, cross, star
     colour   red, green, blue, yellow, purple, black
-    size     small (20 to 25 pixels a side) or large (34 to 41)
+    size     small (26 to 32 pixels a side) or large (44 to 54)
 
 Each scene comes with these examples, all but the sum showing the same image object:
 
@@ -55,7 +55,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from files import InputError
 from tasks.rows import GROUNDING_PROMPT, with_preamble
 
-SIDE = 112
+SIDE = 196
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
 COLOURS = {
     "red": (215, 40, 40),
@@ -96,7 +96,7 @@ def things(rng):
     for _ in range(rng.choice((3, 4, 4))):
         for _ in range(50):
             size = rng.choice(("small", "large"))
-            side = rng.randint(20, 25) if size == "small" else rng.randint(34, 41)
+            side = rng.randint(26, 32) if size == "small" else rng.randint(44, 54)
             x, y = rng.randint(3, SIDE - side - 3), rng.randint(3, SIDE - side - 3)
             box = (x, y, x + side, y + side)
             if not any(touch(box, other) for *_, other in found):
@@ -282,8 +282,8 @@ def scene_of(look, seed, number):
     return scene, in_look(draw(scene), look, rng), rng
 
 
-def scene_rows(look, seed, number):
-    """The eight rows of a scene in a look. seed: the name of the split."""
+def scene_rows(look, seed, number, asked=2):
+    """The rows of a scene in a look. seed: the name of the split; asked: questions about attributes."""
     scene, image, rng = scene_of(look, seed, number)
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
@@ -294,11 +294,11 @@ def scene_rows(look, seed, number):
         box = around(scene[target])
         yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
 
-    # two attributes
+    # attributes
     questions = attributes(scene)
     if look == "prior":
         questions = [q for q in questions if q[0].startswith("What colour")]
-    for question, answer in rng.sample(questions, min(2, len(questions))):
+    for question, answer in rng.sample(questions, min(asked, len(questions))):
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
 
@@ -325,32 +325,25 @@ def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
     looks, kinds = DRAWN[name]
-    seed = f"{name}-{split}" if name == PRETRAINING else split  # other scenes than those of the experiments
     for number in itertools.count():
         look = looks[number % len(looks)]
-        made = scene_rows(look, seed, number)
-        if name == PRETRAINING:
-            made = for_pretraining(made, look, number)
+        made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
         for i, row in enumerate(made):
             if row["kind"] in kinds:
                 yield row, f"{name} {split} {number}.{i}"
 
 
-def for_pretraining(made, look, number):
-    """The rows of a scene: those with boxes only by day, a sum for every third scene. One scene in seven is shown larger,
-    160 pixels a side. In one row of seven, 5 to 60 words of unrelated text come first. So the model reads both."""
-    large, rng = None, random.Random(number)
-    for row in made:
+def pretraining_rows(look, split, number):
+    """The rows of a scene, other ones than those of the experiments: five questions about attributes; what has boxes only
+    by day; a listing in every second scene, a sum in every third. In one row of seven, 5 to 60 words of unrelated text come
+    first, so that the model reads such rows, too."""
+    rng = random.Random(number)
+    for row in scene_rows(look, f"pretraining {split}", number, asked=5):
         kind = row["kind"]
-        if look != "day" and kind in ("grounding", "listing") or kind == "text" and number % 3:
+        if kind in ("grounding", "listing") and look != "day":
             continue
-        if number % 7 == 0 and kind != "text":
-            if kind == "listing":  # its boxes are in its text
-                continue
-            large = large or row["images"][0].resize((160, 160))
-            row["images"] = [large]
-            if kind == "grounding":
-                row["bbox"] = tuple(c * 160 / SIDE for c in row["bbox"])
+        if kind == "listing" and number % 2 or kind == "text" and number % 3:
+            continue
         if rng.random() < 1 / 7:
             if kind == "grounding":
                 row["prompt"] = GROUNDING_PROMPT.format(row.pop("caption"))
