@@ -24,7 +24,7 @@ from tasks.rows import GROUNDING_PROMPT
 
 def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):
     vlm = VLM.from_pretrained(checkpoint)
-    picture_bytes = 16 * vlm.config.hidden * 4
+    picture_bytes = 49 * vlm.config.hidden * 4
     run(checkpoint, tmp_path, f"--cache-vision={2.5 * picture_bytes / 2**30}")
     assert "images   2 of " in capsys.readouterr().out
 
@@ -76,7 +76,7 @@ def test_a_preamble_and_larger_pictures_change_the_share_of_text(checkpoint, tmp
         line = next(line for line in said.splitlines() if line.startswith("data     scenes-day val"))
         lines.append([int(n) for n in re.findall(r"/ (\d+) /", line)])  # medians: visual, text
     (visual, text), (same, longer), (more, equal) = lines
-    assert same == visual == 16 and longer > text + 40
+    assert same == visual == 49 and longer > text + 40
     assert more == 64 and text <= equal < text + 8  # larger coordinates have more digits
 
 
@@ -95,7 +95,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().out
     for part in (
         "parameters in float32 on cpu",
-        "tokens a row (min / median / max): visual 16 / 16 / 16",
+        "tokens a row (min / median / max): visual 49 / 49 / 49",
         ">>>{",
         "<|im_end|><<<",
     ):

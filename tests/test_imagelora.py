@@ -152,8 +152,9 @@ def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows
     assert len(shared.visual_index) < len(separate.visual_index)
     losses = [vlm.loss(separate), vlm.loss(shared)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
-    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in losses)):
-        assert (a - b).norm() <= 1e-5 * a.norm()
+    # As one vector: the gradient of a gamma alone is a sum whose terms may cancel, down to the rounding of the terms.
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses)
+    assert (a - b).norm() <= 1e-5 * a.norm()
 
 
 @pytest.mark.parametrize(
