@@ -101,7 +101,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     ):
         assert part in said
     assert (
-        "<|image_pad|> x 16" in said
+        "<|image_pad|> x 49" in said
         and "trainable parameters, 4 steps of 4 rows, learning rate" in said
         and "layer" in said
     )
