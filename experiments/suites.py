@@ -45,11 +45,10 @@ SWITCHES = {
 }
 RANKS = {f"rank {rank}": f"--rank {rank} --alpha {2 * rank}" for rank in (1, 4, 16)}
 TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 1)}
-SHARES = {  # of visual tokens: words before a question make it smaller, larger images make it larger
+SHARES = {  # of visual tokens: words before a question make it smaller; the model was pretrained to read so many
     "60 words before each question": "--preamble 60 --eval scenes-fog",
     "25 words": "--preamble 25 --eval scenes-fog",
     "as it is": "",
-    "images of 160 pixels": "--min-pixels 25000 --eval scenes-fog",
 }
 CHOSEN_BY = [name for name in CRITERIA if name not in ("rank1", "chance")]  # chance: the row "random"
 NEW_WORDS = "new words"  # a look by day, whose attributes are answered in words of another language
