@@ -11,7 +11,7 @@ from tasks.rows import GROUNDING_PROMPT
 from tasks.scenes import DEMO_LOOK, DRAWN
 
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
-TINY_HEADS = 12  # of its 24: a quarter of so few heads is not enough
+TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose images are small and in memory anyway)
     "limit": (2000, 4800),
     "batch": (8, 32),

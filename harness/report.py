@@ -239,7 +239,7 @@ def meaning_of(kind, predictions, main_data, method):
     if not found:
         return ""
     if found[0]["data"] == main_data:
-        return "what it was trained for"
+        return "what the run is about"
     if any(p["images"] or p["videos"] for p in found):
         return "has images: kept, or forgotten?"
     return "text alone: " + ("cannot change" if method == "image-lora" else "kept, or forgotten?")

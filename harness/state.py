@@ -35,12 +35,13 @@ def start(args):
     saved = read_json(out / "arguments.json")
     if saved.keys() != vars(args).keys():
         raise InputError(f"{out}: begun by another version of this program; begin it again")
-    names = set(args.given) - {"resume"} if args.resume else vars(args).keys() - {"given", "resume", "out"}
+    now = vars(args)
+    names = set(args.given) - {"resume"} if args.resume else now.keys() - {"given", "resume", "out"}
     for name in sorted(names):
-        if saved[name] != getattr(args, name):
+        if saved[name] != now[name]:
             flag, ways = f"--{name.replace('_', '-')}", "leave it out, or begin a new run"
             ways = ways if args.resume else f"continue that run with --resume {out}, or choose another --out"
-            raise InputError(f"{out}: begun with {flag} {saved[name]}, now {getattr(args, name)}; {ways}")
+            raise InputError(f"{out}: begun with {flag} {saved[name]}, now {now[name]}; {ways}")
     if (out / "report.json").exists() and not args.resume:
         raise InputError(f"--out {out}: holds a finished run; choose another folder")
 
