@@ -41,10 +41,11 @@ from harness.processes import (
     WORLD,
     all_processes,
     choose_device,
+    guard,
     progress,
     sum_over_processes,
 )
-from harness.report import show_example, show_method
+from harness.report import show_example, show_method, show_model
 from harness.state import make_folder, resumable, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
@@ -65,10 +66,7 @@ def run(args, command):
     args, out, state = start(args)  # state, saved on the way: base, heads, scores, parameters, optimizer, step, log
 
     # ========== 2. The frozen model and its processor ==========
-    device, dtype = choose_device(args.device, args.dtype)
-    mixed = args.method == "full" and dtype == torch.bfloat16
-    if mixed:  # bfloat16 weights would round small steps away: only the arithmetic is bfloat16
-        dtype = torch.float32
+    device, dtype, mixed = choose_device(args.device, args.dtype, full=args.method == "full")
     limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
     scratch_seed = args.seed if args.from_scratch else None
     vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed)
@@ -132,7 +130,7 @@ def run(args, command):
             continue_from(adapter, args.continue_from)
         if adapter:
             adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
-        show_method(method, parameters, steps, rows_a_step, args.lr, state["heads"])
+        show_method(vlm, method, parameters, steps, rows_a_step, args.lr, state["heads"])
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters, method = list(adapter.parameters()), read_metadata(args.adapter)["method"]
@@ -147,7 +145,7 @@ def run(args, command):
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
         note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
-        curve = args.eval_every, lambda: report.by_now(answers(sets[:1], report.FEW), state["curve"], adapter, out)
+        curve = args.eval_every, lambda: report.by_now(partial(answers, sets[:1]), state["curve"], adapter, out)
         with resumable(out):
             train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, note, *save, *curve)
 
@@ -167,7 +165,7 @@ def run(args, command):
     main_data = sets[0][0]
     measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
     report.write(out, vars(args) | {"method": method}, measured, predictions, command)
-    report.draw(out, measured, state, held_out[main_data], predictions)
+    report.draw(out, measured, state, held_out[main_data], predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, out)
 
 
@@ -185,8 +183,8 @@ def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
         vlm = VLM.from_pretrained(folder, dtype, device)
     else:
         vlm = VLM.from_scratch(read_config(folder), scratch_seed, dtype, device)
-    total = sum(p.numel() for p in vlm.parameters())
-    print(f"model    {model}, {total:,} parameters in {str(dtype).removeprefix('torch.')} on {device}")
+    show_model(model, vlm)
+    guard(vlm)
     return vlm, processor
 
 

@@ -1,10 +1,10 @@
 """Experiments: the paper's tables, its review's demands and its open questions, each one command.
 
-    python -m experiments rates                     search the learning rates that the suites use, once
-    python -m experiments main                      run a suite
-    python -m experiments all                       run every suite
+    python -m experiments main                      run a suite; its tables go to runs/results
+    python -m experiments all --publish             run every suite; its tables go to results/ and docs/experiments.md
+    python -m experiments rates --publish           search the learning rates that the suites use
     python -m experiments docs                      fill the tables of docs/experiments.md from results/
-    python -m experiments drift --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
+    python -m experiments rates drift --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
 
 A suite is a question and rows. A row is a name and flags for train.py, and runs once for each seed. All rows of a seed
 see the same data in the same order. Learning rates are searched on the split "val"; results come from the split "test".
@@ -13,8 +13,8 @@ Every run has a folder under --runs, which is named by its flags, so suites shar
 An interrupted run continues from its last saved state. So the same command continues a suite that was killed. The flags
 of --more come last, so they win: with another model say also how many --heads, with other data what to --eval on.
 
-A suite writes SUITE.json and SUITE.png (the first column of each table) into --out. Its tables go into
-docs/experiments.md if --out is the project's own folder, else into SUITE.md.
+A suite writes SUITE.json, SUITE.png (the first column of each table) and SUITE.md into --out. With --publish they become
+the project's own: in results/, and the tables in docs/experiments.md.
 """
 
 import argparse
@@ -28,15 +28,24 @@ from pathlib import Path
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
-from experiments.tables import RESULTS, markdown, measured, refresh_page, write_suite
+from experiments.tables import (
+    RESULTS,
+    is_published,
+    markdown,
+    measured,
+    refresh_page,
+    write_suite,
+)
 from files import InputError
 from harness.report import commit
 
+TRIED = Path("runs/results")  # where results go that are not published
 
-def run_suite(suite, seeds, out, launcher):
+
+def run_suite(suite, seeds, rates, out, launcher):
     """One suite, from its runs to its files."""
     question, rows = SUITES[suite]
-    launcher, rates = replace(launcher, asked_for=[]), read_rates(out)
+    launcher = replace(launcher, asked_for=[])
     reports = run_rows(rows, seeds, rates, launcher, suite)
 
     # What the suite says beyond its rows. Some analyses train, too.
@@ -51,10 +60,6 @@ def run_suite(suite, seeds, out, launcher):
     # The runs of earlier calls count too.
     trained = sum(report["wall_seconds"] for report in launcher.asked_for)
 
-    command = ["python", "-m", "experiments", suite, "--seeds", *map(str, seeds)]
-    if launcher.more:
-        command.append(f"--more={launcher.more}")
-
     result = {
         "question": question,
         "seeds": seeds,
@@ -64,11 +69,36 @@ def run_suite(suite, seeds, out, launcher):
         "sentences": sentences,
         "minutes": (trained / launcher.jobs + analysed / launcher.cores) / 60,
         "cores": launcher.cores,
-        "command": shlex.join(command),
+        "command": command_of(suite, seeds, out, launcher.more),
         "commit": commit(),
     }
     files = write_suite(suite, result, out)
     print(f"\n{markdown(result)}\n  written to {', '.join(map(str, files))}")
+
+
+def command_of(suite, seeds, out, more):
+    """The command that makes this result again."""
+    command = ["python", "-m", "experiments", suite, "--seeds", *map(str, seeds)]
+    if is_published(out):
+        command.append("--publish")
+    elif out != TRIED:
+        command += ["--out", str(out)]
+    if more:
+        command.append(f"--more={more}")
+    return shlex.join(command)
+
+
+def rates_for(out, more):
+    """The learning rates that were searched for these results, else those of the project, which fit the tiny model alone.
+    Raises InputError where neither is there, or --more names another model."""
+    if (out / RATES).exists():
+        return read_rates(out)
+    if (RESULTS / RATES).exists() and "--model" not in more.split():
+        return read_rates(RESULTS)
+    raise InputError(
+        f"{out / RATES}: no such file; search the learning rates first, with the same flags: "
+        "python -m experiments rates ..."
+    )
 
 
 def parse_args(argv=None):
@@ -83,12 +113,17 @@ def parse_args(argv=None):
         default=Path("runs/experiments"),
         help="where the folders of the runs are (default: runs/experiments)",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: the project's own)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, default=TRIED, help=f"where the results go (default: {TRIED})")
+    where.add_argument(
+        "--publish",
+        dest="out",
+        action="store_const",
+        const=RESULTS,
+        help="make them the project's own: results/ and docs/experiments.md",
+    )
     parser.add_argument("--more", default="", help='further flags for every run, such as "--steps 50"')
-    args = parser.parse_args(argv)
-    if "docs" in args.suites and args.out.resolve() != RESULTS.resolve():
-        parser.error("docs: the page shows the project's own results; leave out --out")
-    return args
+    return parser.parse_args(argv)
 
 
 def default_seeds():
@@ -113,11 +148,11 @@ def main(argv=None):
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         # The rates come first: every suite needs them.
-        if "rates" in args.suites or (suites and not (args.out / RATES).exists()):
+        if "rates" in args.suites:
             search_rates(launcher, args.out)
         for suite in suites:
             seeds = args.seeds or list(MORE_SEEDS.get(suite, SEEDS))
-            run_suite(suite, seeds, args.out, launcher)
+            run_suite(suite, seeds, rates_for(args.out, args.more), args.out, launcher)
         if "docs" in args.suites:
             refresh_page()
     except InputError as error:

@@ -8,6 +8,7 @@ import json
 import re
 from statistics import mean
 
+from experiments import charts
 from experiments.comparisons import POINTS, compared, not_worse, spearman
 from experiments.heads import faithful, moving, stable
 from experiments.inside import attending, normalization
@@ -108,9 +109,9 @@ def heads_of_layers(reports):
 # ========== Tables ==========
 
 
-def savings(reports):
+def savings(reports, out):
     """A table: the visual share of the tokens, and the adapter FLOPs of Image-LoRA over those of LoRA. The second is in
-    proportion to the first."""
+    proportion to the first. Also draws ratio-flops.png: one against the other."""
     table = {}
     for row, loras in reports.items():
         if not row.endswith(", LoRA"):
@@ -126,6 +127,12 @@ def savings(reports):
         pairs = zip(reports[f"{name}, Image-LoRA"], loras)
         ratio = mean(ours["adapter_flops_per_step"] / lora["adapter_flops_per_step"] for ours, lora in pairs)
         table[name] = {"visual share": [visual], "FLOPs over LoRA's": [ratio], "one over the other": [ratio / visual]}
+
+    shares = [(row["visual share"][0], row["FLOPs over LoRA's"][0]) for row in table.values()]
+    of_x, of_y = "visual share of the tokens", "adapter FLOPs of Image-LoRA / LoRA"
+    proportional = [(0, 0)] + shares
+    drawn = {"In proportion": (of_x, of_y, {"measured, with the origin": proportional})}
+    charts.scatter(out / "ratio-flops.png", "The savings grow with the visual share", drawn)
     return [("Visual share of the tokens and adapter FLOPs", table)]
 
 
@@ -161,10 +168,14 @@ def criteria(reports, *_):
     return agreement(reports), compare_rows(reports, others, "random")
 
 
+def ratio(reports, seeds, rates, launcher, out):
+    return savings(reports, out), compare_pairs(reports)
+
+
 ANALYSES = {  # suite: (reports, seeds, rates, launcher, out) -> (tables, sentences)
     "main": main,
     "ablation": ablation,
-    "ratio": lambda reports, *_: (savings(reports), compare_pairs(reports)),
+    "ratio": ratio,
     "criteria": criteria,
     "faithful": faithful,
     "stability": stable,

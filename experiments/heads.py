@@ -1,10 +1,12 @@
 """Analyses of heads: what a trained adapter loses without each of them, the best ones by that, and what other probes pick."""
 
+import math
 from functools import partial
 from statistics import mean, median
 
 import torch
 
+from experiments import charts
 from experiments.comparisons import compared, jaccard, spearman
 from experiments.runs import of_seed, run_all, run_selections, selection_file
 from experiments.stage import (
@@ -80,16 +82,18 @@ def costs(stage, ours, lora):
     return lost, risen, {head: higher - lowest for head, higher in without.items()}
 
 
-def faithful(reports, seeds, rates, launcher, _):
+def faithful(reports, seeds, rates, launcher, out):
     """Tables and sentences. Every head of a trained Image-LoRA, and of a trained LoRA, is switched off in turn: do loss and
     accuracy on held-out examples follow the head's probe score? Then the heads that cost most, the oracle's, are trained.
+    Also draws faithful-heads.png: the rise of the loss against the score, a point for each head.
 
     The held-out examples are of the split "val": what is chosen by them is compared on "test".
     """
     stage = model_and_examples(launcher.more, split="val")
     found = {}  # {what is correlated: a value for each seed}
     medians, worst, oracles = [], [], []
-    for ours, lora in zip(reports["Image-LoRA, all heads"], reports["LoRA"]):
+    points = {"Image-LoRA": {}, "LoRA": {}}  # {seed: [(score, rise of the loss) of each head]}
+    for seed, ours, lora in zip(seeds, reports["Image-LoRA, all heads"], reports["LoRA"]):
         lost, risen, risen_in_lora = costs(stage, ours, lora)
         scores = {
             (layer, h): score for layer, row in enumerate(scores_of(ours).tolist()) for h, score in enumerate(row)
@@ -106,6 +110,15 @@ def faithful(reports, seeds, rates, launcher, _):
         medians.append(median(lost.values()))
         worst.append(max(lost.values()))
         oracles.append(costliest(risen, FEW))
+        for method, rises in (("Image-LoRA", risen), ("LoRA", risen_in_lora)):
+            relative = {head: math.sqrt(score / max(scores.values())) for head, score in scores.items()}
+            points[method][f"seed {seed}"] = [(relative[head], rise) for head, rise in rises.items()]
+
+    of_x, of_y = "probe score (square root, over the largest)", "rise of the loss without the head"
+    drawn = {f"trained {method}": (of_x, of_y, of_seeds) for method, of_seeds in points.items()}
+    charts.scatter(
+        out / "faithful-heads.png", "Does a head's probe score say what a trained adapter loses without it?", drawn
+    )
 
     trained = run_selections("oracle", oracles, seeds, rates, launcher)
     drops = {"the median head": {"lost accuracy": medians}, "the worst head": {"lost accuracy": worst}}

@@ -7,6 +7,7 @@ from itertools import cycle
 import torch
 
 from backbones.layers import weights_kept
+from experiments import charts
 from experiments.comparisons import compared
 from experiments.runs import run_rows, selection_file
 from experiments.stage import (
@@ -16,7 +17,6 @@ from experiments.stage import (
     update_replaced,
 )
 from experiments.tables import accuracies, measured
-from harness import figures
 from model import attend
 from tasks.images import open_image
 
@@ -117,8 +117,10 @@ def attending(reports, seeds, rates, launcher, out):
         _, weights = of_seeds[0]
         maps[row] = [(f"layer {i}, head {h}", weights[i, h].tolist()) for i, h in enumerate(changed_most)]
     example = stage.examples[0]
-    caption = example.caption or example.prompt
-    figures.attention(out / "attention-maps.png", open_image(example.images[0]), caption, maps)
+    caption, box = example.caption or example.prompt, None
+    if isinstance(example.answer, tuple):
+        box = example.answer
+    charts.attention(out / "attention-maps.png", open_image(example.images[0]), caption, box, maps)
     return tables, []
 
 

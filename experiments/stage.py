@@ -103,7 +103,7 @@ def model_and_examples(more, data="", split="test", limit=300):
     more: further flags, as for the runs; data: flags for another data set.
     """
     args = train.arguments(f"{COMMON} {data} {more}".split())
-    device, dtype = choose_device(args.device, args.dtype)
+    device, dtype, _ = choose_device(args.device, args.dtype)
     limits = train.pixel_limits(args.min_pixels, args.max_pixels, None)
     vlm, processor = train.load_model(args.model, dtype, device, *limits)
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+from experiments.charts import Panel, blocks
 from files import InputError, read_json, write_text
-from harness import figures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"  # the project's own results, which its page shows
@@ -125,14 +125,39 @@ def markdown(result):
     return "\n".join(lines) + "\n"
 
 
-def draw(file, result):
-    """A picture with the first column of each table that has values: a dot for each seed."""
-    panels = []
-    for title, rows in result["tables"]:
-        column = (filled_columns(rows) or list(next(iter(rows.values()))))[0]
-        caption = f"{title}: {column}" if title else f"accuracy: {column}"
-        panels.append((caption, {name: row[column] for name, row in rows.items()}))
-    figures.dots(file, result["question"], panels)
+# Columns -> a picture
+
+COLUMNS = {  # suite: the columns that its picture shows, where a table has them; of the others: the first of each table
+    "main": ("boxes", "words by day", "text"),
+    "looks": ("boxes", "words"),
+    "drift": ("overlap", "rank correlation"),
+    "stability": ("boxes", "overlap", "rank correlation"),
+}
+KINDS = ("base", "Image-LoRA", "LoRA")  # rows "fog, base", "fog, LoRA", ... are one line of a picture
+
+
+def panels(suite, title, rows):
+    """The panels that show a table: one for each of its columns that are to be seen."""
+    there = filled_columns(rows) or list(next(iter(rows.values())))
+    columns = [column for column in there if column.startswith(COLUMNS.get(suite, ()))] or there[:1]
+    return [Panel(f"{title}: {c}" if title else c, FORMS.get(c, ".2f"), lines(rows, c)) for c in columns]
+
+
+def lines(rows, column):
+    """{row: {column: values}} -> {line: {series: values}}. Rows that differ in their kind alone share a line."""
+    found = {}
+    for name, row in rows.items():
+        line, _, kind = name.rpartition(", ")
+        if kind in KINDS:
+            found.setdefault(line, {})[kind] = row[column]
+        else:
+            found[name] = {"": row[column]}
+    return found
+
+
+def draw(file, suite, result):
+    """The picture of a suite: a block for each of its tables."""
+    blocks(file, result["question"], [panels(suite, title, rows) for title, rows in result["tables"]])
 
 
 # Markdown -> files
@@ -157,7 +182,7 @@ def filled(page, results):
         if (results / f"{suite}.json").exists():
             new = measured_section(suite, results)
         else:
-            new = f"Not measured yet: `python -m experiments {suite}`.\n"
+            new = f"Not measured yet: `python -m experiments {suite} --publish`.\n"
         return f"<!-- table: {suite} -->\n\n{new}\n<!-- end -->\n"
 
     page = MARKED.sub(table, page)
@@ -179,13 +204,18 @@ def refresh_page():
     write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), RESULTS))
 
 
+def is_published(out):
+    """Whether a folder is that of the project's own results."""
+    return out.resolve() == RESULTS.resolve()
+
+
 def write_suite(suite, result, out):
     """Write SUITE.json, SUITE.png and the tables: into the page if it has a place for them and these are the project's own
     results, else into SUITE.md. Returns the files."""
     data, picture, text = (out / f"{suite}.{ending}" for ending in ("json", "png", "md"))
     write_text(data, json.dumps(result, indent=1) + "\n")
-    draw(picture, result)
-    if out.resolve() == RESULTS.resolve() and suite in places(PAGE.read_text(encoding="utf-8")):
+    draw(picture, suite, result)
+    if is_published(out) and suite in places(PAGE.read_text(encoding="utf-8")):
         refresh_page()
         return [data, picture, PAGE]
     write_text(text, markdown(result))

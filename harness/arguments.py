@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from files import InputError
-from harness.evaluate import FEW
+from harness.evaluate import CURVE_ROWS
 from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
 from tasks.rows import GROUNDING_PROMPT
@@ -114,6 +114,8 @@ def nonsense(found):
         return "--image and --predict need --prompt or --find"
     if found["image"] and found["predict"]:
         return "--image and --predict exclude each other"
+    if found["method"] == "full" and found["dtype"] == "float16":
+        return "--method full: --dtype must be float32 or bfloat16"
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
     return None
@@ -192,8 +194,8 @@ def make_parser(methods, criteria):
     add = group("model")
     add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
     add("--from-scratch", "random weights for the model's config.json", False, action=yes_no)
-    add("--device", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", "auto", metavar="NAME")
-    dtypes = ("auto", "float32", "bfloat16")
+    add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto", metavar="NAME")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
 
     add = group("data")
@@ -250,7 +252,9 @@ def make_parser(methods, criteria):
     add("--base", "also evaluate the model before it is trained", True, action=yes_no)
     tokens = "longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)"
     add("--max-new-tokens", tokens, type=int)
-    by_now = f"steps between measurements on {FEW} held-out rows, for the curve; 0: none ({by_data('eval_every')})"
+    by_now = (
+        f"steps between measurements on {CURVE_ROWS} held-out rows, for the curve; 0: none ({by_data('eval_every')})"
+    )
     add("--eval-every", by_now, type=int)
     add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
     add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)

@@ -14,7 +14,7 @@ from tasks import score
 from tasks.boxes import compare_boxes, in_another_scale, parse_box
 from tasks.rows import json_rows, reading
 
-FEW = 100  # rows by which a run's accuracy is measured on the way
+CURVE_ROWS = 100  # rows by which accuracy is measured on the way
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
     "What is the capital of France?",
     "Write a haiku about the sea.",

@@ -1,17 +1,14 @@
-"""Every picture that the program draws, with Pillow alone.
+"""The pictures of a run, and that of the method, with Pillow alone.
 
     method        where Image-LoRA touches attention: `python -m harness.figures docs/method.png`
     head_map      the influence of every value head, the selected ones outlined
     curve         the training loss and the accuracy
     examples      images with the reference's box and the models' boxes
-    dots          a suite's results, one dot a seed
-    attention     where an answer looks in an image
 
 A "picture" is what is drawn here; an "image" is what the model sees. The colours are those of Okabe and Ito, which
 people with any colour vision can distinguish. What matters is also said by line style, outline or words.
 """
 
-import itertools
 import math
 import re
 import sys
@@ -208,67 +205,6 @@ def examples(path, items, columns=4, side=300):
                 lines.append((f"{name}: no box", GREY))
         for j, (line, colour) in enumerate(lines[:4]):
             pen.text((x, y + image.height + 6 + 21 * j), line, colour, font(16))
-    picture.save(path)
-
-
-def dots(path, title, panels):
-    """Panels below each other. Each has a title and a line of dots for each name, one dot a seed, the mean as a bar:
-    panels [(title, {name: [number or None, ...]})]."""
-    left = 30 + max(text_width(name, 17) for _, values in panels for name in values)
-    line, width, top, bottom = 34, 560, 60, 60
-    heights = [top + line * len(values) + bottom for _, values in panels]
-    picture, pen = canvas(left + width + 110, 60 + sum(heights))
-    for i, part in enumerate(wrap(title, 20, left + width + 80, 2)):
-        pen.text((20, 14 + 26 * i), part, BLACK, font(20))
-    for (name, values), y in zip(panels, itertools.accumulate(heights, initial=60)):
-        pen.text((left, y + 22), name, BLACK, font(16))
-        dot_lines(pen, values, left, y + top, width, line)
-    picture.save(path)
-
-
-def dot_lines(pen, values, left, top, width, line):
-    """One panel of `dots`: a line of `line` pixels for each name, with one axis for all."""
-    found = [v for vs in values.values() for v in vs if v is not None]
-    low, high = min(found, default=0), max(found, default=1)
-    edge = 0.05 * (high - low) + 0.02
-    low, high, bottom = low - edge, high + edge, top + line * len(values)
-
-    def at(value):
-        return left + (value - low) / (high - low) * width
-
-    for tick in nice_ticks(low, high, 8):
-        pen.line((at(tick), top, at(tick), bottom), (225, 225, 225))
-        pen.text((at(tick), bottom + 8), f"{tick:.2f}", BLACK, font(15), anchor="mt")
-    for i, (name, numbers) in enumerate(values.items()):
-        y, numbers = top + line * (i + 0.5), [v for v in numbers if v is not None]
-        pen.text((left - 14, y), name, BLACK, font(17), anchor="rm")
-        for number in numbers:
-            pen.ellipse((at(number) - 5, y - 5, at(number) + 5, y + 5), outline=BLUE, width=2)
-        if numbers:
-            m = sum(numbers) / len(numbers)
-            pen.line((at(m), y - 12, at(m), y + 12), ORANGE, width=4)
-            pen.text((left + width + 14, y), f"{m:.2f}", BLACK, font(16), anchor="lm")
-
-
-def attention(path, image, caption, maps, side=180):
-    """Where an answer looks in an image: a line of maps for each model, {model: [(title, weights), ...]}, with one
-    weight for each visual token, row by row on a square grid. Bright is looked at; each map has its own scale."""
-    columns, left, top = max(len(line) for line in maps.values()), 30 + max(text_width(name, 17) for name in maps), 80
-    picture, pen = canvas(left + columns * (side + 12) + 20, top + len(maps) * (side + 40))
-    pen.text((20, 16), "Where the answer looks", BLACK, font(24))
-    pen.text((20, 48), caption, BLACK, font(17))
-    image = image.convert("L").convert("RGB").resize((side, side))
-    dark = Image.blend(image, Image.new("RGB", image.size), 0.75)
-    for i, (name, line) in enumerate(maps.items()):
-        y = top + i * (side + 40)
-        pen.text((left - 14, y + side / 2), name, BLACK, font(17), anchor="rm")
-        for j, (title, weights) in enumerate(line):
-            x, grid = left + j * (side + 12), math.isqrt(len(weights))
-            light = Image.new("L", (grid, grid))
-            light.putdata([round(255 * w / (max(weights) or 1)) for w in weights])
-            light = light.resize((side, side), Image.Resampling.NEAREST)
-            picture.paste(Image.composite(image, dark, light), (x, y))
-            pen.text((x, y + side + 6), title, BLACK, font(15))
     picture.save(path)
 
 

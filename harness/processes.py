@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -30,9 +31,13 @@ def all_processes():
         dist.destroy_process_group()
 
 
-def choose_device(name, dtype):
-    """The flags --device and --dtype -> (device, dtype): by default bfloat16 on a GPU, float32 on the CPU. Raises
-    InputError for a device that is not here."""
+def choose_device(name, dtype, full=False):
+    """The flags --device and --dtype -> (device, dtype of the weights, whether the arithmetic is bfloat16 though the
+    weights are float32). By default bfloat16 on a GPU that computes in it, float32 elsewhere.
+
+    full: the weights themselves are trained. They are float32 then, since bfloat16 would round small steps away.
+    Raises InputError for a device that is not here.
+    """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
@@ -41,8 +46,28 @@ def choose_device(name, dtype):
     except (RuntimeError, AssertionError):  # torch's words for "no such device here"
         raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return device, getattr(torch, dtype)
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float32"
+    if full:
+        return device, torch.float32, dtype == "bfloat16"
+    return device, getattr(torch, dtype), False
+
+
+def guard(vlm):
+    """In float16, whose largest number is 65,504, check what every part of every layer gives, when it gives it. Raises
+    InputError there and then, with the name of the first part that gives an infinite value. bfloat16 and float32 reach
+    3e38 and need no guard."""
+    if vlm.dtype != torch.float16:
+        return
+
+    def check(module, inputs, output, name):
+        if not output.isfinite().all():
+            raise InputError(f"{name}: a value is too large for float16; use --dtype bfloat16 or float32")
+
+    for place, layers in (("visual.blocks", vlm.visual.blocks), ("model.layers", vlm.model.layers)):
+        for i, layer in enumerate(layers):
+            for part, module in layer.named_children():
+                module.register_forward_hook(partial(check, name=f"{place}.{i}.{part}"))
 
 
 def progress(*args, leave=False, **kwargs):

@@ -13,10 +13,11 @@ from statistics import mean, median
 from data import load
 from files import InputError, write_text
 from harness import figures
-from harness.evaluate import FEW, summary
+from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
 from tasks import default_root
 from tasks.images import open_image
+from tasks.scenes import DRAWN
 
 HERE = Path(__file__).parent.parent
 STARTED = time.perf_counter()
@@ -46,14 +47,29 @@ def show_rows(args):
         print(f"drawn in {out / 'rows.png'}")
 
 
-def show_method(method, parameters, steps, rows, lr, heads):
+def show_model(model, vlm):
+    """Print what was loaded. model: as --model says it."""
+    dtype = str(vlm.dtype).removeprefix("torch.")
+    print(f"model    {model}: {size(vlm):,} parameters in {dtype} on {vlm.device}")
+    if model == "tiny":
+        print("         it knows drawn scenes alone: of photographs it can say nothing")
+
+
+def size(vlm):
+    return sum(p.numel() for p in vlm.parameters())
+
+
+def show_method(vlm, method, parameters, steps, rows, lr, heads):
     """Print what will be trained. rows: examples of one step."""
     trainable = sum(p.numel() for p in parameters)
-    print(f"method   {method}: {trainable:,} trainable parameters, {steps} steps of {rows} rows, learning rate {lr}")
+    print(f"method   {method}: {trainable:,} trainable parameters ({trainable / size(vlm):.2%})")
+    if heads:
+        total, picked = vlm.config.layers * vlm.config.value_heads, sum(map(len, heads.values()))
+        layers = ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items())
+        print(f"heads    {picked} of {total} value heads are adapted; {layers}")
+    print(f"training {steps} steps of {rows} rows, learning rate {lr:g}")
     if steps < 10:
         print(f"warning  {steps} steps of {rows} rows: hardly anything will be learnt; try --epochs 20, or --batch 1")
-    if heads:
-        print("heads    " + ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items()))
 
 
 def show_probe(out, heads, scores):
@@ -115,7 +131,7 @@ def measured(vlm, adapter, parameters, steps, state, logit_change, predictions, 
     return {
         "steps": steps,
         "trainable_parameters": sum(p.numel() for p in parameters),
-        "parameters": sum(p.numel() for p in vlm.parameters()),
+        "parameters": size(vlm),
         "adapter_flops_per_step": mean(flops) if flops else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
         "step_ms": median(line["ms"] for line in log) if log else None,
@@ -136,10 +152,10 @@ def accuracy_of(predictions):
     return summary(predictions)["accuracy"]
 
 
-def by_now(predictions, curve, adapter, out):
-    """The accuracy on the way, by a few predictions. The best adapter so far is kept beside the last, in
-    best.safetensors. curve: the accuracies up to here."""
-    accuracy = accuracy_of(predictions)
+def by_now(answers, curve, adapter, out):
+    """The accuracy on the way, by answers(CURVE_ROWS), predictions for so many rows. The best adapter so far is kept
+    beside the last, in best.safetensors. curve: the accuracies up to here."""
+    accuracy = accuracy_of(answers(CURVE_ROWS))
     if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in curve):
         adapter.save(out / "best.safetensors")
     return accuracy
@@ -149,7 +165,7 @@ def curve(points, predictions, main_data, steps):
     """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
     ends = {}
     for when, step in (("base", 0), ("tuned", steps)):
-        few = [p for p in predictions[when] if p["data"] == main_data][:FEW]
+        few = [p for p in predictions[when] if p["data"] == main_data][:CURVE_ROWS]
         ends[when] = [(step, accuracy_of(few))] if few else []
     return ends["base"] + points + ends["tuned"]
 
@@ -163,20 +179,23 @@ def write(out, arguments, measured, predictions, command):
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1) + "\n")
 
 
-def draw(out, report, state, examples, predictions):
-    """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples."""
+def draw(out, report, state, examples, predictions, main_data):
+    """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples of main_data.
+    Of drawn data also scene.png, the first image."""
     if report["heads"]:
         figures.head_map(out / "heads.png", state["scores"], report["heads"])
     if state["log"]:
         losses = [(line["step"], line["loss"]) for line in state["log"]]
         figures.curve(out / "curve.png", losses, report["curve"])
+    shown = [i for i, example in enumerate(examples) if len(example.visuals) == 1][:12]
     items = []
-    for i, example in enumerate(examples):
-        if len(example.visuals) == 1 and len(items) < 12:
-            answers = {when: found[i] for when, found in predictions.items() if found}
-            items.append(example_item(example, answers))
+    for i in shown:
+        answers = {when: found[i] for when, found in predictions.items() if found}
+        items.append(example_item(examples[i], answers))
     if items:
         figures.examples(out / "examples.png", items)
+    if items and main_data in DRAWN:  # no file holds its images: keep one to ask about
+        items[0]["image"].save(out / "scene.png")
 
 
 def example_item(example, answers):
@@ -227,8 +246,9 @@ def print_end(report, predictions, main_data, out):
 
     print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
     if flops is not None:
-        print(f"  next: --adapter {out / 'adapter.safetensors'} --image FILE --find TEXT (or --prompt TEXT) asks it;")
-        print("        --method lora, --selection random and --heads N are the comparisons; python train.py --help")
+        image = out / "scene.png" if main_data in DRAWN else "FILE"
+        print(f"  ask it:  --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
+        print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 
 def meaning_of(kind, predictions, main_data, method):

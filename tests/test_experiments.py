@@ -153,6 +153,34 @@ def test_every_suite_has_its_seeds_if_none_are_given(out, monkeypatch):
     assert called == [("main", [0, 1, 2, 3, 4]), ("drift", [0, 1, 2]), ("main", [7])]
 
 
+def test_trying_a_suite_leaves_the_published_results_alone(monkeypatch):
+    written = []
+    monkeypatch.setattr(command, "run_suite", lambda suite, seeds, rates, out, launcher: written.append(out))
+    monkeypatch.setattr(command, "rates_for", lambda out, more: {})
+    for flags in ([], ["--publish"], ["--out", "elsewhere"]):
+        command.main(["main", *flags])
+    assert written == [command.TRIED, RESULTS, Path("elsewhere")] and not command.is_published(command.TRIED)
+
+
+@pytest.mark.parametrize("flags", ["", "--publish", "--out elsewhere", "--more=--steps 3"])
+def test_the_recorded_command_makes_the_same_result_again(flags):
+    args = command.parse_args(["main", "--seeds", "0", *shlex.split(f"'{flags}'" if "more" in flags else flags)])
+    recorded = command.command_of("main", args.seeds, args.out, args.more)
+    assert command.parse_args(shlex.split(recorded)[3:]) == args
+
+
+def test_learning_rates_are_never_searched_unasked(tmp_path, monkeypatch):
+    project, own, new = (tmp_path / name for name in ("project", "own", "new"))
+    monkeypatch.setattr(command, "RESULTS", project)
+    for folder, lr in ((project, 1), (own, 2)):
+        folder.mkdir()
+        (folder / runs.RATES).write_text(json.dumps({"rates": {"": lr}}))
+    assert command.rates_for(own, "--model other") == {"": 2}  # its own
+    assert command.rates_for(new, "--steps 3") == {"": 1}  # the project's: the same model
+    with pytest.raises(InputError, match="search the learning rates first"):
+        command.rates_for(new, "--model other")
+
+
 def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
     monkeypatch.setattr(heads, "FEW", 2)
@@ -230,7 +258,7 @@ def test_the_page_holds_the_table_of_every_suite(suite):
     page = PAGE.read_text(encoding="utf-8")
     assert suite in places(page)
     if not (RESULTS / f"{suite}.json").exists():
-        assert f"Not measured yet: `python -m experiments {suite}`." in page
+        assert f"Not measured yet: `python -m experiments {suite} --publish`." in page
         return
     result = json.loads((RESULTS / f"{suite}.json").read_text())
     assert result["question"] == suites.SUITES[suite][0] and markdown(result) in page
@@ -267,12 +295,11 @@ def test_a_mark_without_its_end_is_an_error(tmp_path):
     for page in (good.replace("<!-- end -->", "", 1), good[: good.rindex("<!-- end")]):
         with pytest.raises(InputError, match="has no <!-- end -->"):
             filled(page, tmp_path)
-    assert "Not measured yet: `python -m experiments three`." in filled(
-        "<!-- table: three -->\n<!-- end -->\n", tmp_path
-    )
+    unmeasured = filled("<!-- table: three -->\n<!-- end -->\n", tmp_path)
+    assert "Not measured yet: `python -m experiments three --publish`." in unmeasured
 
 
-def test_a_suite_of_the_project_goes_into_the_page_and_docs_fills_it(tmp_path, monkeypatch, capsys):
+def test_a_suite_of_the_project_goes_into_the_page_and_docs_fills_it(tmp_path, monkeypatch):
     page, results, elsewhere = tmp_path / "page.md", tmp_path / "results", tmp_path / "elsewhere"
     page.write_text("<!-- table: one -->\n<!-- end -->\n")
     for folder in (results, elsewhere):
@@ -289,9 +316,6 @@ def test_a_suite_of_the_project_goes_into_the_page_and_docs_fills_it(tmp_path, m
     assert "| a | 3.00 |" in (elsewhere / "one.md").read_text() and "3.00" not in page.read_text()
 
     (results / "one.json").write_text(json.dumps(small_result(2)))
-    command.main(["docs", "--out", str(results)])
+    command.main(["docs"])
     assert "| a | 2.00 |" in page.read_text()
-    with pytest.raises(SystemExit) as stop:
-        command.main(["docs", "--out", str(elsewhere)])
-    assert stop.value.code == 2 and "leave out --out" in capsys.readouterr().err
     assert ROOT / "docs/experiments.md" == PAGE

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,15 +97,30 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     for part in (
         "parameters in float32 on cpu",
         "tokens a row (min / median / max): visual 49 / 49 / 49",
+        "<|image_pad|> x 49",
         ">>>{",
         "<|im_end|><<<",
+        "4 steps of 4 rows, learning rate",
     ):
         assert part in said
-    assert (
-        "<|image_pad|> x 49" in said
-        and "trainable parameters, 4 steps of 4 rows, learning rate" in said
-        and "layer" in said
-    )
+    assert re.search(r"[\d,]+ trainable parameters \(\d+\.\d\d%\)", said)
+    assert re.search(r"heads    1 of 6 value heads are adapted; layer \d: \[\d\]", said)
+    assert "drawn scenes alone" not in said  # that is said of the tiny model
+
+
+def test_of_the_tiny_model_it_is_said_what_it_knows(capsys):
+    train.load_model("tiny", torch.float32, torch.device("cpu"), None, None)
+    assert "drawn scenes alone" in capsys.readouterr().out
+
+
+def test_a_run_on_drawn_scenes_leaves_a_scene_to_ask_about(checkpoint, tmp_path, capsys):
+    run(checkpoint, tmp_path)
+    said = capsys.readouterr().out
+    adapter, scene = tmp_path / "adapter.safetensors", tmp_path / "scene.png"
+    assert f"--adapter {adapter} --image {scene} --find TEXT" in said
+    asked = ["--adapter", str(adapter), "--image", str(scene), "--find", "the star", "--out", str(tmp_path / "asked")]
+    train.main(["--model", str(checkpoint), *asked, "--max-new-tokens", "4"])
+    assert (tmp_path / "asked/answer.png").exists()
 
 
 WITHOUT_RESOURCE = """
@@ -305,3 +321,28 @@ def test_help_gives_every_flag_a_help_string_and_its_default(capsys):
 def test_drawn_data_needs_a_limit_and_train_gives_one(checkpoint):
     assert len(load("scenes-day", None, "train", 5)) == 5
     assert math.isfinite(train.arguments([]).limit)
+
+
+def test_float16_is_closer_to_float32_than_bfloat16_and_trains(checkpoint, mixed, tmp_path):
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    exact, half, brain = (VLM.from_pretrained(checkpoint, dtype)(mixed) for dtype in dtypes)
+    assert half.dtype == torch.float16
+    assert 0 < (half.float() - exact).abs().max() < (brain.float() - exact).abs().max()
+    run(checkpoint, tmp_path / "half", "--dtype=float16")
+    run(checkpoint, tmp_path / "exact", "--dtype=float32")
+    a, b = (torch.cat([t.flatten() for t in adapter_of(tmp_path / name).values()]) for name in ("half", "exact"))
+    assert torch.cosine_similarity(a, b, dim=0) > 0.99 and a.isfinite().all()
+
+
+def test_a_value_that_is_too_large_for_float16_ends_the_run_with_the_layers_name(checkpoint, tmp_path, capsys):
+    tensors = dict(read_safetensors(checkpoint / "model.safetensors"))
+    (name,) = (name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight") and "visual" not in name)
+    tensors[name] = tensors[name] * 1e6
+    large = tmp_path / "large"
+    shutil.copytree(checkpoint, large)
+    write_safetensors(large / "model.safetensors", tensors, {})
+    run(large, tmp_path / "float32", "--dtype=float32")  # here nothing is too large
+    with pytest.raises(SystemExit) as stop:
+        run(large, tmp_path / "float16", "--dtype=float16")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "model.layers.1.mlp: a value is too large for float16" in said

@@ -155,7 +155,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(
 
 
 def test_the_curve_has_the_accuracy_by_the_same_few_rows_at_every_point(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "FEW", 4)  # of six held-out rows
+    monkeypatch.setattr(report, "CURVE_ROWS", 4)  # of six held-out rows
     seen = []
     real = report.accuracy_of
     monkeypatch.setattr(report, "accuracy_of", lambda found: seen.append([p["source"] for p in found]) or real(found))
