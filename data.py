@@ -160,7 +160,6 @@ class Processor:
     def save(self, path):
         """Write tokenizer.json and preprocessor_config.json beside a saved model."""
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         write_text(folder / "preprocessor_config.json", json.dumps(self.preprocessor | limits, indent=2) + "\n")
         write_text(folder / "tokenizer.json", self.tokenizer.to_str(pretty=False))

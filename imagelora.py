@@ -30,7 +30,8 @@ import json
 import torch
 from torch import nn
 
-from files import InputError, read_metadata, read_safetensors, write_safetensors
+from boundary import InputError, parse_json, reading
+from files import read_metadata, read_safetensors, write_safetensors
 
 FORMAT = "2"  # of adapter files; in format 1 gamma was called gate
 
@@ -148,7 +149,7 @@ def check_heads(config, heads):
         raise ValueError("Image-LoRA needs at least one head")
     L, G = config.layers, config.value_heads
     for layer, hs in heads.items():
-        if layer not in range(L) or not set(hs) <= set(range(G)) or len(set(hs)) < len(hs):
+        if layer not in range(L) or not {*hs} <= {*range(G)} or len({*hs}) < len(hs) or {*map(type, hs)} != {int}:
             message = f"the model has {L} layers of {G} value heads, each of which can be selected once"
             raise ValueError(f"layer {layer}, heads {hs}: {message}")
     return dict(sorted(heads.items()))
@@ -191,20 +192,19 @@ METHODS = {"image-lora": ImageLoRA, "lora": LoRA}  # train.py's --method; a new 
 
 
 def load_adapter(path, vlm):
-    """Adapter file -> adapter, attached to `vlm`. Raises InputError if the file is none, has another format or base
-    model, or tensors that do not fit its settings."""
+    """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
     metadata, tensors = read_metadata(path), dict(read_safetensors(path))
     if metadata.get("format_version", FORMAT) != FORMAT:
         raise InputError(f"{path}: written by another version (format {metadata['format_version']}); train it again")
     if metadata.get("method") not in METHODS:
         raise InputError(f"{path}: not an adapter file; its method would be one of {', '.join(METHODS)}")
-    if metadata["base"] != vlm.fingerprint():
-        raise InputError(f"{path}: made for another checkpoint ({metadata['base']}, this is {vlm.fingerprint()})")
-
-    adapter = METHODS[metadata["method"]](vlm.config, **json.loads(metadata["settings"]))
-    try:
+    with reading(path, "an adapter that fits this model", RuntimeError):
+        if metadata["base"] != vlm.fingerprint():
+            raise InputError(f"{path}: made for another checkpoint ({metadata['base']}, this is {vlm.fingerprint()})")
+        kind, settings = METHODS[metadata["method"]], parse_json(metadata["settings"].encode())
+        with torch.device("meta"):  # names and shapes without memory: a file can ask for any rank
+            kind(vlm.config, **settings).load_state_dict(tensors, assign=True)
+        adapter = kind(vlm.config, **settings)
         adapter.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path}: a tensor is missing, surplus or misshapen: {' '.join(str(error).split())}") from None
-    adapter.notes = json.loads(metadata["notes"])
+        adapter.notes = parse_json(metadata["notes"].encode())
     return adapter.attach(vlm)

@@ -22,7 +22,8 @@ import random
 import torch
 from torch import nn
 
-from files import InputError, read_json, write_text
+from boundary import reading, sealed, unsealed
+from files import read_json, write_text
 from imagelora import ImageLoRA, check_heads
 
 
@@ -147,14 +148,13 @@ def random_heads(config, budget, seed):
 
 def save_selection(path, heads, scores=None):
     """Write a selection, and the scores that led to it (lists, [L][G]), as JSON."""
-    write_text(path, json.dumps({"heads": heads, "scores": scores}) + "\n")
+    write_text(path, json.dumps(sealed({"heads": heads, "scores": scores})) + "\n")
 
 
 def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
-    selection = read_json(path)
-    try:
-        heads = {int(layer): [int(h) for h in hs] for layer, hs in selection["heads"].items()}
-        return check_heads(config, heads), selection["scores"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a head selection for this model ({error})") from None
+    with reading(path, "a head selection for this model", RuntimeError):
+        selection = unsealed(read_json(path))
+        if selection["scores"] and torch.tensor(selection["scores"]).shape != (config.layers, config.value_heads):
+            raise ValueError("scores are a number for each head of each layer")
+        return check_heads(config, selection["heads"]), selection["scores"]

@@ -32,7 +32,7 @@ from backbones.layers import compute_twice
 from data import Processor
 from files import InputError, read_metadata
 from harness import report
-from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args
+from harness.arguments import evaluation_sets, parse_args
 from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
 from harness.evaluate import evaluate, score_again, text_logits
@@ -46,7 +46,7 @@ from harness.processes import (
     sum_over_processes,
 )
 from harness.report import show_example, show_method, show_model
-from harness.state import make_folder, resumable, save_state, start
+from harness.state import make_folder, pixel_limits, restore, resumable, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
 from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA
@@ -90,7 +90,7 @@ def run(args, command):
         show_example(processor, examples[0])
     rows_a_step = args.batch * args.accumulate  # however many processes share them
     steps = (args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)) if examples else 0
-    make_folder(out, args, state["log"])
+    out = make_folder(out, args, state, vlm, {"training": examples, **held_out})  # of this very run?
 
     # The encoder is frozen: each image that the run needs is encoded once.
     upcoming = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
@@ -167,12 +167,6 @@ def run(args, command):
     report.write(out, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(out, measured, state, held_out[main_data], predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, out)
-
-
-def pixel_limits(min_pixels, max_pixels, adapter_file):
-    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
-    notes = json.loads(read_metadata(adapter_file).get("notes", "{}")) if adapter_file else {}
-    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
 
 
 def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
@@ -263,11 +257,8 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
     `eval_every` steps (0: never) accuracy() is a point of state["curve"].
     """
     # Continue where the state was saved, or at step 0.
-    for p, saved in zip(parameters, state["parameters"] or []):
-        p.data.copy_(saved)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
-    if state["optimizer"]:
-        optimizer.load_state_dict(state["optimizer"])
+    restore(state, parameters, optimizer)
 
     with progress(total=steps, initial=state["step"], desc="train", leave=True) as bar:
 

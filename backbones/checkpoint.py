@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from backbones import FAMILIES
-from files import InputError, read_json, read_safetensors, write_safetensors, write_text
+from boundary import InputError, check_number, reading
+from files import read_json, read_safetensors, write_safetensors, write_text
 
 
 def read_config(path_or_hub_id):
@@ -25,8 +26,8 @@ def read_config(path_or_hub_id):
     raw = read_json(file)
     generation = read_json(generation_file) if generation_file.exists() else None
     family = raw.get("model_type") if isinstance(raw, dict) else None
-    if family not in FAMILIES:
-        raise InputError(f"{file}: model_type is {family!r}; implemented: {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
     return FAMILIES[family].Config.from_dict(raw, generation, source=str(file))
 
 
@@ -36,10 +37,19 @@ def read_preprocessor(path_or_hub_id):
     file = folder / "preprocessor_config.json"
     if not file.exists():  # newer transformers writes one file for all processors
         file = folder / "processor_config.json"
-    preprocessor = read_json(file)
-    preprocessor = preprocessor.get("image_processor", preprocessor)
-    if not {"image_mean", "image_std"} <= preprocessor.keys():
-        raise InputError(f"{file}: no image_mean and image_std")
+    with reading(file, "a preprocessor's configuration"):
+        preprocessor = read_json(file)
+        preprocessor = preprocessor.get("image_processor", preprocessor)
+        if not {"image_mean", "image_std"} <= preprocessor.keys():
+            raise InputError(f"{file}: no image_mean and image_std")
+        for name, least in (("image_mean", -10), ("image_std", 0.001)):
+            red, green, blue = preprocessor[name]
+            for value in (red, green, blue):
+                check_number(name, value, float, least, 10)
+        limits = preprocessor | preprocessor.get("size", {})
+        for name in ("min_pixels", "max_pixels", "shortest_edge", "longest_edge"):
+            if limits.get(name) is not None:
+                check_number(name, limits[name], int, 1, 2**40)
     return preprocessor
 
 
@@ -47,10 +57,8 @@ def read_tokenizer(path_or_hub_id):
     """The checkpoint's tokenizer.json. Raises InputError if it is missing or broken."""
     file = checkpoint_folder(path_or_hub_id) / "tokenizer.json"
     read_json(file)  # missing or broken: one clear line
-    try:
+    with reading(file, "a tokenizer", Exception):  # tokenizers raises nothing narrower
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
-        raise InputError(f"{file}: not a tokenizer ({error})") from None
 
 
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
@@ -104,7 +112,6 @@ def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
 def save(self, path):
     """Write config.json, generation_config.json and model.safetensors into the folder `path`."""
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = self.state_dict()
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     raw = {k: v for k, v in self.config.raw.items() if k != "dtype"} | {"torch_dtype": dtype}
@@ -156,10 +163,11 @@ def checkpoint_files(folder):
     """The safetensors files of a checkpoint: those that the index names, or the only one."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict):
-            raise InputError(f"{index}: no weight_map; is this a complete index?")
-        files = [folder / name for name in dict.fromkeys(names.values())]
+        with reading(index, "a complete index of a checkpoint"):
+            names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
+            if any(Path(name).name != name for name in names):
+                raise ValueError("its weight_map names a file that is not beside it")
+        files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"]
     for file in files:

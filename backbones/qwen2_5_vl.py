@@ -14,35 +14,43 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones.layers import MLP, Linear, RMSNorm, frequencies, fused_attention, rotate
-from files import InputError
+from boundary import InputError, check_number, reading
 
 SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 
 
-def key(name):
-    """A field of a configuration and its key in config.json."""
-    return field(metadata={"key": name})
+def key(name, most=2**20, least=1):
+    """A field of a configuration: its key in config.json, and the largest and smallest number that makes sense there."""
+    return field(metadata={"key": name, "limits": (least, most)})
 
 
 def fields_of(cls, raw):
-    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one is missing."""
-    values = {f.name: raw[f.metadata["key"]] for f in fields(cls) if f.metadata}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one is missing,
+    ValueError for one that is no number, or out of its limits: what they are is known before anything is allocated."""
+    values = {}
+    for f in fields(cls):
+        if not f.metadata:
+            continue
+        name, several = f.metadata["key"], f.type is tuple
+        for number in raw[name] if several else [raw[name]]:
+            check_number(name, number, int if several else f.type, *f.metadata["limits"])
+        values[f.name] = tuple(raw[name]) if several else raw[name]
+    return values
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    depth: int = key("depth")
+    depth: int = key("depth", most=200)
     hidden: int = key("hidden_size")  # E
     intermediate: int = key("intermediate_size")
-    heads: int = key("num_heads")
-    patch_size: int = key("patch_size")  # pixels
-    temporal_patch_size: int = key("temporal_patch_size")  # frames
-    channels: int = key("in_chans")
-    merge: int = key("spatial_merge_size")  # merge x merge patches become one visual token
-    window: int = key("window_size")  # pixels
-    full_blocks: tuple = key("fullatt_block_indexes")  # the blocks that attend to the complete image
-    tokens_per_second: int = key("tokens_per_second")
+    heads: int = key("num_heads", most=2**10)
+    patch_size: int = key("patch_size", most=256)  # pixels
+    temporal_patch_size: int = key("temporal_patch_size", most=16)  # frames
+    channels: int = key("in_chans", most=3)
+    merge: int = key("spatial_merge_size", most=16)  # merge x merge patches become one visual token
+    window: int = key("window_size", most=2**14)  # pixels
+    full_blocks: tuple = key("fullatt_block_indexes", least=0)  # the blocks that attend to the complete image
+    tokens_per_second: int = key("tokens_per_second", most=1000)
 
     @property
     def patch_values(self):
@@ -52,20 +60,22 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Config:
-    layers: int = key("num_hidden_layers")  # L
+    layers: int = key("num_hidden_layers", most=200)  # L
     hidden: int = key("hidden_size")  # D
-    heads: int = key("num_attention_heads")  # H, query heads
+    heads: int = key("num_attention_heads", most=2**10)  # H, query heads
     value_heads: int = key("num_key_value_heads")  # G, key and value heads: each serves H / G query heads
     intermediate: int = key("intermediate_size")
-    vocab: int = key("vocab_size")  # V
-    rms_eps: float = key("rms_norm_eps")
-    rope_theta: float = key("rope_theta")
-    rope_sections: tuple = key("mrope_section")  # how many of the K/2 frequencies turn with time, height and width
-    max_positions: int = key("max_position_embeddings")
-    tied: bool = key("tie_word_embeddings")  # the head is the embedding table
-    image_token: int = key("image_token_id")
-    video_token: int = key("video_token_id")
-    end_tokens: tuple = key("eos_token_id")
+    vocab: int = key("vocab_size", most=2**22)  # V
+    rms_eps: float = key("rms_norm_eps", least=1e-12, most=1)
+    rope_theta: float = key("rope_theta", most=1e12)
+    rope_sections: tuple = key(
+        "mrope_section", least=0
+    )  # how many of the K/2 frequencies turn with time, height and width
+    max_positions: int = key("max_position_embeddings", most=2**24)
+    tied: bool = key("tie_word_embeddings", least=0, most=1)  # the head is the embedding table
+    image_token: int = key("image_token_id", least=0, most=2**22)
+    video_token: int = key("video_token_id", least=0, most=2**22)
+    end_tokens: tuple = key("eos_token_id", least=0, most=2**22)
     vision: VisionConfig = None
     raw: dict = field(default=None, repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
     generation: dict = field(default=None, repr=False, compare=False)  # generation_config.json, likewise
@@ -87,27 +97,33 @@ class Config:
         messages. Raises InputError for a missing key, or a value not implemented here.
         """
         # One flat dictionary, whichever form the file has.
-        text = {"tie_word_embeddings": False} | raw.get("text_config", {})
-        rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
-        flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
-        vision = raw.get("vision_config", {})
-        vision = {"in_chans": vision.get("in_channels", 3)} | vision
-        if isinstance(flat.get("eos_token_id"), int):
-            flat["eos_token_id"] = [flat["eos_token_id"]]
-        try:
-            vision_config = VisionConfig(**fields_of(VisionConfig, vision))
-            config = cls(**fields_of(cls, flat), vision=vision_config, raw=raw, generation=generation)
-        except KeyError as missing:
-            raise InputError(f"{source}: no key {missing}; is this a complete Qwen2.5-VL configuration?") from None
+        with reading(source, "a complete Qwen2.5-VL configuration"):
+            text = {"tie_word_embeddings": False} | raw.get("text_config", {})
+            rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
+            flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
+            vision = raw.get("vision_config", {})
+            vision = {"in_chans": vision.get("in_channels", 3)} | vision
+            if isinstance(flat.get("eos_token_id"), int):
+                flat["eos_token_id"] = [flat["eos_token_id"]]
+            encoder = VisionConfig(**fields_of(VisionConfig, vision))
+            config = cls(**fields_of(cls, flat), vision=encoder, raw=raw, generation=generation)
+            activations = [part.get("hidden_act", "silu") for part in (flat, vision)]
 
         # What this code does not compute is refused, not ignored.
+        tokens = config.image_token, config.video_token
         unsupported = {
             "use_sliding_window": flat.get("use_sliding_window", False),
-            "hidden_act": {flat.get("hidden_act", "silu"), vision.get("hidden_act", "silu")} != {"silu"},
+            "hidden_act": activations != ["silu", "silu"],
             "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"),
-            "mrope_section": 2 * sum(config.rope_sections) != config.head_size,
+            "mrope_section": len(config.rope_sections) != 3 or 2 * sum(config.rope_sections) != config.head_size,
+            "num_attention_heads": config.hidden % config.heads != 0,
             "num_key_value_heads": config.heads % config.value_heads != 0,
+            "image_token_id or video_token_id": max(tokens) >= config.vocab or len(set(tokens)) < 2,
             "out_hidden_size": vision.get("out_hidden_size", config.hidden) != config.hidden,
+            "in_chans": encoder.channels != 3,
+            "num_heads": encoder.hidden % (4 * encoder.heads) != 0,  # two halves of a head turn, in pairs of numbers
+            "window_size": encoder.window % (encoder.patch_size * encoder.merge) != 0,
+            "fullatt_block_indexes": not set(encoder.full_blocks) <= set(range(encoder.depth)),
         }
         for name, wrong in unsupported.items():
             if wrong:

@@ -25,6 +25,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from boundary import changing
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
@@ -145,8 +146,9 @@ def main(argv=None):
     suites = [name for name in args.suites if name in SUITES]
     if "all" in args.suites:
         suites = list(SUITES)
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
+        with changing(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
         # The rates come first: every suite needs them.
         if "rates" in args.suites:
             search_rates(launcher, args.out)

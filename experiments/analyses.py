@@ -4,10 +4,10 @@ Here are the analyses that need only the reports of the runs; heads.py and insid
 models again. Each returns tables, sentences or both; ANALYSES, at the end, says which suite has which.
 """
 
-import json
 import re
 from statistics import mean
 
+from boundary import reading
 from experiments import charts
 from experiments.comparisons import POINTS, compared, not_worse, spearman
 from experiments.heads import faithful, moving, stable
@@ -15,6 +15,7 @@ from experiments.inside import attending, normalization
 from experiments.stage import folder, scores_of
 from experiments.suites import ALONE, NEW_WORDS, SWITCHES
 from experiments.tables import accuracies, accuracy, values
+from tasks.rows import json_rows
 
 # ========== Against LoRA ==========
 
@@ -119,9 +120,10 @@ def savings(reports, out):
         name = row.removesuffix(", LoRA")
 
         # The share of visual tokens, from the log of the first run: one line a step.
-        lines = (folder(loras[0]) / "log.jsonl").read_text().splitlines()
-        steps = [json.loads(line) for line in lines]
-        visual = sum(step["visual_tokens"] for step in steps) / sum(step["tokens"] for step in steps)
+        file = folder(loras[0]) / "log.jsonl"
+        with reading(file, "the log of a run"):
+            steps = [step for step, _ in json_rows(file)]
+            visual = sum(step["visual_tokens"] for step in steps) / sum(step["tokens"] for step in steps)
 
         # FLOPs against FLOPs, seed by seed.
         pairs = zip(reports[f"{name}, Image-LoRA"], loras)

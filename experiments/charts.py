@@ -21,6 +21,7 @@ from harness.figures import (
     font,
     nice_ticks,
     outlined,
+    save,
     text_width,
     wrap,
 )
@@ -73,7 +74,7 @@ def blocks(path, title, panels):
             dots(pen, panel, series, left + i * (width_of(block) + 110), y + 70, width_of(block))
         y += height
     pen.text((20, picture.height - 34), CAPTION, GREY, font(SMALL))
-    picture.save(path)
+    save(picture, path)
 
 
 def width_of(block):
@@ -139,7 +140,7 @@ def scatter(path, title, panels):
             pen.ellipse((x, top + side + 84, x + 14, top + side + 98), colour)
             pen.text((x + 22, top + side + 91), label, BLACK, font(SMALL), anchor="lm")
             x += 50 + text_width(label, SMALL)
-    picture.save(path)
+    save(picture, path)
 
 
 def points(pen, series, left, top, side):
@@ -196,4 +197,4 @@ def attention(path, image, caption, box, maps, side=200):
             if box is not None:
                 outlined(pen, [edge * scale + start for edge, start in zip(box, (x, y, x, y))], GREEN, 3)
             pen.text((x, y + side + 6), title, BLACK, font(SMALL))
-    picture.save(path)
+    save(picture, path)

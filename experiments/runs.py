@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from boundary import InputError, check_number, reading
 from experiments.suites import COMMON, SEARCHED
-from experiments.tables import accuracy
-from files import InputError, read_json, write_text
+from experiments.tables import MEASURES, accuracy
+from files import read_json, write_text
 from probe import save_selection
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,7 @@ def run_one(flags, launcher, common=COMMON):
     # Done?
     report = folder / "report.json"
     if report.exists():
-        return read_json(report)
+        return read_report(report)
 
     # Interrupted? Then it continues, with the arguments that it wrote down.
     if (folder / "state.pt").exists():
@@ -76,7 +77,18 @@ def run_one(flags, launcher, common=COMMON):
     if done.returncode:
         printed = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1]}")
-    return read_json(report)
+    return read_report(report)
+
+
+def read_report(file):
+    """The report of a run. Raises InputError if it does not hold what the tables need."""
+    with reading(file, "the complete report of a run"):
+        report = read_json(file)
+        check_number("wall_seconds", report["wall_seconds"], float, 0, 1e9)
+        for column, (value, _) in MEASURES.items():
+            if value(report) is not None:
+                check_number(column, value(report), float, 0, 1e18)
+        return report
 
 
 def folder_name(flags, arguments):
@@ -117,7 +129,6 @@ def selection_file(name, heads, launcher):
     """Write a selection {layer: [heads]} for --selection, among the folders of the runs. Its name says which heads, and so
     does that of a run: with other heads it is another run."""
     digest = hashlib.sha1(repr(sorted(heads.items())).encode()).hexdigest()[:6]
-    launcher.folder.mkdir(parents=True, exist_ok=True)
     file = launcher.folder / f"{name}-{digest}.json"
     save_selection(file, heads)
     return file
@@ -143,7 +154,11 @@ def search_rates(launcher, out):
 
 def read_rates(out):
     """{searched flags: best learning rate}, from the folder of the results."""
-    return read_json(out / RATES)["rates"]
+    with reading(out / RATES, "learning rates"):
+        rates = read_json(out / RATES)["rates"]
+        for flags in SEARCHED:
+            check_number(flags, float(rates[flags]), float, 1e-12, 1e3)
+        return rates
 
 
 def rate(flags, rates):

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 import train
+from boundary import reading, unsealed
 from data import Processor
 from experiments.suites import COMMON
 from files import read_json
 from harness.encodings import encode_images, load_examples
 from harness.evaluate import evaluate
 from harness.processes import choose_device
+from harness.state import read_state
 from imagelora import load_adapter
 from model import VLM
 from probe import head_scores
@@ -31,7 +33,9 @@ def folder(report):
 
 def scores_of(report):
     """The probe's scores, [L, G], that a run wrote down."""
-    return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
+    file = folder(report) / "heads.json"
+    with reading(file, "a head selection with scores", RuntimeError):
+        return torch.tensor(unsealed(read_json(file))["scores"])
 
 
 @contextmanager
@@ -51,9 +55,9 @@ def saved_steps(report, adapter):
         return int(file.stem.removeprefix("state-"))
 
     for file in sorted(folder(report).glob("state-*.pt"), key=steps):
-        state = torch.load(file, weights_only=True)
-        for parameter, saved in zip(adapter.parameters(), state["parameters"]):
-            parameter.data.copy_(saved)
+        with reading(file, "a state of this adapter", RuntimeError):
+            for parameter, saved in zip(adapter.parameters(), read_state(file)["parameters"]):
+                parameter.data.copy_(saved)
         yield steps(file)
 
 

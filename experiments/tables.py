@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+from boundary import reading
 from experiments.charts import Panel, blocks
 from files import InputError, read_json, write_text
 
@@ -193,10 +194,12 @@ def filled(page, results):
 
 def measured_section(suite, results):
     """The tables and sentences of a suite, its pictures, and a link to the numbers of every seed."""
-    result = read_json(results / f"{suite}.json")
+    with reading(results / f"{suite}.json", "the results of a suite"):
+        result = read_json(results / f"{suite}.json")
+        tables = markdown(result)
     pictures = [f"![{result['question']}](../results/{file.name})\n" for file in sorted(results.glob(f"{suite}*.png"))]
     numbers = f"The numbers of every seed: [{suite}.json](../results/{suite}.json).\n"
-    return "\n".join([markdown(result), *pictures, numbers])
+    return "\n".join([tables, *pictures, numbers])
 
 
 def refresh_page():

@@ -50,7 +50,6 @@ def answer_one(vlm, processor, images, prompt, room, tune, out):
         if box:
             print(f"         box in pixels of the image: {[round(c) for c in box]}")
     if len(images) == 1:
-        out.mkdir(parents=True, exist_ok=True)
         figures.examples(out / "answer.png", [item | {"image": open_image(images[0])}], side=640)
         print(f"         drawn in {out / 'answer.png'}")
 
@@ -68,7 +67,6 @@ def answer_folder(vlm, processor, folder, prompt, room, size, tune, out):
         for numbers in like_batches(processor, examples, size, share_images=False):
             answers |= zip(numbers, ask(vlm, processor, [examples[i] for i in numbers], room))
             bar.update(len(numbers))
-    out.mkdir(parents=True, exist_ok=True)
     rows = [
         {"image": str(f), "prompt": prompt, "text": answers[i][0], "box": answers[i][1]} for i, f in enumerate(files)
     ]

@@ -6,13 +6,13 @@ from statistics import fmean
 import torch
 import torch.distributed as dist
 
+from boundary import InputError, reading
 from data import Example
-from files import InputError
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress
 from tasks import score
 from tasks.boxes import compare_boxes, in_another_scale, parse_box
-from tasks.rows import json_rows, reading
+from tasks.rows import json_rows
 
 CURVE_ROWS = 100  # rows by which accuracy is measured on the way
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
@@ -115,16 +115,17 @@ def text_logits(vlm, processor):
 def score_again(file):
     """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
     base and the tuned model. Returns the number of lines whose score differs. Raises InputError for a broken file."""
-    if not Path(file).exists():
+    if not Path(file).is_file():
         raise InputError(f"{file}: no such file")
     found, differ = {}, 0
     for line, source in json_rows(Path(file)):
-        with reading(source, "predictions.jsonl"):
+        with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
-            found.setdefault(line["when"], []).append(line | scored)
-    for when, predictions in found.items():
-        result = summary(predictions)
+            found.setdefault(f"{line['when']:.6}", []).append(line | scored)
+    with reading(file, "the predictions of a run"):
+        results = {when: summary(predictions) for when, predictions in found.items()}
+    for when, result in results.items():
         for kind, value in result["by_kind"].items():
             print(f"{when:6} {kind:40} {value:7.1%}")
         print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")

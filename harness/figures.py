@@ -15,6 +15,8 @@ import sys
 
 from PIL import Image, ImageDraw, ImageFont
 
+from boundary import writing
+
 BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
 ORANGE, BLUE, GREEN, PALE_ORANGE = (230, 159, 0), (0, 114, 178), (0, 158, 115), (252, 240, 214)
 
@@ -23,6 +25,12 @@ def canvas(width, height):
     """An empty picture and the pen that draws in it."""
     picture = Image.new("RGB", (width, height), WHITE)
     return picture, ImageDraw.Draw(picture)
+
+
+def save(picture, path, **options):
+    """Write a picture as a PNG file."""
+    with writing(path) as part:
+        picture.save(part, format="png", **options)
 
 
 def font(size):
@@ -96,7 +104,7 @@ def head_map(path, scores, heads):
     pen.text((left, y + 18), "0", BLACK, font(15), anchor="mt")
     pen.text((left + bar, y + 18), f"{largest:.2g}", BLACK, font(15), anchor="mt")
     pen.text((left + bar + 14, y + 7), scale_words, BLACK, font(15), anchor="lm")
-    picture.save(path)
+    save(picture, path)
 
 
 def nice_ticks(low, high, count=5):
@@ -150,7 +158,7 @@ def curve(path, losses, evaluations):
         xs, ys = zip(*evaluations)
         title = "accuracy on the first held-out rows"
         plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), title, ORANGE, percent=True, dots=True)
-    picture.save(path)
+    save(picture, path)
 
 
 def outlined(pen, box, colour, width, dash=0):
@@ -205,7 +213,7 @@ def examples(path, items, columns=4, side=300):
                 lines.append((f"{name}: no box", GREY))
         for j, (line, colour) in enumerate(lines[:4]):
             pen.text((x, y + image.height + 6 + 21 * j), line, colour, font(16))
-    picture.save(path)
+    save(picture, path)
 
 
 def symbols(pen, x, y, text, size, colour=BLACK):
@@ -304,7 +312,7 @@ def method(path):
     caption += "q, k, o and all other values stay frozen."
     pen.line((60, 812, 1600, 812), PALE, 3)
     pen.text((830, 858), caption, BLACK, font(27), anchor="mm")
-    picture.save(path, optimize=True)
+    save(picture, path, optimize=True)
 
 
 if __name__ == "__main__":

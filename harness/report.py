@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
+from boundary import changing
 from data import load
 from files import InputError, write_text
 from harness import figures
@@ -42,7 +43,6 @@ def show_rows(args):
     items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
     if items:
         out = Path(args.out or "runs/show")
-        out.mkdir(parents=True, exist_ok=True)
         figures.examples(out / "rows.png", items)
         print(f"drawn in {out / 'rows.png'}")
 
@@ -102,8 +102,9 @@ def note_step(out, device, log, line):
     line["peak_mib"] = None if peak is None else peak / 2**20
     log.append(line)
     if RANK == 0:
-        with open(out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        file = out / "log.jsonl"
+        with changing(file), open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
     memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
@@ -195,7 +196,7 @@ def draw(out, report, state, examples, predictions, main_data):
     if items:
         figures.examples(out / "examples.png", items)
     if items and main_data in DRAWN:  # no file holds its images: keep one to ask about
-        items[0]["image"].save(out / "scene.png")
+        figures.save(items[0]["image"], out / "scene.png")
 
 
 def example_item(example, answers):

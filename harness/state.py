@@ -1,20 +1,35 @@
 """A run's folder, what is saved in it on the way, and how an interrupted run continues."""
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from files import InputError, read_json, write_text
+from boundary import (
+    InputError,
+    check_number,
+    parse_json,
+    reading,
+    sealed,
+    unsealed,
+    writing,
+)
+from files import read_json, read_metadata, write_text
+from harness.arguments import MAX_PIXELS
 from harness.processes import RANK
 
-NOTHING_YET = dict.fromkeys(("base", "heads", "scores", "parameters", "optimizer"))
+FORMAT = 2  # of arguments.json and state.pt; 1 had no checksums
+TENSORS = ("parameters", "optimizer")  # of a state; the rest is plain data
+KINDS = {"origin": dict, "base": str, "heads": dict, "scores": list, "step": int, "log": list, "curve": list}
+NOTHING_YET = dict.fromkeys(("origin", "base", "heads", "scores", *TENSORS))
 
 
 def start(args):
@@ -22,19 +37,19 @@ def start(args):
     --out of an unfinished run and its very flags. Raises InputError if there is none, if the flags differ, if --out holds
     a finished run, or if another version of this program began it.
 
-    state: "base", the frozen model's predictions; "heads" and "scores" of the probe; "parameters", "optimizer" and
-    "step", training; "log", a line a step; "curve", (step, accuracy) on the way.
+    state: "origin", what it was begun with; "base", the frozen model's predictions; "heads" and "scores" of the probe;
+    "parameters", "optimizer" and "step", training; "log", a line a step; "curve", (step, accuracy) on the way.
     """
     state = NOTHING_YET | {"step": 0, "log": [], "curve": []}
     what = "probe" if args.probe_only else args.method
     out = Path(args.resume or args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}")
     if not args.resume and not (out / "arguments.json").exists():
+        if (out / "state.pt").exists():
+            raise InputError(f"--out {out}: holds the state of another run; choose another folder")
         return args, out, state
 
     # A folder with a run in it: the flags must be that run's.
-    saved = read_json(out / "arguments.json")
-    if saved.keys() != vars(args).keys():
-        raise InputError(f"{out}: begun by another version of this program; begin it again")
+    saved = read_arguments(out, vars(args).keys())
     now = vars(args)
     names = set(args.given) - {"resume"} if args.resume else now.keys() - {"given", "resume", "out"}
     for name in sorted(names):
@@ -46,21 +61,75 @@ def start(args):
         raise InputError(f"--out {out}: holds a finished run; choose another folder")
 
     if (out / "state.pt").exists():  # if not, it was interrupted before anything was saved: from the beginning
-        state = torch.load(out / "state.pt", weights_only=True)
+        state = read_state(out / "state.pt")
     print(f"resume   {out}, from step {state['step']}")
-    return argparse.Namespace(**saved), out, state
+    return argparse.Namespace(**saved | {"resume": str(out)}), out, state
 
 
-def make_folder(out, args, log):
-    """Make a run's folder, with its arguments and its log so far."""
+def read_arguments(out, names):
+    """{flag: value} of the run in a folder. Raises InputError if they are damaged, or not the flags `names`."""
+    file = out / "arguments.json"
+    with reading(file, "the arguments of a run"):
+        saved = read_json(file)
+        version = saved.get("format", 1)
+        if version != FORMAT or saved.keys() - {"format", "checksum"} != names:
+            said = f"(format {version!r:.20}; this one has {FORMAT})"
+            raise InputError(f"{out}: begun by another version of this program {said}; begin it again")
+        if "checksum" not in saved:
+            raise ValueError("its checksum is missing")
+        return {name: value for name, value in unsealed(saved).items() if name != "format"}
+
+
+def read_state(file):
+    """A saved state. Raises InputError, naming the file, if it is damaged, was changed or is of another version."""
+    with reading(file, "a saved state", Exception):  # torch raises nothing narrower
+        with zipfile.ZipFile(file) as archive:
+            if any(member.compress_type for member in archive.infolist()) or archive.testzip():
+                raise ValueError("a checksum in it does not fit: it was damaged or changed")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if state.get("format") != FORMAT:
+            raise ValueError(f"format {state.get('format', 1)!r:.20}, this version has {FORMAT}; begin the run again")
+        plain = unsealed({name: value for name, value in state.items() if name not in TENSORS})
+        for name, kind in KINDS.items():
+            if not isinstance(plain[name], kind) and not (plain[name] is None and name in NOTHING_YET):
+                raise ValueError(f"its {name} is not a {kind.__name__}")
+        return {name: state[name] for name in (*KINDS, *TENSORS)}
+
+
+def make_folder(out, args, state, vlm, sets):
+    """Make a run's folder, with its arguments and its log so far -> the folder; another one, if two runs begin in the
+    same second. sets: {name: examples}. Raises InputError if the state is not of a run with these arguments, this model
+    and these examples, or if the folder cannot be made."""
+    flags = {name: value for name, value in vars(args).items() if name not in ("resume", "out", "given")}
+    origin = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+    origin |= {"the base model": vlm.fingerprint()}
+    origin |= {f"the rows of {name}": digest(examples) for name, examples in sets.items()}
+    saved = state["origin"] or origin
+    for name in saved | origin:
+        if saved.get(name) != origin.get(name):
+            was = f"{name} was {saved.get(name)!r:.60} when it was saved, and is {origin.get(name)!r:.60} now"
+            raise InputError(f"{out / 'state.pt'}: {was}; bring that back, or begin a new run in another folder")
+    state["origin"] = origin
     if RANK > 0:  # the first process does it for all
-        return
+        return out
+    named = bool(args.out or args.resume)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=named)
     except OSError as error:
+        if isinstance(error, FileExistsError) and not named:
+            return make_folder(out.with_name(f"{out.name}-{os.getpid()}"), args, state, vlm, sets)
         raise InputError(f"--out {out}: cannot be made ({error.strerror})") from None
-    write_text(out / "arguments.json", json.dumps(vars(args), indent=1) + "\n")
-    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(out / "arguments.json", json.dumps(sealed({"format": FORMAT} | vars(args)), indent=1) + "\n")
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state["log"]))
+    return out
+
+
+def digest(examples):
+    """How many examples, and a hash of their names, images, prompts and answers."""
+    found = hashlib.sha256()
+    for e in examples:
+        found.update(repr((e.name, [str(v) for v in e.visuals], e.prompt, e.answer, e.history)).encode())
+    return f"{len(examples)} with the hash {found.hexdigest()[:16]}"
 
 
 @contextmanager
@@ -79,8 +148,35 @@ def save_state(state, out, keep=False):
     """Write out/state.pt; the old one stays until the new one is complete. keep: also as state-STEP.pt."""
     if RANK > 0:  # all processes hold the same state, the first one writes it
         return
-    file = out / "state.pt"
-    torch.save(state, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    plain = {name: value for name, value in state.items() if name not in TENSORS} | {"format": FORMAT}
+    with writing(out / "state.pt", RuntimeError) as part:  # torch's word for a full disk
+        torch.save(sealed(plain) | {name: state[name] for name in TENSORS}, part)
     if keep:
-        shutil.copyfile(file, out / f"state-{state['step']}.pt")
+        with writing(out / f"state-{state['step']}.pt") as part:
+            shutil.copyfile(out / "state.pt", part)
+
+
+def restore(state, parameters, optimizer):
+    """Give parameters and optimiser what a state holds for them, if it does. Raises InputError if that does not fit."""
+    if state["parameters"] is None:
+        return
+    with reading(f"the state of step {state['step']}", "one of these parameters", RuntimeError):
+        pairs = list(zip(parameters, state["parameters"], strict=True))
+        for i, moments in state["optimizer"]["state"].items():
+            pairs += [(parameters[i], moments["exp_avg"]), (parameters[i], moments["exp_avg_sq"])]
+        if any(p.shape != saved.shape or not saved.isfinite().all() for p, saved in pairs):
+            raise ValueError("a shape differs, or a number is NaN or infinite")
+        for p, saved in zip(parameters, state["parameters"]):
+            p.data.copy_(saved)
+        optimizer.load_state_dict(state["optimizer"])
+
+
+def pixel_limits(min_pixels, max_pixels, adapter_file):
+    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
+    notes = {}
+    if adapter_file:
+        with reading(adapter_file, "an adapter"):
+            notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
+            for name in notes.keys() & {"min_pixels", "max_pixels"}:
+                check_number(name, notes[name], int, 1, 2**40)
+    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)

@@ -7,6 +7,7 @@ run that has everything uses neither the network nor the lock.
 import os
 import re
 import shutil
+import stat
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +23,8 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from files import InputError, write_text
+from boundary import changing, reading
+from files import ROWS, InputError, write_text
 from tasks.images import opened
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
@@ -216,17 +218,21 @@ def continue_file(url, file):
 def unpack(file, folder, source):
     """Unpack the JSON files of a zip archive, from whatever folder in it, right into `folder` -> their names.
     source: what an InputError calls it."""
-    names = set()
-    try:
-        with zipfile.ZipFile(file) as members:
-            for member in members.infolist():
-                if member.filename.endswith((".json", ".jsonl")):
-                    name = Path(member.filename).name  # not the path: "../x.json" would leave the folder
-                    with members.open(member) as packed, open(folder / name, "wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
-                    names.add(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source}: not a complete zip archive ({error})") from None
+    names, broken = set(), (zipfile.BadZipFile, zlib.error, RuntimeError)
+    with reading(source, "a complete zip archive", *broken), zipfile.ZipFile(file) as archive:
+        members = [m for m in archive.infolist() if m.filename.endswith((".json", ".jsonl"))]
+        most = min(ROWS, 100 * os.path.getsize(file))  # text shrinks to a tenth; zipfile unpacks no more than is said
+        if len(members) > 1000 or sum(m.file_size for m in members) > most:
+            raise InputError(f"{source}: more than 1000 files or {most:,} bytes in this archive; refused")
+        for member in members:
+            link = stat.S_ISLNK(member.external_attr >> 16)
+            if link or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{member.filename!r:.100} is a link or packed in another way")
+            name = Path(member.filename).name  # not the path: "../x.json" would leave the folder
+            target = folder / name
+            with archive.open(member) as packed, changing(target), open(target, "wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+            names.add(name)
     if not names:
         raise InputError(f"{source}: no .json or .jsonl file in this archive")
     return sorted(names)

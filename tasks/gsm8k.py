@@ -11,7 +11,8 @@ metric   "number": exact match of the number after "####" or, without one there,
 import re
 from decimal import Decimal
 
-from tasks.rows import file_of, json_rows, reading
+from boundary import reading
+from tasks.rows import file_of, json_rows
 
 PROMPT = '{}\nThink step by step, and write the final number after "####" at the end.'
 
@@ -19,7 +20,7 @@ PROMPT = '{}\nThink step by step, and write the final number after "####" at the
 def rows(name, root, split):
     file = file_of(root, split, "*.jsonl", "it is at github.com/openai/grade-school-math")
     for row, source in json_rows(file):
-        with reading(source, "GSM8K"):
+        with reading(source, "a row of GSM8K as known here"):
             solution = re.sub(r"<<.*?>>", "", row["answer"])
             found = {"prompt": PROMPT.format(row["question"]), "answer": solution}
         yield found | {"metric": "number", "reference": answer_of(solution)}, source

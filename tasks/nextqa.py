@@ -13,11 +13,13 @@ metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, 
 """
 
 import csv
+import io
 import re
 
-from files import read_json
+from boundary import reading
+from files import ROWS, read_bytes, read_json
 from tasks.images import FRAMES, find_video, video_frames
-from tasks.rows import file_of, reading
+from tasks.rows import file_of
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -29,15 +31,17 @@ def rows(name, root, split):
     file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
     names = root / "map_vid_vidorID.json"  # video -> the name of its folder or file
     names = read_json(names) if names.exists() else {}
-    with reading(file, "NExT-QA"), open(file, newline="", encoding="utf-8-sig") as lines:
-        table = list(csv.DictReader(lines))
+    with reading(file, "a table of NExT-QA", csv.Error):
+        table = list(csv.DictReader(io.StringIO(read_bytes(file, ROWS).decode("utf-8-sig"), newline="")))
     for i, row in enumerate(table, start=2):
         source = f"{file}:{i}"
-        with reading(source, "NExT-QA"):
+        with reading(source, "a row of NExT-QA as known here"):
             found = question(row)
             video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
-        path = find_video((video, names.get(video, video)), source, root / "videos")
-        frames, seconds = video_frames(path, FRAMES)
+            if not 0 <= seconds_said < 1e6:
+                raise ValueError(f"frame_count {row['frame_count']}")
+            path = find_video((video, names.get(video, video)), source, root / "videos")
+            frames, seconds = video_frames(path, FRAMES)
         yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
 
 

@@ -23,8 +23,8 @@ import re
 import zlib
 from pathlib import Path
 
-from files import InputError
-from tasks.rows import PLACE, json_rows, reading
+from boundary import InputError, reading
+from tasks.rows import PLACE, json_rows
 
 FILM = "<video>"  # where a video is in a prompt that says so
 VISUALS = ("image", "images", "video", "videos")  # the keys under which images and videos are read
@@ -44,21 +44,24 @@ def jsonl(name, root, split):
             continue
         if "conversations" in row:
             raise InputError(f"{source}: a conversation; --data llava=... reads these")
-        found = visuals(row, source) | {key: row[key] for key in KEYS if key in row}
-        if "sent" in row:
-            found["caption"] = row["sent"]
-        if isinstance(row.get("prompt"), str):
-            found["prompt"] = place(row["prompt"], found, source)
+        with reading(source, "a row as known here"):
+            found = visuals(row, source) | {key: row[key] for key in KEYS if key in row}
+            if "sent" in row:
+                found["caption"] = row["sent"]
+            if isinstance(row.get("prompt"), str):
+                found["prompt"] = place(row["prompt"], found, source)
         yield found, source
 
 
 def llava(name, root, split):
     """Every answer of a conversation is a row of its own, with the turns before it as its history."""
     for row, source in split_rows(root, split, ".json", ".jsonl"):
-        with reading(source, "conversations"):
+        with reading(source, "a row of conversations as known here"):
             who, said = zip(*((turn["from"], turn["value"]) for turn in row["conversations"]))
             if list(who) != ["human", "gpt"] * (len(who) // 2):
-                raise InputError(f"{source}: turns must alternate human, gpt; they are {list(who)}")
+                raise InputError(f"{source}: turns must alternate human, gpt; they are {list(who)!r:.100}")
+            if not all(isinstance(text, str) for text in said):
+                raise InputError(f"{source}: what a turn says must be a text")
             for place_holder in (PLACE, FILM):
                 if any(place_holder in text for text in said[1:]):
                     raise InputError(

@@ -15,11 +15,13 @@ metric   accuracy@0.5: the predicted box and the reference have an IoU of at lea
 """
 
 import pickle
+import pickletools
 import re
 
-from files import InputError, read_json
+from boundary import InputError, reading, shallow
+from files import MB, ROWS, read_bytes, read_json
 from tasks.boxes import corners, parse_box
-from tasks.rows import json_rows, reading
+from tasks.rows import json_rows
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),
@@ -56,7 +58,7 @@ def rows(name, root, split):
 
 def json_row(row, source):
     """The four JSON forms of the family -> one."""
-    with reading(source, "RefCOCO"):
+    with reading(source, "a row of RefCOCO as known here"):
         # VLM-R1, to train: a conversation
         if "conversations" in row:
             ask, answer = (turn["value"] for turn in row["conversations"])
@@ -83,37 +85,49 @@ def described(ask):
 
 def refer_rows(folder, pickle_name, split):
     """refs(unc).p has the phrases, instances.json (as COCO's) the boxes: x, y, width, height."""
-    refs, instances = read_pickle(folder / pickle_name), read_json(folder / "instances.json")
-    present = sorted({ref["split"] for ref in refs})
-    if split not in present:
-        raise InputError(f"{folder / pickle_name}: no split {split!r}; present: {', '.join(present)}")
-    boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
-    images = {image["id"]: image for image in instances["images"]}
-    for ref in refs:
+    file, instances_file = folder / pickle_name, folder / "instances.json"
+    refs, instances = read_pickle(file), read_json(instances_file, ROWS)
+    with reading(file, "references of REFER"):
+        present = sorted({ref["split"] for ref in refs})
+        if split not in present:
+            raise InputError(f"{file}: no split {split!r}; present: {', '.join(present)}")
+    with reading(instances_file, "annotations as COCO's"):
+        boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
+        images = {image["id"]: image for image in instances["images"]}
+    for i, ref in enumerate(refs):
         if ref["split"] != split:
             continue
-        source = f"{folder / pickle_name}, ref {ref['ref_id']}"
-        if ref["ann_id"] not in boxes or ref["image_id"] not in images:
-            raise InputError(f"{source}: annotation {ref['ann_id']} is not in instances.json")
-        # the file_name of a ref has a suffix that its image's name has not, so the id names the image
-        image = images[ref["image_id"]]
-        found = {"image": f"COCO_train2014_{ref['image_id']:012d}.jpg", "bbox": corners(boxes[ref["ann_id"]])}
-        found |= {"width": image["width"], "height": image["height"]}
-        for sentence in ref["sentences"]:
-            yield found | {"caption": sentence["sent"]}, source
+        with reading(f"{file}, item {i}", "a reference of REFER"):
+            source = f"{file}, ref {ref['ref_id']}"
+            if ref["ann_id"] not in boxes or ref["image_id"] not in images:
+                raise InputError(f"{source}: annotation {ref['ann_id']} is not in instances.json")
+            # the file_name of a ref has a suffix that its image's name has not, so the id names the image
+            image = images[ref["image_id"]]
+            found = {"image": f"COCO_train2014_{ref['image_id']:012d}.jpg", "bbox": corners(boxes[ref["ann_id"]])}
+            found |= {"width": image["width"], "height": image["height"]}
+            captions = [sentence["sent"] for sentence in ref["sentences"]]
+        for caption in captions:
+            yield found | {"caption": caption}, source
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers and strings. A pickle can name any function to be called while it is read; this one
-    refuses every name, so that a data file cannot run code."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks to run {module}.{name}")
+# A pickle is a small program, and can call any function. These are the instructions that make lists, dicts, numbers and
+# texts, and nothing else, in all protocols.
+PLAIN = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+"""
 
 
 def read_pickle(file):
-    try:
-        with open(file, "rb") as f:
-            return PlainUnpickler(f, encoding="utf-8", errors="replace").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
-        raise InputError(f"{file}: not a pickle of plain data ({error}); refused") from None
+    """The plain data in a pickle. It is refused before it is loaded if it has another instruction, a length beyond the
+    file or a number of its memo that would make this large: it can neither run code nor fill the memory."""
+    with reading(file, "a pickle of plain data; refused", pickle.UnpicklingError):
+        content, plain = read_bytes(file, 256 * MB), set(PLAIN.split())
+        for i, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if opcode.name not in plain:
+                raise ValueError(f"it has {opcode.name} {argument or ''!r:.60}")
+            if opcode.name in ("PUT", "LONG_BINPUT") and argument > i:
+                raise ValueError(f"it has {opcode.name} {argument} as instruction {i}")
+        return shallow(pickle.loads(content, encoding="utf-8", errors="replace"))

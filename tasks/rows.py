@@ -15,19 +15,21 @@ source says where it is from ("val.jsonl:17"), so that every complaint can name 
 """
 
 import itertools
-import json
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from files import InputError, read_json
+from boundary import BROKEN, InputError, parse_json, reading
+from files import MB, ROWS, read_json
 from tasks.boxes import OutsideImage, ask_for_sizes, check_box
 from tasks.images import FRAMES, find_video, image_size, video_frames
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
+LINE = 16 * MB  # the longest line of a .jsonl file that is read
 FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
 PLACE = "<image>"  # where an image is in a prompt that says so
 IMAGE_FOLDERS = (
@@ -45,7 +47,7 @@ IMAGE_FOLDERS = (
     "train_images",
     "screenspotv2_image",
 )
-AS_THEY_ARE = ("kind", "group", "metric", "reference", "videos", "fps", "history")  # keys that need no check here
+AS_THEY_ARE = ("kind", "group", "metric", "reference", "videos", "fps", "history")  # keys that are taken as they are
 NUMBER_WORDS = """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty
@@ -59,19 +61,19 @@ DIGITS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}  # "seven
 def json_rows(file):
     """Yield (row, "file:line") of a .jsonl file, or (row, "file, row i") of a .json list."""
     if file.suffix == ".json":
-        rows = read_json(file)
+        rows = read_json(file, ROWS)
         if not isinstance(rows, list):
             raise InputError(f"{file}: expected a JSON list of rows")
         for i, row in enumerate(rows, start=1):
             yield row, f"{file}, row {i}"
         return
-    with open(file, "rb") as lines:
-        for i, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line.decode("utf-8-sig")), f"{file}:{i}"
-                except ValueError as error:
-                    raise InputError(f"{file}:{i}: not JSON ({error})") from None
+    with reading(file, "lines of JSON"), open(file, "rb") as lines:
+        for i, line in enumerate(iter(partial(lines.readline, LINE + 1), b""), start=1):
+            with reading(f"{file}:{i}", "JSON"):
+                if len(line) > LINE:
+                    raise ValueError(f"a line of more than {LINE // MB} MB")
+                if line.strip():
+                    yield parse_json(line), f"{file}:{i}"
 
 
 def file_of(root, split, pattern, hint):
@@ -84,17 +86,6 @@ def file_of(root, split, pattern, hint):
     present = sorted(f.name.removeprefix(before).removesuffix(after) for f in root.glob(pattern))
     reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
     raise InputError(f"{file}: {reason}")
-
-
-@contextmanager
-def reading(source, what):
-    """What is missing in a row, or wrong in it, becomes an InputError that names the row."""
-    try:
-        yield
-    except InputError:  # says it already
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{source}: not a row of {what} as known here ({error!r})") from None
 
 
 def own_split(key):
@@ -112,7 +103,8 @@ def all_checked(rows, root, skip_outside=False):
     kept, outside = [], []
     for row, source in rows:
         try:
-            kept.append(checked(row, source, root))
+            with reading(source, "a row as it can be read here"):
+                kept.append(checked(row, source, root))
         except OutsideImage as error:
             outside.append(source)
             if not skip_outside or len(outside) > max(1, len(rows) // 10) or len(rows) == 1:
@@ -126,7 +118,7 @@ def boxes_of(rows, root):
     """(box, size of its image) of all rows that have a box of four numbers and an image that is there."""
     found = []
     for row, source in rows:
-        with suppress(InputError, TypeError, ValueError, KeyError, AttributeError):
+        with suppress(*BROKEN):
             x1, y1, x2, y2 = map(float, row["bbox"])
             (image,) = found_images(row, source, root)
             found.append(((x1, y1, x2, y2), image_size(image)))
@@ -147,8 +139,13 @@ def checked(row, source, root):
     else:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
     complete = {"images": images, "prompt": prompt, "caption": caption, "answer": answer, "source": source}
-    complete |= found_clips(row, source, root)
-    return complete | {key: row[key] for key in AS_THEY_ARE if key in row}
+    complete |= found_clips(row, source, root) | {key: row[key] for key in AS_THEY_ARE if key in row}
+    # texts that this program can count and write
+    for key in ("kind", "group"):
+        if not isinstance(row.get(key) or "", str):
+            raise InputError(f'{source}: "{key}" must be a text, got {row[key]!r:.60}')
+    f"{prompt} {answer} {row.get('kind')} {row.get('group')}".encode()
+    return complete
 
 
 def with_preamble(prompt, words):

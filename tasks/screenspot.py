@@ -13,9 +13,9 @@ limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 
-from files import InputError
+from boundary import InputError, reading
 from tasks.boxes import corners
-from tasks.rows import json_rows, own_split, reading
+from tasks.rows import json_rows, own_split
 
 NAMES = ("screenspot-pro", "screenspot-v2")
 TARGET = 'the element for the command "{}"'  # in GROUNDING_PROMPT
@@ -31,7 +31,7 @@ def rows(name, root, split):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     for file in files:
         for row, source in json_rows(file):
-            with reading(source, name):
+            with reading(source, f"a row of {name} as known here"):
                 found = read(row, file)
                 found |= {"image": row["img_filename"], "metric": "point"}
                 found |= {"caption": TARGET.format(row["instruction"])}

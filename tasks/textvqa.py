@@ -10,18 +10,24 @@ metric   "vqa": agreement with ten people, see `score`
 
 import re
 
-from files import read_json
-from tasks.rows import DIGITS, file_of, reading
+from boundary import reading
+from files import ROWS, read_json
+from tasks.rows import DIGITS, file_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
 
 
 def rows(name, root, split):
     file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
-    for i, row in enumerate(read_json(file).get("data", []), start=1):
+    content = read_json(file, ROWS)
+    with reading(file, "TextVQA's annotations"):
+        listed = [*content["data"]]
+    for i, row in enumerate(listed, start=1):
         source = f"{file}, row {i}"
-        with reading(source, "TextVQA with answers"):
+        with reading(source, "a row of TextVQA with answers as known here"):
             answers = row["answers"]
+            if not all(isinstance(answer, str) for answer in answers):
+                raise ValueError("answers are texts")
             found = {"image": f"{row['image_id']}.jpg", "prompt": PROMPT.format(row["question"])}
             found |= {"answer": max(answers, key=answers.count), "metric": "vqa", "reference": answers}
         yield found, source

@@ -17,8 +17,8 @@ metric   "word": the same word after the authors' tables. Image 1 agrees with th
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
 """
 
-from files import InputError
-from tasks.rows import DIGITS, file_of, json_rows, own_split, reading
+from boundary import InputError, reading
+from tasks.rows import DIGITS, file_of, json_rows, own_split
 
 PROMPT = "Please answer with one word: {}"
 
@@ -30,7 +30,7 @@ def rows(name, root, split):
     file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as tasks/vilp.py says")
     for row, source in json_rows(file):
         for i in (1, 2, 3):
-            with reading(source, name):
+            with reading(source, f"a row of {name} as known here"):
                 found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"]), "metric": "word"}
                 found |= {"prompt": PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
             if split in ("test", own_split(row["question"])):

@@ -256,7 +256,7 @@ def test_an_adapter_refuses_another_base_and_any_other_set_of_tensors(tmp_path, 
         tensors | {"layers.0.A": torch.zeros(64, 3)},
     ):
         write_safetensors(file, change, metadata)
-        with pytest.raises(InputError, match="missing, surplus or misshapen"):
+        with pytest.raises(InputError, match=r"not an adapter that fits this model .*layers\.[01]\.(gamma|A)"):
             load_adapter(file, fresh)
     write_safetensors(file, tensors, {"format": "pt"})
     with pytest.raises(InputError, match="not an adapter file"):

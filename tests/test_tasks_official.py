@@ -122,7 +122,7 @@ def test_a_table_with_a_byte_order_mark_loads(tmp_path):
     file.write_text(file.read_text(), encoding="utf-8-sig")
     assert len(load("nextqa", tmp_path, "val")) == 3
     file.write_bytes(file.read_bytes() + b"caf\xe9\n")
-    with pytest.raises(InputError, match="val.csv: not a row of NExT-QA"):
+    with pytest.raises(InputError, match="val.csv: not a table of NExT-QA"):
         load("nextqa", tmp_path, "val")
 
 

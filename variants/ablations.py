@@ -1,11 +1,10 @@
 """Image-LoRA with one of its decisions taken otherwise, for the ablations; and training on from another adapter."""
 
-import json
-
 import torch
 from torch import nn
 
-from files import InputError, read_metadata, read_safetensors
+from boundary import InputError, parse_json, reading
+from files import read_metadata, read_safetensors
 from imagelora import METHODS, Adapter, ImageLoRA, ImageLoRALayer, check_heads
 
 
@@ -123,20 +122,22 @@ AS_IN_THE_PAPER = {"path": "v", "shared": "layer", "outer": False}  # on these d
 def continue_from(adapter, path):
     """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have. Raises
     InputError if the file is no Image-LoRA, has another rank, or one of the two has other matrices than the paper's."""
-    tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path).get("settings", "{}"))
-    if "heads" not in settings:
-        raise InputError(f"{path}: no Image-LoRA to continue from")
-    if settings["rank"] != adapter.settings["rank"]:
-        raise InputError(f"{path}: its rank is {settings['rank']}; continue with --rank {settings['rank']}")
-    for name, usual in AS_IN_THE_PAPER.items():
-        if {settings.get(name, usual), adapter.settings.get(name, usual)} != {usual}:
-            raise InputError(f"{path}: --continue-from goes with --{name} as in the paper only")
-    for layer, heads in settings["heads"].items():
-        if layer not in adapter.layers:
-            continue
-        update = adapter.layers[layer]
-        update.A.data.copy_(tensors[f"layers.{layer}.A"])
-        update.gamma.data.copy_(tensors[f"layers.{layer}.gamma"])
-        for i, h in enumerate(update.heads.tolist()):
-            if h in heads:
-                update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
+    metadata, tensors = read_metadata(path), dict(read_safetensors(path))
+    with reading(path, "an Image-LoRA to continue from", RuntimeError):
+        settings = parse_json(metadata.get("settings", "{}").encode())
+        if "heads" not in settings:
+            raise InputError(f"{path}: no Image-LoRA to continue from")
+        if settings["rank"] != adapter.settings["rank"]:
+            raise InputError(f"{path}: its rank is {settings['rank']!r:.20}; continue with --rank of that")
+        for name, usual in AS_IN_THE_PAPER.items():
+            if [settings.get(name, usual), adapter.settings.get(name, usual)] != [usual, usual]:
+                raise InputError(f"{path}: --continue-from goes with --{name} as in the paper only")
+        for layer, heads in settings["heads"].items():
+            if layer not in adapter.layers:
+                continue
+            update = adapter.layers[layer]
+            update.A.data.copy_(tensors[f"layers.{layer}.A"])
+            update.gamma.data.copy_(tensors[f"layers.{layer}.gamma"])
+            for i, h in enumerate(update.heads.tolist()):
+                if h in heads:
+                    update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
