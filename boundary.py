@@ -11,7 +11,7 @@ from pathlib import Path
 
 BROKEN = (  # all that reading a file that is not what it should be is known to raise
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(ArithmeticError, RecursionError, MemoryError),
+    *(ArithmeticError, RecursionError, MemoryError, StopIteration),
 )
 
 
@@ -69,7 +69,9 @@ def in_short(error):
 def parse_json(content):
     """JSON in bytes, with or without a byte-order mark -> plain data. Raises ValueError, also for what would end a run
     later: a number that is not finite, half a surrogate pair (no file can hold it), nesting."""
-    value = json.loads(content.decode("utf-8-sig"), parse_int=finite, parse_float=finite, parse_constant=finite)
+    large = re.search(rb"[eE]\+?\d{3}|\d{300}", content)  # only then are numbers looked at: that takes time
+    numbers = dict.fromkeys(("parse_int", "parse_float"), finite) if large else {}
+    value = json.loads(content.decode("utf-8-sig"), parse_constant=finite, **numbers)
     if re.search(rb"\\u[dD][89a-fA-F]", content):
         json.dumps(value, ensure_ascii=False).encode()
     return shallow(value)
@@ -85,7 +87,7 @@ def finite(digits):
 def shallow(value):
     """The same value. Raises ValueError if lists and dicts are nested deeper than 100, or hold themselves."""
     level = [[value]]
-    for _ in range(102):
+    for _ in range(101):
         inside = (v.values() if isinstance(v, dict) else v for v in level)
         level = {id(v): v for values in inside for v in values if isinstance(v, (dict, list))}.values()
         if not level:

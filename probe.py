@@ -154,7 +154,7 @@ def save_selection(path, heads, scores=None):
 def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     with reading(path, "a head selection for this model", RuntimeError):
-        selection = unsealed(read_json(path))
-        if selection["scores"] and torch.tensor(selection["scores"]).shape != (config.layers, config.value_heads):
+        found, size = unsealed(read_json(path)), (config.layers, config.value_heads)
+        if (scores := found["scores"]) is not None and torch.tensor(scores).shape != size:
             raise ValueError("scores are a number for each head of each layer")
-        return check_heads(config, selection["heads"]), selection["scores"]
+        return check_heads(config, found["heads"]), scores

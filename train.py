@@ -46,7 +46,14 @@ from harness.processes import (
     sum_over_processes,
 )
 from harness.report import show_example, show_method, show_model
-from harness.state import make_folder, pixel_limits, restore, resumable, save_state, start
+from harness.state import (
+    make_folder,
+    pixel_limits,
+    restore,
+    resumable,
+    save_state,
+    start,
+)
 from imagelora import METHODS, load_adapter
 from model import VLM
 from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA

@@ -24,7 +24,13 @@ def read_config(path_or_hub_id):
     folder = checkpoint_folder(path_or_hub_id)
     file, generation_file = folder / "config.json", folder / "generation_config.json"
     raw = read_json(file)
-    generation = read_json(generation_file) if generation_file.exists() else None
+    generation = None
+    if generation_file.exists():
+        with reading(generation_file, "a generation configuration"):
+            generation = {**read_json(generation_file)}
+            ends = generation.get("eos_token_id", [])
+            for end in ends if isinstance(ends, list) else [ends]:
+                check_number("eos_token_id", end, int, 0, 2**22)
     family = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
@@ -50,6 +56,8 @@ def read_preprocessor(path_or_hub_id):
         for name in ("min_pixels", "max_pixels", "shortest_edge", "longest_edge"):
             if limits.get(name) is not None:
                 check_number(name, limits[name], int, 1, 2**40)
+        if (limits.get("min_pixels") or 0) > (limits.get("max_pixels") or 2**40):
+            raise ValueError("max_pixels is below min_pixels")
     return preprocessor
 
 
@@ -58,7 +66,9 @@ def read_tokenizer(path_or_hub_id):
     file = checkpoint_folder(path_or_hub_id) / "tokenizer.json"
     read_json(file)  # missing or broken: one clear line
     with reading(file, "a tokenizer", Exception):  # tokenizers raises nothing narrower
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.decode(tokenizer.encode("Is it 17 + 25 = 42?\n你好").ids)
+        return tokenizer
 
 
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
@@ -165,9 +175,10 @@ def checkpoint_files(folder):
     if index.exists():
         with reading(index, "a complete index of a checkpoint"):
             names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
-            if any(Path(name).name != name for name in names):
-                raise ValueError("its weight_map names a file that is not beside it")
-        files = [folder / name for name in names]
+            files = [folder / name for name in names]
+            for name, file in zip(names, files):
+                if Path(name).name != name or not file.is_file():
+                    raise ValueError(f"it names {name!r:.60}, which is not beside it")
     else:
         files = [folder / "model.safetensors"]
     for file in files:

@@ -100,9 +100,11 @@ class Config:
         with reading(source, "a complete Qwen2.5-VL configuration"):
             text = {"tie_word_embeddings": False} | raw.get("text_config", {})
             rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
-            flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
+            flat = text | {k: v for k, v in raw.items() if v is not None} | rope
             vision = raw.get("vision_config", {})
             vision = {"in_chans": vision.get("in_channels", 3)} | vision
+            if generation and "eos_token_id" in generation:
+                flat["eos_token_id"] = generation["eos_token_id"]
             if isinstance(flat.get("eos_token_id"), int):
                 flat["eos_token_id"] = [flat["eos_token_id"]]
             encoder = VisionConfig(**fields_of(VisionConfig, vision))

@@ -157,7 +157,7 @@ def read_rates(out):
     with reading(out / RATES, "learning rates"):
         rates = read_json(out / RATES)["rates"]
         for flags in SEARCHED:
-            check_number(flags, float(rates[flags]), float, 1e-12, 1e3)
+            check_number(flags, rates[flags], float, 1e-12, 1e3)
         return rates
 
 

@@ -162,13 +162,18 @@ def restore(state, parameters, optimizer):
         return
     with reading(f"the state of step {state['step']}", "one of these parameters", RuntimeError):
         pairs = list(zip(parameters, state["parameters"], strict=True))
-        for i, moments in state["optimizer"]["state"].items():
-            pairs += [(parameters[i], moments["exp_avg"]), (parameters[i], moments["exp_avg_sq"])]
+        moments, now = state["optimizer"]["state"], optimizer.state_dict()
+        for i, of_p in moments.items():
+            pairs += [
+                (parameters[i], of_p["exp_avg"]),
+                (parameters[i], of_p["exp_avg_sq"]),
+                (torch.zeros(()), of_p["step"]),
+            ]
         if any(p.shape != saved.shape or not saved.isfinite().all() for p, saved in pairs):
             raise ValueError("a shape differs, or a number is NaN or infinite")
         for p, saved in zip(parameters, state["parameters"]):
             p.data.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(now | {"state": moments})
 
 
 def pixel_limits(min_pixels, max_pixels, adapter_file):

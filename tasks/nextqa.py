@@ -29,8 +29,10 @@ FRAME_RATE = 30
 
 def rows(name, root, split):
     file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
-    names = root / "map_vid_vidorID.json"  # video -> the name of its folder or file
-    names = read_json(names) if names.exists() else {}
+    names, names_file = {}, root / "map_vid_vidorID.json"  # video -> the name of its folder or file
+    if names_file.exists():
+        with reading(names_file, "names of videos"):
+            names |= read_json(names_file)
     with reading(file, "a table of NExT-QA", csv.Error):
         table = list(csv.DictReader(io.StringIO(read_bytes(file, ROWS).decode("utf-8-sig"), newline="")))
     for i, row in enumerate(table, start=2):

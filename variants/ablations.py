@@ -7,6 +7,8 @@ from boundary import InputError, parse_json, reading
 from files import read_metadata, read_safetensors
 from imagelora import METHODS, Adapter, ImageLoRA, ImageLoRALayer, check_heads
 
+CHOICES = {"path": ("v", "k", "q", "o"), "tokens": ("visual", "text", "all"), "shared": ("layer", "model", "none")}
+
 
 class AblationLayer(ImageLoRALayer):
     """ImageLoRALayer with switches.
@@ -93,8 +95,9 @@ class Ablation(ImageLoRA):
         outer=False,
     ):
         heads = check_heads(config, heads)
-        if shared not in ("layer", "model", "none"):
-            raise InputError(f"shared {shared!r}: choose from layer, model, none")
+        for name, value in {"path": path, "tokens": tokens, "shared": shared}.items():
+            if value not in CHOICES[name]:
+                raise InputError(f"{name} {value!r:.40}: choose from {', '.join(CHOICES[name])}")
         if path == "o" and (shared != "layer" or outer):
             raise InputError("--path o has an A for each head and one B: it goes without --shared and --outer")
         settings = {"rank": rank, "alpha": alpha, "gamma": gamma}
