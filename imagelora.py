@@ -30,7 +30,7 @@ import json
 import torch
 from torch import nn
 
-from boundary import InputError, parse_json, reading
+from boundary import InputError, check_number, parse_json, reading
 from files import read_metadata, read_safetensors, write_safetensors
 
 FORMAT = "2"  # of adapter files; in format 1 gamma was called gate
@@ -202,8 +202,7 @@ def load_adapter(path, vlm):
         if metadata["base"] != vlm.fingerprint():
             raise InputError(f"{path}: made for another checkpoint ({metadata['base']}, this is {vlm.fingerprint()})")
         kind, settings = METHODS[metadata["method"]], parse_json(metadata["settings"].encode())
-        with torch.device("meta"):  # names and shapes without memory: a file can ask for any rank
-            kind(vlm.config, **settings).load_state_dict(tensors, assign=True)
+        check_number("rank", settings.get("rank", 1), int, 1, 10**4)  # before it takes memory
         adapter = kind(vlm.config, **settings)
         adapter.load_state_dict(tensors)
         adapter.notes = parse_json(metadata["notes"].encode())
