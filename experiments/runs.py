@@ -156,15 +156,18 @@ def read_rates(out):
     """{searched flags: best learning rate}, from the folder of the results."""
     with reading(out / RATES, "learning rates"):
         rates = read_json(out / RATES)["rates"]
-        for flags in SEARCHED:
-            check_number(flags, rates[flags], float, 1e-12, 1e3)
+        for flags, lr in rates.items():
+            check_number(flags, lr, float, 1e-12, 1e3)
         return rates
 
 
 def rate(flags, rates):
     """The learning rate for a row: that of the longest searched flags which the row's flags contain."""
     fitting = [searched for searched in SEARCHED if flag_set(searched) <= flag_set(flags)]
-    return rates[max(fitting, key=lambda searched: len(flag_set(searched)))]
+    nearest = max(fitting, key=lambda searched: len(flag_set(searched)))
+    if nearest not in rates:
+        raise InputError(f"{RATES}: no rate for {nearest!r}; search the learning rates again")
+    return rates[nearest]
 
 
 def flag_set(flags):
