@@ -2,11 +2,11 @@
 
 from variants.criteria import CRITERIA
 
-STEPS = 200
+STEPS = 150  # one pass over the 4,800 rows
 ALL, HALF, FEW = 24, 12, 6  # heads of the tiny model; FEW, a quarter of them, is the authors' default budget
 COMMON = (  # what every run has, if its row does not say otherwise
     f"--data scenes --heads {HALF} --steps {STEPS} --limit 4800"
-    " --eval-limit 1000 --eval-split test --no-base --eval-every 0"
+    " --eval-limit 800 --eval-split test --no-base --eval-every 0"
 )
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {"main": (0, 1, 2, 3, 4)}
