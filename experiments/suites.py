@@ -27,7 +27,7 @@ BASE = {"base": "--method none"}
 LORA = {"LoRA": "--method lora"}
 OURS = {"Image-LoRA": ""}  # what COMMON says: HALF probed heads
 ALL_HEADS = {"Image-LoRA, all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
-KEPT = f"--save-every {STEPS // 4} --keep-states"  # four states of the training
+KEPT = f"--save-every {STEPS // 3} --keep-states"  # three states of the training
 ALONE = "trained on boxes alone"
 BOXES = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
 
