@@ -6,7 +6,7 @@ You will see how a question about an image becomes what the model reads, and whe
     Processor.from_pretrained(model)        -> processor
     processor(examples)                     -> Batch, what VLM.loss and VLM.generate take
 
-One row of a batch is Qwen's chat template, with one <|image_pad|> (in a video <|video_pad|>) for every visual token:
+One row is Qwen's chat template (Qwen3-VL: no system turn), with an <|image_pad|> or <|video_pad|> for each visual token:
 
     <|im_start|>system
     You are a helpful assistant.<|im_end|>
