@@ -22,17 +22,18 @@ from conftest import (
     write_checkpoint,
 )
 from short_run import SMALL_RUN, adapter_of, equal, run
+from task_folders import MAKERS
 
 import train
 from backbones.checkpoint import hub_name, our_name, read_config
 from backbones.qwen3_vl import Config, table_entries
-from data import Example, Processor
+from data import Example, Processor, load
 from files import InputError, read_json, read_safetensors, write_safetensors
 from harness.encodings import encode_images
 from harness.evaluate import prediction
 from imagelora import ImageLoRA, load_adapter
 from model import VLM
-from tasks import score
+from tasks import TASKS, score
 from tasks.boxes import box_from_model, box_to_model, in_another_scale
 from tasks.images import Visual
 from tasks.rows import BOX_ANSWER
@@ -266,6 +267,17 @@ def test_every_real_refcoco_box_comes_back_within_half_a_thousandth(shared, spli
 
 
 # -- complete runs
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_data_set_trains_and_what_is_learnt_from_a_row_scores_one(name, vlm, checkpoint, tmp_path):
+    MAKERS[name](tmp_path)
+    processor = Processor.from_pretrained(checkpoint, max_pixels=12544)
+    examples = load(name, tmp_path, TASKS[name].eval_split)
+    for example in examples:
+        made = prediction(example, processor.answer_text(example), processor)
+        assert (made["score"], made["failed"]) == (1, False), made
+    assert vlm.loss(processor(examples[:3], share_images=True)).isfinite()
 
 
 @pytest.fixture(scope="module")
