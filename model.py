@@ -100,7 +100,7 @@ class Attention(nn.Module):
         # The value is the one path that changes what is taken and not who is looked at.
         v = self.adapted("v", v, x, visual_index)
 
-        # Split into heads, then turn queries and keys by their positions.
+        # Split into heads, then turn queries and keys (in some families normed before) by their positions.
         q, k, v = (y.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         if cache is not None:

@@ -41,8 +41,11 @@ def read_preprocessor(path_or_hub_id):
     preprocessor = preprocessor.get("image_processor", preprocessor)
     if not {"image_mean", "image_std"} <= preprocessor.keys():
         raise InputError(f"{file}: no image_mean and image_std")
-    size = preprocessor.get("size", {})  # where newer files have the limits
-    limits = {"min_pixels": size.get("shortest_edge", 56 * 56), "max_pixels": size.get("longest_edge", 28 * 28 * 1280)}
+    size = preprocessor.get("size") or {}  # where newer files have the limits
+    limits = {
+        "min_pixels": size.get("shortest_edge") or 56 * 56,
+        "max_pixels": size.get("longest_edge") or 28 * 28 * 1280,
+    }
     return limits | {k: v for k, v in preprocessor.items() if v is not None}
 
 
