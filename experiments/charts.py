@@ -26,16 +26,16 @@ from harness.figures import (
     wrap,
 )
 
-PURPLE = (204, 121, 167)
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE)  # of the series, in their order
+COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167))  # of series, in their order; a mean has the second
+KINDS = {"base": GREY, "Image-LoRA": BLUE, "LoRA": ORANGE}  # series that have the same colour in every picture
 TITLE, TEXT, SMALL, LINE = 26, 22, 19, 40  # sizes of letters, height of a row
 WIDTHS = {1: 620, 2: 420, 3: 320}  # of a panel, by the number of panels beside each other; more: 260
-CAPTION = "circle: one seed; bar and number: the mean"
+CAPTION = "circle: one seed; bar: the mean of the seeds"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One column: {row: {series: [value of each seed]}}; a series without a name has no legend."""
+    """One column: {row: {series: [value of each seed]}}. A series is one of KINDS, or "" where a row has only one."""
 
     title: str
     form: str  # how a number is written; "%": as a percentage
@@ -43,26 +43,28 @@ class Panel:
 
 
 def written(value, form):
-    return f"{100 * value:.0f} %" if form == "%" else f"{value:{form}}"
+    return f"{100 * value:.1f} %" if form == "%" else f"{value:{form}}"
+
+
+def tick_text(value, form):
+    return f"{100 * value:g} %" if form == "%" else f"{value:g}"
 
 
 def blocks(path, title, panels):
     """Draw [[Panel, ...], ...]: the panels of a block have the same rows and stand beside each other."""
     left = 40 + max(text_width(name, TEXT) for block in panels for panel in block for name in panel.rows)
     widths = [left + len(block) * (width_of(block) + 110) for block in panels]
-    heights = [110 + LINE * len(block[0].rows) + 60 for block in panels]
-    series = list(
-        dict.fromkeys(name for block in panels for panel in block for row in panel.rows.values() for name in row)
-    )
-    named = [name for name in series if name]
-    picture, pen = canvas(max(max(widths), 1000), 100 + 40 * bool(named) + sum(heights) + 50)
+    heights = [70 + LINE * len(block[0].rows) + 60 for block in panels]
+    shown = {name for block in panels for panel in block for row in panel.rows.values() for name in row}
+    named = [name for name in KINDS if name in shown]
+    picture, pen = canvas(max(max(widths), 1000), 90 + 40 * bool(named) + sum(heights) + 40)
 
     # What the picture asks, and which colour is what.
     for i, line in enumerate(wrap(title, TITLE, picture.width - 40, 2)):
         pen.text((20, 16 + 34 * i), line, BLACK, font(TITLE))
-    x, y = 24, 100
-    for name, colour in zip(named, COLOURS):
-        pen.rectangle((x, y, x + 24, y + 20), colour)
+    x, y = 24, 90
+    for name in named:
+        pen.rectangle((x, y, x + 24, y + 20), KINDS[name])
         pen.text((x + 34, y + 10), name, BLACK, font(TEXT), anchor="lm")
         x += 70 + text_width(name, TEXT)
 
@@ -71,7 +73,7 @@ def blocks(path, title, panels):
         for i, name in enumerate(block[0].rows):
             pen.text((left - 16, y + 70 + LINE * (i + 0.5)), name, BLACK, font(TEXT), anchor="rm")
         for i, panel in enumerate(block):
-            dots(pen, panel, series, left + i * (width_of(block) + 110), y + 70, width_of(block))
+            dots(pen, panel, left + i * (width_of(block) + 110), y + 70, width_of(block))
         y += height
     pen.text((20, picture.height - 34), CAPTION, GREY, font(SMALL))
     save(picture, path)
@@ -81,8 +83,8 @@ def width_of(block):
     return WIDTHS.get(len(block), 260)
 
 
-def dots(pen, panel, series, left, top, width):
-    """One panel: in each row its series beside each other, on an axis that all rows share."""
+def dots(pen, panel, left, top, width):
+    """One panel: in each row its series, on an axis that all rows share."""
     found = [v for row in panel.rows.values() for values in row.values() for v in numbers(values)]
     low, high = min(found, default=0), max(found, default=1)
     edge = 0.06 * (high - low) or 0.02
@@ -95,24 +97,17 @@ def dots(pen, panel, series, left, top, width):
         pen.text((left, top - 62 + 27 * i), line, BLACK, font(TEXT))
     for tick in nice_ticks(low, high, 4):
         pen.line((at(tick), top, at(tick), bottom), (225, 225, 225))
-        pen.text(
-            (at(tick), bottom + 8),
-            written(tick, panel.form if panel.form == "%" else "g"),
-            BLACK,
-            font(SMALL),
-            anchor="mt",
-        )
-    several = any(len(row) > 1 for row in panel.rows.values())
+        pen.text((at(tick), bottom + 8), tick_text(tick, panel.form), BLACK, font(SMALL), anchor="mt")
     for i, row in enumerate(panel.rows.values()):
+        y = top + LINE * (i + 0.5)
         for name, values in row.items():
-            colour = COLOURS[series.index(name) % len(COLOURS)]
-            values, y = numbers(values), top + LINE * (i + 0.5)
+            values = numbers(values)
             for value in values:
-                pen.ellipse((at(value) - 6, y - 6, at(value) + 6, y + 6), outline=colour, width=2)
+                pen.ellipse((at(value) - 6, y - 6, at(value) + 6, y + 6), outline=KINDS.get(name, BLUE), width=2)
             if values:
                 m = sum(values) / len(values)
-                pen.line((at(m), y - 14, at(m), y + 14), colour if several else ORANGE, width=5)
-                if not several:
+                pen.line((at(m), y - 14, at(m), y + 14), KINDS.get(name, ORANGE), width=5)
+                if not name:
                     pen.text((left + width + 14, y), written(m, panel.form), BLACK, font(SMALL), anchor="lm")
 
 

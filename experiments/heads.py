@@ -18,7 +18,7 @@ from experiments.stage import (
     update_replaced,
 )
 from experiments.suites import FEW, STEPS
-from experiments.tables import accuracies, accuracy, measured
+from experiments.tables import OVERLAP, accuracies, accuracy, measured
 from probe import select_heads
 
 # ========== Switched off ==========
@@ -137,7 +137,6 @@ def faithful(reports, seeds, rates, launcher, out):
 
 # ========== Probed elsewhere, and again ==========
 
-OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")
 WRONG = ("day", "negative")  # looks to probe on, for training on the usual data
 
 

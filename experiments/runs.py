@@ -138,7 +138,7 @@ def selection_file(name, heads, launcher):
 
 
 def search_rates(launcher, out):
-    """The same small search for every method and for every switch that changes how far a step goes: four rates, one seed.
+    """The same small search for every method and for every switch that changes how far a step goes: three or four rates, one seed.
     The best accuracy (that of the tables) on the split "val" wins. Writes the file that `read_rates` reads."""
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --eval scenes-fog"
     tries = [(flags, lr) for flags, lrs in SEARCHED.items() for lr in lrs]

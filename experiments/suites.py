@@ -2,11 +2,11 @@
 
 from variants.criteria import CRITERIA
 
-STEPS = 200
+STEPS = 150  # one pass over the 4,800 rows
 ALL, HALF, FEW = 24, 12, 6  # heads of the tiny model; FEW, a quarter of them, is the authors' default budget
 COMMON = (  # what every run has, if its row does not say otherwise
     f"--data scenes --heads {HALF} --steps {STEPS} --limit 4800"
-    " --eval-limit 1000 --eval-split test --no-base --eval-every 0"
+    " --eval-limit 800 --eval-split test --no-base --eval-every 0"
 )
 SEEDS = (0, 1, 2)
 MORE_SEEDS = {"main": (0, 1, 2, 3, 4)}
@@ -27,7 +27,7 @@ BASE = {"base": "--method none"}
 LORA = {"LoRA": "--method lora"}
 OURS = {"Image-LoRA": ""}  # what COMMON says: HALF probed heads
 ALL_HEADS = {"Image-LoRA, all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
-KEPT = f"--save-every {STEPS // 4} --keep-states"  # four states of the training
+KEPT = f"--save-every {STEPS // 3} --keep-states"  # three states of the training
 ALONE = "trained on boxes alone"
 BOXES = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
 

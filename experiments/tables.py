@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from boundary import reading
-from experiments.charts import Panel, blocks
+from experiments.charts import KINDS, Panel, blocks
+from experiments.suites import FEW
 from files import InputError, read_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -128,28 +129,28 @@ def markdown(result):
 
 # Columns -> a picture
 
+OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")  # columns of two suites
 COLUMNS = {  # suite: the columns that its picture shows, where a table has them; of the others: the first of each table
     "main": ("boxes", "words by day", "text"),
     "looks": ("boxes", "words"),
-    "drift": ("overlap", "rank correlation"),
-    "stability": ("boxes", "overlap", "rank correlation"),
+    "drift": OVERLAP,
+    "stability": ("boxes", *OVERLAP),
 }
-KINDS = ("base", "Image-LoRA", "LoRA")  # rows "fog, base", "fog, LoRA", ... are one line of a picture
 
 
 def panels(suite, title, rows):
     """The panels that show a table: one for each of its columns that are to be seen."""
     there = filled_columns(rows) or list(next(iter(rows.values())))
-    columns = [column for column in there if column.startswith(COLUMNS.get(suite, ()))] or there[:1]
+    columns = [column for column in there if column in COLUMNS.get(suite, ())] or there[:1]
     return [Panel(f"{title}: {c}" if title else c, FORMS.get(c, ".2f"), lines(rows, c)) for c in columns]
 
 
 def lines(rows, column):
-    """{row: {column: values}} -> {line: {series: values}}. Rows that differ in their kind alone share a line."""
+    """{row: {column: values}} -> {line: {series: values}}. Rows "fog, base", "fog, LoRA", ... are one line."""
     found = {}
     for name, row in rows.items():
         line, _, kind = name.rpartition(", ")
-        if kind in KINDS:
+        if line and kind in KINDS:
             found.setdefault(line, {})[kind] = row[column]
         else:
             found[name] = {"": row[column]}

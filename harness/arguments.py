@@ -176,7 +176,11 @@ def make_parser(methods, criteria):
     add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=int)
     rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items() if real)
     add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
-    add("--max-pixels", f"largest area of a resized image; 784 are one token (default: {MAX_PIXELS})", type=int)
+    add(
+        "--max-pixels",
+        f"largest area of a resized image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})",
+        type=int,
+    )
     add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
     add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
 

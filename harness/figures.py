@@ -186,7 +186,7 @@ def examples(path, items, columns=4, side=300):
     columns = min(columns, len(items))
     styles = {"reference": (GREEN, 7), "base": (ORANGE, 3, 7), "tuned": (BLUE, 3)}  # colour, line width, dash
     shown = [name for name in styles if any(name in item for item in items)]
-    foot, gap, top = 88, 16, 60
+    foot, gap, top = 104, 16, 60
     scales = [side / max(item["image"].size) for item in items]
     heights = [round(item["image"].height * scale) for item, scale in zip(items, scales)]
     rows = [max(heights[i : i + columns]) + foot for i in range(0, len(items), columns)]

@@ -49,6 +49,7 @@ has never been asked for a box in them: that is the skill to learn.
 
 import itertools
 import random
+from functools import cache
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
@@ -112,20 +113,21 @@ def touch(a, b):
     return not (beside or above)
 
 
-def paper():
-    """The background: a soft shading that differs at every place."""
+@cache
+def paper(big):
+    """The background, `big` times as large: a soft shading that differs at every place. It is the same in all scenes."""
     down = Image.linear_gradient("L").resize((SIDE, SIDE))
     across = Image.linear_gradient("L").rotate(90).resize((SIDE, SIDE))
     red = across.point(lambda p: 255 - p // 2)
     green = down.point(lambda p: 250 - p // 2)
     blue = Image.blend(across, down, 0.5).point(lambda p: 150 + p * 2 // 5)
-    return Image.merge("RGB", (red, green, blue))
+    return Image.merge("RGB", (red, green, blue)).resize((SIDE * big, SIDE * big))
 
 
 def draw(scene):
     """The image of a scene, drawn at four times the size and reduced, so that edges are smooth."""
     big = 4
-    image = paper().resize((SIDE * big, SIDE * big))
+    image = paper(big).copy()
     pen = ImageDraw.Draw(image)
     for shape, colour, _, box in scene:
         x1, y1, x2, y2 = (big * c for c in box)

@@ -39,7 +39,7 @@ def test_drawn_rows_are_a_function_of_split_and_number(look):
 def test_a_drawn_thing_fills_its_box(shape):
     box = (30, 40, 66, 76)
     image = draw([(shape, "blue", "large", box)])
-    assert ImageChops.difference(image, paper()).getbbox() == pytest.approx(box, abs=1.5)
+    assert ImageChops.difference(image, paper(1)).getbbox() == pytest.approx(box, abs=1.5)
 
 
 def test_an_expression_names_one_thing_and_no_other():
