@@ -261,14 +261,14 @@ def positions(config, ids, grids, fps=2.0):
     after the largest of the three. Time runs by the clock: tokens_per_second a second, rounded down, so the slices of a
     slow video are further from each other. The only slice of an image is at time 0.
     """
-    c, remaining = config.vision, iter(grids)
+    c, remaining = config.vision, list(grids)
     found, start, i = [], 0, 0
     while i < len(ids):
         if ids[i] not in (config.image_token, config.video_token):
             found.append((start, start, start))
             start, i = start + 1, i + 1
             continue
-        t, h, w = next(remaining)
+        t, h, w = remaining.pop(0)
         h, w = h // c.merge, w // c.merge  # in visual tokens
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
         found += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
