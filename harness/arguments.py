@@ -148,9 +148,9 @@ def parse_args(argv, methods, criteria):
     usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
     found["data"], _, folder = (args.data or usual).partition("=")
     found["data_root"] = folder or args.data_root
-    for name in (found["data"], *(args.eval or []), *(args.also or [])):
+    for name in (found["data"], *(args.eval or []), *(args.also or []), args.show or "scenes"):
         if name.partition("=")[0] not in TASKS:
-            raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
+            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
 
     # What the command line does not say depends on the data.
     drawn = found["data"] in DRAWN
@@ -182,7 +182,7 @@ def nonsense(found):
     if found["steps"] is not None and found["epochs"] is not None:
         return "--steps and --epochs exclude each other"
     if not found["targets"] or set(found["targets"]) - set("qkvo"):
-        return f"--targets {found['targets']}: choose from q, k, v, o"
+        return f"--targets {found['targets']:.40}: choose from q, k, v, o"
     smallest, largest = found["min_pixels"] or 0, found["max_pixels"] or (math.inf if found["adapter"] else MAX_PIXELS)
     if smallest > largest:
         return f"--min-pixels {smallest}: max_pixels {largest} is below min_pixels"

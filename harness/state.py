@@ -37,6 +37,8 @@ def start(args):
         if not args.prompt and out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
             raise InputError(f"--out {out}: holds other files; choose another folder")
         return args, out, state
+    if not args.resume and not args.out:  # of another run, which began in the same second
+        return args, out, state
 
     # A folder with a run in it: the flags must be that run's.
     saved = read_json(begun)
