@@ -259,8 +259,8 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
     """The training loop, from state["step"] on. note(line) keeps the numbers of a step and puts them into words.
 
     loader: the Batches of each step; rate(step): its learning rate; mixed: arithmetic in bfloat16. Every `save_every`
-    steps save() writes the state (weights, optimiser, log); the rest of a run is a function of seed and step. Every
-    `eval_every` steps (0: never) accuracy() is a point of state["curve"].
+    steps, and when a signal asks for the end, save() writes the state (weights, optimiser, log); the rest of a run is a
+    function of seed and step. Every `eval_every` steps (0: never) accuracy() is a point of state["curve"].
     """
     # Continue where the state was saved, or at step 0.
     for p, saved in zip(parameters, state["parameters"] or []):
@@ -315,7 +315,7 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
             pending = {"step": step, "lr": rate(step), "ms": 1000 * (now - begun), "wait_ms": 1000 * waited}
             pending |= {"elapsed": now - report.STARTED, "sums": torch.cat([sums, norm[None]])}
 
-            # From time to time: how well it does by now; and what a killed run needs to end in the same adapter.
+            # From time to time: how well it does by now; and, also at a signal, what the run needs to continue.
             done = step + 1
             if eval_every and done % eval_every == 0 and done < steps:
                 state["curve"].append((done, accuracy()))

@@ -28,16 +28,15 @@ def start(args):
     """
     state = NOTHING_YET | {"step": 0, "log": [], "curve": []}
     what = "probe" if args.probe_only else args.method
-    out = Path(args.resume or args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}")
-    check_place(out, "--resume" if args.resume else "--out")
+    named = args.resume or args.out
+    out = Path(named or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}")
     begun = out / "arguments.json"
-    if not begun.is_file():
-        if args.resume:
-            raise InputError(f"{begun}: no such file; --resume takes the folder of a run")
-        if not args.prompt and out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
+    if args.resume and not begun.is_file():
+        raise InputError(f"{begun}: no such file; --resume takes the folder of a run")
+    check_place(out)
+    if not named or not begun.is_file():
+        if args.out and not args.prompt and out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
             raise InputError(f"--out {out}: holds other files; choose another folder")
-        return args, out, state
-    if not args.resume and not args.out:  # of another run, which began in the same second
         return args, out, state
 
     # A folder with a run in it: the flags must be that run's.
@@ -64,14 +63,12 @@ def start(args):
 
 
 def check_place(out, flag="--out"):
-    """Raises InputError if the folder `out`, given by `flag`, cannot be made, or nothing can be written into it."""
+    """Raises InputError if the folder `out`, given by `flag`, cannot be made or written into."""
     there = out.absolute()
     while not os.path.lexists(there):
         there = there.parent
-    if not there.is_dir():
-        raise InputError(f"{flag} {out}: cannot be made, {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {out}: cannot be made, nothing may be written into {there}")
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(f"{flag} {out}: cannot be made, {there} is no folder that may be written into")
 
 
 def make_folder(out, args, log):

@@ -110,12 +110,12 @@ def places(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--out", "PLACE/file"], "--out PLACE/file: cannot be made, PLACE/file is not a folder"),
-        (["--out", "PLACE/file/run"], "--out PLACE/file/run: cannot be made, PLACE/file is not a folder"),
+        (["--out", "PLACE/file"], "--out PLACE/file: cannot be made, PLACE/file is no folder"),
+        (["--out", "PLACE/file/run"], "--out PLACE/file/run: cannot be made, PLACE/file is no folder"),
         (["--out", "PLACE/full"], "--out PLACE/full: holds other files"),
         (["--out", "PLACE/loop"], "argument --out"),
         (["--out", "/dev/null"], "--out /dev/null: cannot be made"),
-        (["--resume", "/dev/null"], "--resume /dev/null: cannot be made, /dev/null is not a folder"),
+        (["--resume", "/dev/null"], "no such file; --resume takes the folder of a run"),
         (["--resume", "PLACE/empty"], "no such file; --resume takes the folder of a run"),
         (["--resume", "PLACE/full"], "no such file; --resume takes the folder of a run"),
         (["--resume", "PLACE/nowhere"], "no such file; --resume takes the folder of a run"),
@@ -147,7 +147,9 @@ def test_a_place_where_nothing_may_be_written_is_refused_at_once(places, capsys,
         monkeypatch.setattr(os, "access", lambda *_: False)
     (places / "empty").chmod(0o500)
     line = complaint(train.main, ["--out", places / "empty/run"], capsys)
-    assert f"nothing may be written into {places / 'empty'}" in line and not list((places / "empty").iterdir())
+    assert f"{places / 'empty'} is no folder that may be written into" in line and not list(
+        (places / "empty").iterdir()
+    )
 
 
 def test_flags_drawn_at_random_end_in_one_line_or_are_understood(tmp_path, monkeypatch, capsys):
