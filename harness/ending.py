@@ -19,9 +19,10 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 
 from files import InputError
-from harness.processes import RANK, WORLD, all_processes
+from harness.processes import RANK, WORLD, all_processes, together
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows: two
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -34,6 +35,7 @@ AT_FIRST = {
     "step": 0,  # up to which it is saved
     "shape": (),  # what a layer was given last
     "terminals": (),  # of the program's output: file descriptors
+    "handlers": {},  # of signals, as they were before
 }
 now = SimpleNamespace(**AT_FIRST)  # what the last line has to know
 
@@ -42,13 +44,12 @@ now = SimpleNamespace(**AT_FIRST)  # what the last line has to know
 def in_one_line():
     """Around a complete program, with the other processes of its run: whatever a user can mend, and signals, end it with
     one line and a code."""
-    vars(now).update(AT_FIRST, terminals=[fd for fd in (1, 2) if os.isatty(fd)])
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other one is told of signals
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants to go on without a terminal
-                before[number] = signal.signal(number, on_signal)
+    vars(now).update(AT_FIRST, handlers={}, terminals=[fd for fd in (1, 2) if os.isatty(fd)])
+    listens = threading.current_thread() is threading.main_thread()  # no other one is told of signals
     try:
+        for number in SIGNALS if listens else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants to go on without a terminal
+                now.handlers[number] = signal.signal(number, on_signal)
         with all_processes():
             yield
     except KeyboardInterrupt:
@@ -63,14 +64,14 @@ def in_one_line():
             stop()
         end(f"error: {reason}", 2)
     finally:
-        for number, handler in before.items():
+        for number, handler in now.handlers.items():
             signal.signal(number, handler)
 
 
 def on_signal(number, frame):
     now.signals += (number,)
     now.stop = now.stop or WORLD == 1  # several processes agree on a step first
-    if number == getattr(signal, "SIGHUP", None):  # nobody reads any more, and writing would fail
+    if signal.Signals(number).name == "SIGHUP":  # nobody reads any more, and writing would fail
         nothing = os.open(os.devnull, os.O_WRONLY)
         for fd in now.terminals:
             os.dup2(nothing, fd)
@@ -79,7 +80,9 @@ def on_signal(number, frame):
 
 
 def stop():
-    """The end by a signal."""
+    """The end by a signal. Further ones change nothing."""
+    for number in now.handlers:
+        signal.signal(number, signal.SIG_IGN)
     line = "stopped; nothing was saved yet"
     if now.folder:
         step = f"step {now.step}" if now.step else "the beginning"
@@ -107,6 +110,8 @@ def explained(error):
         return f"{what}; lower --max-pixels, --batch or --eval-batch, or add --checkpointing"
     if isinstance(error, OSError) and error.errno in NO_DISK:
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
+    if "no space left on device" in said.lower():
+        return f"no room is left on the disk, or in shared memory for --workers ({said:.150})"
     if "DataLoader worker" in said and ("exited unexpectedly" in said or "killed by signal" in said):
         return "a process that reads images was ended from outside, perhaps for its memory; lower --workers"
     return None
@@ -131,6 +136,9 @@ def saved(step):
     """The state of a step is saved: if a signal has asked for it, this is the end."""
     now.step = step
     if now.stop:
+        if WORLD > 1:  # the first process may still be writing
+            with together():
+                dist.all_reduce(torch.zeros(1))
         raise KeyboardInterrupt
 
 

@@ -45,7 +45,7 @@ def start(args):
         raise InputError(f"{out}: begun by another version of this program; begin it again")
     now = vars(args)
     names = set(args.given) - {"resume"} if args.resume else now.keys() - {"given", "resume", "out"}
-    if "data" in names:  # NAME=FOLDER says both
+    if "data" in names and now["data_root"]:  # NAME=FOLDER says both
         names.add("data_root")
     for name in sorted(names):
         if saved[name] != now[name]:
