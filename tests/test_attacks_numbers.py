@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import write_checkpoint
 from short_run import SMALL_RUN, adapter_of, at_loss, equal, run, stopped
 
 import train
-from files import InputError
+from files import InputError, read_safetensors, write_safetensors
 from harness import encodings, ending, state
 from imagelora import ImageLoRA, LoRA
 from model import VLM
@@ -40,6 +41,18 @@ def test_a_number_that_is_not_finite_ends_the_run_and_the_last_good_state_contin
     monkeypatch.undo()
     train.main(["--resume", str(tmp_path)])
     assert "from step 2" in capsys.readouterr().out and equal(adapter_of(finished[0]), adapter_of(tmp_path))
+
+
+def test_a_model_whose_numbers_overflow_is_said_to(checkpoint, tmp_path, capsys):
+    tensors = dict(read_safetensors(checkpoint / "model.safetensors"))
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1e38  # finite, but its products are not
+    shutil.copytree(checkpoint, tmp_path / "large")
+    write_safetensors(tmp_path / "large/model.safetensors", tensors, {})
+    code, line = stopped(capsys, run, tmp_path / "large", tmp_path / "run", "--selection=all")
+    assert code == 2 and re.search(r"the loss is (nan|inf) at step 0; lower --lr", line)
+    code, line = stopped(capsys, run, tmp_path / "large", tmp_path / "probe", "--probe-only")
+    assert code == 2 and "probe scores are not finite: scenes-day train " in line
+    assert not (tmp_path / "probe/heads.json").exists() and not (tmp_path / "run/state.pt").exists()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
