@@ -197,7 +197,7 @@ def probe_scores(vlm, processor, examples, known, samples, seed, criterion):
         scores = scores_of(bar)
     if not scores.isfinite().all():
         bad = [e.name for e in chosen if not scores_of([e]).isfinite().all()] or ["the sum over all rows"]
-        raise InputError(f"probe scores are not finite: {', '.join(bad[:5])}; leave such rows out, or use --dtype float32")
+        raise InputError(f"probe scores are not finite: {', '.join(bad[:5])}; leave them out, or use --dtype float32")
     return scores
 
 
