@@ -3,7 +3,6 @@ is full leaves what was there."""
 
 import json
 import random
-import time
 import zipfile
 from functools import partial
 
@@ -123,7 +122,7 @@ def test_every_value_of_the_arguments_and_of_a_state_has_one_kind(left):
                 continue
             try:
                 save_state(state | {key: wrong}, left)
-            except TypeError:  # a tensor among plain data
+            except (TypeError, AttributeError):  # a tensor among plain data, and no tensors
                 continue
             with pytest.raises(InputError, match="state"):
                 use_state(left)
@@ -194,19 +193,8 @@ def test_a_state_is_used_for_its_own_run_alone(tmp_path, monkeypatch, seed, fing
 
 def test_a_state_without_its_arguments_is_not_taken_for_a_new_run(left):
     (left / "arguments.json").unlink()
-    with pytest.raises(InputError, match="holds the state of another run; choose another folder"):
+    with pytest.raises(InputError, match="holds other files; choose another folder"):
         start(train.arguments([*ARGUMENTS, "--out", str(left)]))
-
-
-def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "strftime", lambda form: "now")
-    found = []
-    for _ in range(2):
-        args, out, state = start(train.arguments(ARGUMENTS))
-        found.append((args, out, state))
-    folders = [make_folder(out, args, state, Model(), {}) for args, out, state in found]
-    assert len(set(folders)) == 2 and all((folder / "arguments.json").exists() for folder in folders)
 
 
 def test_a_state_of_another_version_says_which(left):
@@ -225,7 +213,7 @@ def noise():
 
 
 def note(out, vlm):
-    line = {"step": 0, "sums": torch.tensor([1.0, 2.0, 3.0, 1.0]), "lr": 0.1, "ms": 1.0, "wait_ms": 0.0, "elapsed": 1.0}
+    line = {"step": 0, "sums": torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0, 1.0]), "lr": 0.1, "ms": 1.0, "wait_ms": 0.0, "elapsed": 1.0}
     report.note_step(out, vlm.device, [], line)
 
 
