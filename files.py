@@ -19,8 +19,9 @@ SHOWN = {code: repr(chr(code))[1:-1] for code in OBEYED}
 class InputError(ValueError):
     """Something the user gave is wrong: one line that names it and says what to do. train.py exits with code 2."""
 
-    def __str__(self):  # names of files and values of rows are in it
-        return super().__str__().translate(SHOWN).replace("\n", " ")
+    def __str__(self):  # names of files and values of rows are in it, which may be anything
+        line = super().__str__().translate(SHOWN).replace("\n", " ")
+        return line if len(line) < 2000 else f"{line[:1500]} ... {line[-400:]}"
 
 
 def read_json(file):

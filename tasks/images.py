@@ -91,7 +91,7 @@ def open_image(frame):
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-        return to_rgb(file)
+    return to_rgb(file)
 
 
 @contextmanager
@@ -127,8 +127,10 @@ def to_rgb(image):
         image = image.point(lambda v: v / 256).convert("L")
     # transparent: lay it on white
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
     return image.convert("RGB")
 
 
@@ -216,7 +218,7 @@ def video_frames(path, wanted, rate=None):
     At most `wanted` frames, evenly spread. rate: frames a second of a video that does not say it. Raises InputError for
     a folder without frames and a file with a single one."""
     # a folder: it says nothing about time
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
         if not files:
             raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")

@@ -287,7 +287,7 @@ def test_an_archive_writes_only_files_of_its_own_right_into_the_folder(tmp_path,
             with zipfile.ZipFile(file, "w") as archive:
                 archive.writestr(link, "/etc/hostname")
             content = file.getvalue()
-        elif len(name) < 60_000 and "\ud800" not in name:
+        elif "\0" not in name and "\ud800" not in name:
             content = zipped({f"{name}.json": "[1]", f"{name}/x.json": "[2]"})
         (tmp_path / "a.zip").write_bytes(content)
         count.case(tmp_path, fetch_annotations, tmp_path / "deep/cache", str(tmp_path / "a.zip"))
