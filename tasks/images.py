@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows 40 more,
 # So this many pixels stay below 1 GB. A photo of 48 megapixels is read.
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 10_000  # of an animated file, and as many pixels in all as a hundred of the largest images
-BROKEN = (  # all that Pillow is known to raise for a broken file: it decodes first and finds out then
+BROKEN = (  # all that Pillow is known to raise for a broken file; only its own calls are inside `opened`
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
     *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
@@ -91,7 +91,7 @@ def open_image(frame):
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-    return to_rgb(file)
+        return to_rgb(file)
 
 
 @contextmanager

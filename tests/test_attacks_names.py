@@ -163,7 +163,8 @@ def test_no_name_in_an_annotation_leads_out_of_the_root(root, count, monkeypatch
             opened.clear()
             file = next(iter(files))
             source = file + {"l": ":1", "n": ", row 1", "v": ":2"}[file[-1]]  # .jsonl, .json, .csv
-
+            if name == 10**400 or "\ud800" in str(name):  # no JSON that is read: the line may name the file alone
+                source = root
             split = "test" if data == "screenspot-v2" else "val"
             count.case(source, load, data, root, split)
             assert [f for f in opened if not Path(os.path.normpath(f)).is_relative_to(root)] == [], (data, name)
