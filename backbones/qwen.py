@@ -66,7 +66,9 @@ class QwenConfig:
     vocab: int = key("vocab_size", most=2**22)  # V
     rms_eps: float = key("rms_norm_eps", least=1e-12, most=1)
     rope_theta: float = key("rope_theta", most=1e12)
-    rope_sections: tuple = key("mrope_section", least=0)  # how many of the K/2 frequencies turn with time, height and width
+    rope_sections: tuple = key(
+        "mrope_section", least=0
+    )  # how many of the K/2 frequencies turn with time, height and width
     max_positions: int = key("max_position_embeddings", most=2**24)
     tied: bool = key("tie_word_embeddings", least=0, most=1)  # the head is the embedding table
     image_token: int = key("image_token_id", least=0, most=2**22)

@@ -138,8 +138,8 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path, monkey
     made = []
     for _ in range(3):
         with ending.in_one_line():
-            args, out, _ = state.start(train.arguments([]))
-            made.append(state.make_folder(out, args, []))
+            args, out, saved = state.start(train.arguments([]))
+            made.append(state.make_folder(out, args, saved, Namespace(fingerprint=str), {}))
     assert [folder.name for folder in made] == [f"20300101-000000-scenes-image-lora{end}" for end in ("", "-2", "-3")]
     assert all((folder / "arguments.json").exists() for folder in made)
 

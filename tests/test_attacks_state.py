@@ -213,7 +213,14 @@ def noise():
 
 
 def note(out, vlm):
-    line = {"step": 0, "sums": torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0, 1.0]), "lr": 0.1, "ms": 1.0, "wait_ms": 0.0, "elapsed": 1.0}
+    line = {
+        "step": 0,
+        "sums": torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0, 1.0]),
+        "lr": 0.1,
+        "ms": 1.0,
+        "wait_ms": 0.0,
+        "elapsed": 1.0,
+    }
     report.note_step(out, vlm.device, [], line)
 
 
