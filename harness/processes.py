@@ -3,32 +3,45 @@
 import io
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import InputError
+from files import SHOWN, InputError
 
 RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
 
 
+class Terminal:
+    """A text stream for what is printed, which may hold the text of anybody: it shows control characters instead of obeying
+    them, and escapes what the stream's encoding lacks (a Chinese prompt on a console in cp1252)."""
+
+    def __init__(self, stream):
+        self.stream, self.encoding = stream, stream.encoding or "utf-8"
+
+    def write(self, text):
+        return self.stream.write(text.translate(SHOWN).encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def all_processes():
     """Join the other processes of this run, if there are any. The first process speaks for all."""
-    if WORLD == 1:
-        yield
-        return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    if RANK > 0:
-        sys.stdout = io.StringIO()
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    with redirect_stdout(io.StringIO() if RANK > 0 else Terminal(sys.stdout)):
+        if WORLD == 1:
+            yield
+            return
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def choose_device(name, dtype, full=False):
