@@ -231,14 +231,14 @@ def count_positions(config, ids, blocks):
     blocks: (times, rows, columns in patches) of each run of visual tokens. Text counts on in all three. Visual tokens
     count time, rows and columns from there, and the text after them continues after the largest of the three.
     """
-    merge, remaining = config.vision.merge, iter(blocks)
+    merge, remaining = config.vision.merge, list(blocks)
     found, start, i = [], 0, 0
     while i < len(ids):
         if ids[i] not in (config.image_token, config.video_token):
             found.append((start, start, start))
             start, i = start + 1, i + 1
             continue
-        times, h, w = next(remaining)
+        times, h, w = remaining.pop(0)
         h, w = h // merge, w // merge  # in visual tokens
         found += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
         start, i = start + max(times[-1] + 1, h, w), i + len(times) * h * w
