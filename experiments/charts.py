@@ -8,6 +8,7 @@ attention     where an answer looks in an image
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import mean
 
 from PIL import Image
 
@@ -105,7 +106,7 @@ def dots(pen, panel, left, top, width):
             for value in values:
                 pen.ellipse((at(value) - 6, y - 6, at(value) + 6, y + 6), outline=KINDS.get(name, BLUE), width=2)
             if values:
-                m = sum(values) / len(values)
+                m = mean(values)
                 pen.line((at(m), y - 14, at(m), y + 14), KINDS.get(name, ORANGE), width=5)
                 if not name:
                     pen.text((left + width + 14, y), written(m, panel.form), BLACK, font(SMALL), anchor="lm")

@@ -131,7 +131,7 @@ def markdown(result):
 
 OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")  # columns of two suites
 COLUMNS = {  # suite: the columns that its picture shows, where a table has them; of the others: the first of each table
-    "main": ("boxes", "words by day", "text"),
+    "main": ("boxes", "boxes by day", "text"),
     "looks": ("boxes", "words"),
     "drift": OVERLAP,
     "stability": ("boxes", *OVERLAP),
@@ -204,8 +204,12 @@ def measured_section(suite, results):
 
 
 def refresh_page():
-    """Fill docs/experiments.md from the project's own results."""
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), RESULTS))
+    """Fill docs/experiments.md from the project's own results, and draw their pictures again."""
+    page = PAGE.read_text(encoding="utf-8")
+    write_text(PAGE, filled(page, RESULTS))
+    for suite in places(page):
+        if (RESULTS / f"{suite}.json").exists():
+            draw(RESULTS / f"{suite}.png", suite, read_json(RESULTS / f"{suite}.json"))
 
 
 def is_published(out):

@@ -120,7 +120,8 @@ class Parser(argparse.ArgumentParser):
     """What is wrong with the flags is one line."""
 
     def error(self, message):
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        line = " ".join(message.split())
+        print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
         sys.exit(2)
 
 

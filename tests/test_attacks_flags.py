@@ -36,6 +36,8 @@ TOGETHER = [  # flags that exclude each other or need another, and what is said
     (["--continue-from", __file__, "--method", "lora"], "--continue-from needs"),
     (["--nonsense"], "--nonsense"),
     (["rows.jsonl"], "rows.jsonl"),
+    (["\x1b[2Jrows.jsonl"], "?[2Jrows.jsonl"),
+    (["--score", "\x1b[2J"], "--score: ?[2J: no such file"),
     (["--steps"], "--steps"),
     *(([flag, "coco"], "unknown data set 'coco'") for flag in ("--data", "--eval", "--also")),
 ]

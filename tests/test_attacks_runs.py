@@ -31,6 +31,17 @@ STEPS = 4  # of SMALL_RUN, after three batches of the probe
 # -- signals
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Signals do what they usually do: a shell may have started the tests with some of them ignored."""
+    before = {number: signal.getsignal(number) for number in ending.SIGNALS}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", [number.name for number in ending.SIGNALS])
 def test_a_signal_while_training_saves_the_step_and_says_how_to_continue(
     finished, checkpoint, tmp_path, monkeypatch, capsys, name

@@ -12,12 +12,12 @@ def colours(path):
 
 
 def test_a_suites_picture_shows_its_columns_and_that_of_another_suite_the_first_with_values():
-    rows = {"a": {"boxes": [0.5], "words": [0.6], "words by day": [0.7], "text": [0.8], "text logits": [0]}}
-    assert [panel.title for panel in panels("main", "", rows)] == ["boxes", "words by day", "text"]
+    rows = {"a": {"boxes": [0.5], "words": [0.6], "boxes by day": [0.7], "text": [0.8], "text logits": [0]}}
+    assert [panel.title for panel in panels("main", "", rows)] == ["boxes", "boxes by day", "text"]
     assert [panel.title for panel in panels("looks", "", rows)] == ["boxes", "words"]
     assert [panel.title for panel in panels("criteria", "T", rows)] == ["T: boxes"]
     assert [panel.title for panel in panels("criteria", "", {"a": {"boxes": [None], "accuracy": [1]}})] == ["accuracy"]
-    moved = {"after 5 steps": dict.fromkeys(OVERLAP, [0.5])}
+    moved = {"after 5 steps": {column: [0.5] for column in OVERLAP}}
     assert [panel.title for panel in panels("drift", "", moved)] == list(OVERLAP)
     assert [panel.form for panel in (*panels("main", "", rows)[:1], *panels("drift", "", moved)[:1])] == ["%", ".2f"]
 
