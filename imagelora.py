@@ -30,8 +30,7 @@ import json
 import torch
 from torch import nn
 
-from boundary import InputError, check_number, parse_json, reading
-from files import read_metadata, read_safetensors, write_safetensors
+import files
 
 FORMAT = "2"  # of adapter files; in format 1 gamma was called gate
 
@@ -119,7 +118,7 @@ class Adapter(nn.Module):
         (method,) = [name for name, kind in METHODS.items() if kind is type(self)]
         metadata = {"format_version": FORMAT, "method": method, "base": self.base}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
-        write_safetensors(path, self.state_dict(), metadata)
+        files.write_safetensors(path, self.state_dict(), metadata)
 
 
 class ImageLoRA(Adapter):
@@ -193,17 +192,18 @@ METHODS = {"image-lora": ImageLoRA, "lora": LoRA}  # train.py's --method; a new 
 
 def load_adapter(path, vlm):
     """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
-    metadata, tensors = read_metadata(path), dict(read_safetensors(path))
-    if metadata.get("format_version", FORMAT) != FORMAT:
-        raise InputError(f"{path}: written by another version (format {metadata['format_version']}); train it again")
+    metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
+    if (version := metadata.get("format_version", FORMAT)) != FORMAT:
+        raise files.InputError(f"{path}: written by another version (format {version}); train it again")
     if metadata.get("method") not in METHODS:
-        raise InputError(f"{path}: not an adapter file; its method would be one of {', '.join(METHODS)}")
-    with reading(path, "an adapter that fits this model", RuntimeError):
+        raise files.InputError(f"{path}: not an adapter file; its method would be one of {', '.join(METHODS)}")
+    with files.reading(path, "an adapter that fits this model", RuntimeError):
         if metadata["base"] != vlm.fingerprint():
-            raise InputError(f"{path}: made for another checkpoint ({metadata['base']}, this is {vlm.fingerprint()})")
-        kind, settings = METHODS[metadata["method"]], parse_json(metadata["settings"].encode())
-        check_number("rank", settings.get("rank", 1), int, 1, 10**4)  # before it takes memory
+            raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
+        kind, settings = METHODS[metadata["method"]], json.loads(metadata["settings"])
+        if not 1 <= settings.get("rank", 1) <= 10**4:  # before it takes memory
+            raise ValueError(f"rank {settings['rank']}")
         adapter = kind(vlm.config, **settings)
         adapter.load_state_dict(tensors)
-        adapter.notes = parse_json(metadata["notes"].encode())
+        adapter.notes = json.loads(metadata["notes"])
     return adapter.attach(vlm)

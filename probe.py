@@ -22,8 +22,7 @@ import random
 import torch
 from torch import nn
 
-from boundary import reading, sealed, unsealed
-from files import read_json, write_text
+from files import read_json, reading, write_text
 from imagelora import ImageLoRA, check_heads
 
 
@@ -148,13 +147,13 @@ def random_heads(config, budget, seed):
 
 def save_selection(path, heads, scores=None):
     """Write a selection, and the scores that led to it (lists, [L][G]), as JSON."""
-    write_text(path, json.dumps(sealed({"heads": heads, "scores": scores})) + "\n")
+    write_text(path, json.dumps({"heads": heads, "scores": scores}) + "\n")
 
 
 def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     with reading(path, "a head selection for this model", RuntimeError):
-        found, size = unsealed(read_json(path)), (config.layers, config.value_heads)
+        found, size = read_json(path), (config.layers, config.value_heads)
         if (scores := found["scores"]) is not None and torch.tensor(scores).shape != size:
             raise ValueError("scores are a number for each head of each layer")
         return check_heads(config, found["heads"]), scores

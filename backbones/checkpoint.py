@@ -14,8 +14,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from backbones import FAMILIES
-from boundary import InputError, check_number, reading
-from files import read_json, read_safetensors, write_safetensors, write_text
+from backbones.qwen import check_number
+from files import (
+    InputError,
+    read_json,
+    read_safetensors,
+    reading,
+    write_safetensors,
+    write_text,
+)
 
 
 def read_config(path_or_hub_id):
@@ -99,6 +106,8 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
                 raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
             if (shape := tuple(tensor.shape)) != expected[name]:
                 raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
+            if not tensor.sum(dtype=torch.float32).isfinite():
+                raise InputError(f"{file}: {name} holds NaN or infinity; copy or download it again")
             tensors[name] = tensor.to(dtype)
     missing = [name for name in expected if name not in tensors]
     if missing:

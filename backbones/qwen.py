@@ -13,9 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones.layers import Linear, frequencies, fused_attention, rotate
-from boundary import InputError, check_number, reading
+from files import InputError, reading
 
 # ------------------------------------------------------------------------------------------------------- configuration
+
+
+def check_number(name, value, kind, least, most):
+    """Raises ValueError unless `value` is a number of this kind (a float may be an integer) within these limits."""
+    if type(value) not in (int, kind) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r:.60}, not a number ({kind.__name__}) from {least:g} to {most:g}")
 
 
 def key(name, most=2**20, least=1):

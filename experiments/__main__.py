@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import train
-from boundary import changing
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
@@ -40,6 +39,7 @@ from experiments.tables import (
 )
 from files import InputError
 from harness.arguments import SEED, Parser, Range, path
+from harness.processes import one_line
 from harness.report import commit
 from harness.state import check_place
 
@@ -164,8 +164,7 @@ def main(argv=None):
         train.arguments(f"{COMMON} {args.more}".split())
         check_place(args.runs, "--runs")
         check_place(args.out)
-        with changing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
 
         # The rates come first: every suite needs them.
         if "rates" in args.suites:
@@ -176,7 +175,7 @@ def main(argv=None):
         if "docs" in args.suites:
             refresh_page()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,7 +7,6 @@ models again. Each returns tables, sentences or both; ANALYSES, at the end, says
 import re
 from statistics import mean
 
-from boundary import reading
 from experiments import charts
 from experiments.comparisons import POINTS, compared, not_worse, spearman
 from experiments.heads import faithful, moving, stable
@@ -15,6 +14,7 @@ from experiments.inside import attending, normalization
 from experiments.stage import folder, scores_of
 from experiments.suites import ALONE, NEW_WORDS, SWITCHES
 from experiments.tables import accuracies, accuracy, values
+from files import reading
 from tasks.rows import json_rows
 
 # ========== Against LoRA ==========

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from boundary import InputError, check_number, reading
+from backbones.qwen import check_number
 from experiments.suites import COMMON, SEARCHED
 from experiments.tables import MEASURES, accuracy
-from files import read_json, write_text
+from files import InputError, read_json, reading, write_text
 from probe import save_selection
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 import train
-from boundary import reading, unsealed
 from data import Processor
 from experiments.suites import COMMON
-from files import read_json
+from files import read_json, reading
 from harness.encodings import encode_images, load_examples
 from harness.evaluate import evaluate
 from harness.processes import choose_device
@@ -35,7 +34,7 @@ def scores_of(report):
     """The probe's scores, [L, G], that a run wrote down."""
     file = folder(report) / "heads.json"
     with reading(file, "a head selection with scores", RuntimeError):
-        return torch.tensor(unsealed(read_json(file))["scores"])
+        return torch.tensor(read_json(file)["scores"])
 
 
 @contextmanager

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from boundary import reading
 from experiments.charts import KINDS, Panel, blocks
 from experiments.suites import FEW
-from files import InputError, read_json, write_text
+from files import InputError, read_json, reading, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"  # the project's own results, which its page shows

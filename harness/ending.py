@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from files import InputError
-from harness.processes import RANK, WORLD, all_processes, together
+from harness.processes import RANK, WORLD, all_processes, one_line, together
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows: two
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -92,7 +92,7 @@ def stop():
 
 def end(line, code):
     if line:
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,8 +7,8 @@ from statistics import fmean
 import torch
 import torch.distributed as dist
 
-from boundary import InputError, reading
 from data import Example
+from files import InputError, reading
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
 from tasks import score

@@ -15,7 +15,7 @@ import sys
 
 from PIL import Image, ImageDraw, ImageFont
 
-from boundary import writing
+from files import writing
 
 BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
 ORANGE, BLUE, GREEN, PALE_ORANGE = (230, 159, 0), (0, 114, 178), (0, 158, 115), (252, 240, 214)

@@ -9,11 +9,21 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from boundary import SHOWN
 from files import InputError
 
 RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
+
+# What a terminal obeys instead of showing it: all control characters but the new line and the tab, and those that turn
+# the direction of writing. Shown, an escape is the four characters \x1b.
+OBEYED = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+SHOWN = {code: repr(chr(code))[1:-1] for code in OBEYED}
+
+
+def one_line(text):
+    """An error's text as one line for a terminal. Names of files and values of rows are in it, which may be anything."""
+    line = str(text).translate(SHOWN).replace("\n", " ")
+    return line if len(line) < 2000 else f"{line[:1500]} ... {line[-400:]}"
 
 
 class Terminal:

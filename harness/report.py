@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
-from boundary import changing
 from data import load
 from files import InputError, write_text
 from harness import ending, figures
@@ -110,8 +109,11 @@ def note_step(out, device, log, line):
     log.append(line)
     if RANK == 0:
         file = out / "log.jsonl"
-        with changing(file), open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:  # a full disk
+            raise InputError(f"{file}: cannot be written ({error.strerror})") from None
     memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 

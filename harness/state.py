@@ -8,21 +8,22 @@ import os
 import shutil
 import time
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from boundary import (
+from backbones.qwen import check_number
+from files import (
     InputError,
-    check_number,
     parse_json,
+    read_json,
+    read_metadata,
     reading,
-    sealed,
-    unsealed,
+    write_text,
     writing,
 )
-from files import read_json, read_metadata, write_text
 from harness import ending
 from harness.arguments import MAX_PIXELS
 from harness.processes import RANK
@@ -103,6 +104,21 @@ def read_state(file):
             if not isinstance(plain[name], kind) and not (plain[name] is None and name in NOTHING_YET):
                 raise ValueError(f"its {name} is not a {kind.__name__}")
         return {name: state[name] for name in (*KINDS, *TENSORS)}
+
+
+def sealed(value):
+    """A dict of plain data with the checksum of what is in it, to be written as JSON."""
+    return value | {"checksum": f"{zlib.crc32(json.dumps(value).encode()):08x}"}
+
+
+def unsealed(value):
+    """The dict that was sealed; one without a checksum, made by hand, as it is. Raises ValueError if it was changed."""
+    content = {key: value[key] for key in value if key != "checksum"}
+    if "checksum" in value and value != sealed(content):
+        raise ValueError(
+            "its checksum does not fit: it was damaged or changed; without its checksum it is taken as it is"
+        )
+    return content
 
 
 def check_place(out, flag="--out"):

@@ -23,9 +23,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from boundary import changing, reading
-from files import ROWS, InputError, write_text
+from files import InputError, reading, write_text
 from tasks.images import opened
+from tasks.rows import MOST
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
 COCO_IMAGES = "http://images.cocodataset.org/train2014/"  # its certificate is for another name, so https fails
@@ -249,7 +249,7 @@ def unpack(file, folder, source):
     names, broken = set(), (zipfile.BadZipFile, zlib.error, RuntimeError)
     with reading(source, "a complete zip archive", *broken), zipfile.ZipFile(file) as archive:
         members = [m for m in archive.infolist() if m.filename.endswith((".json", ".jsonl"))]
-        most = min(ROWS, 100 * os.path.getsize(file))  # text shrinks to a tenth; zipfile unpacks no more than is said
+        most = min(MOST, 100 * os.path.getsize(file))  # text shrinks to a tenth; zipfile unpacks no more than is said
         if len(members) > 1000 or sum(m.file_size for m in members) > most:
             raise InputError(f"{source}: more than 1000 files or {most:,} bytes in this archive; refused")
         for member in members:
@@ -258,7 +258,7 @@ def unpack(file, folder, source):
                 raise ValueError(f"{member.filename!r:.100} is a link or packed in another way")
             name = Path(member.filename).name  # not the path: "../x.json" would leave the folder
             target = folder / name
-            with archive.open(member) as packed, changing(target), open(target, "wb") as unpacked:
+            with archive.open(member) as packed, open(target, "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
             names.add(name)
     if not names:

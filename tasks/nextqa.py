@@ -16,10 +16,9 @@ import csv
 import io
 import re
 
-from boundary import reading
-from files import ROWS, read_bytes, read_json
+from files import read_json, reading
 from tasks.images import FRAMES, find_video, video_frames
-from tasks.rows import file_of
+from tasks.rows import file_of, read_bytes
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -34,7 +33,7 @@ def rows(name, root, split):
         with reading(names_file, "names of videos"):
             names |= read_json(names_file)
     with reading(file, "a table of NExT-QA", csv.Error):
-        table = list(csv.DictReader(io.StringIO(read_bytes(file, ROWS).decode("utf-8-sig"), newline="")))
+        table = list(csv.DictReader(io.StringIO(read_bytes(file).decode("utf-8-sig"), newline="")))
     for i, row in enumerate(table, start=2):
         source = f"{file}:{i}"
         with reading(source, "a row of NExT-QA as known here"):

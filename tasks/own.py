@@ -23,7 +23,7 @@ import re
 import zlib
 from pathlib import Path
 
-from boundary import InputError, reading
+from files import InputError, reading
 from tasks.rows import PLACE, json_rows
 
 FILM = "<video>"  # where a video is in a prompt that says so

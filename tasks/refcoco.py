@@ -18,10 +18,9 @@ import pickle
 import pickletools
 import re
 
-from boundary import InputError, reading, shallow
-from files import MB, ROWS, read_bytes, read_json
+from files import InputError, read_json, reading
 from tasks.boxes import corners, parse_box
-from tasks.rows import json_rows
+from tasks.rows import MB, MOST, json_rows, read_bytes
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),
@@ -86,7 +85,7 @@ def described(ask):
 def refer_rows(folder, pickle_name, split):
     """refs(unc).p has the phrases, instances.json (as COCO's) the boxes: x, y, width, height."""
     file, instances_file = folder / pickle_name, folder / "instances.json"
-    refs, instances = read_pickle(file), read_json(instances_file, ROWS)
+    refs, instances = read_pickle(file), read_json(instances_file, MOST)
     with reading(file, "references of REFER"):
         present = sorted({ref["split"] for ref in refs})
         if split not in present:
@@ -118,6 +117,17 @@ PLAIN = """
     EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
     PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
 """
+
+
+def shallow(value):
+    """The same plain data. Raises ValueError if lists and dicts are nested deeper than 100, or hold themselves."""
+    level = [[value]]
+    for _ in range(101):
+        inside = (v.values() if isinstance(v, dict) else v for v in level)
+        level = {id(v): v for values in inside for v in values if isinstance(v, (dict, list))}.values()
+        if not level:
+            return value
+    raise ValueError("nested deeper than 100")
 
 
 def read_pickle(file):

@@ -22,14 +22,14 @@ from functools import partial
 
 from PIL import Image
 
-from boundary import BROKEN, InputError, parse_json, reading
-from files import MB, ROWS, read_json
+from files import BROKEN, InputError, parse_json, read_json, reading
 from tasks.boxes import OutsideImage, ask_for_sizes, check_box
 from tasks.images import FRAMES, find_video, image_size, video_frames, within
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
-LINE = 16 * MB  # the longest line of a .jsonl file that is read
+MB = 2**20
+LINE, MOST = 16 * MB, 2048 * MB  # the longest line of a .jsonl file, and the largest file, that is read
 FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
 PLACE = "<image>"  # where an image is in a prompt that says so
 IMAGE_FOLDERS = (
@@ -61,7 +61,7 @@ DIGITS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}  # "seven
 def json_rows(file):
     """Yield (row, "file:line") of a .jsonl file, or (row, "file, row i") of a .json list."""
     if file.suffix == ".json":
-        rows = read_json(file, ROWS)
+        rows = read_json(file, MOST)
         if not isinstance(rows, list):
             raise InputError(f"{file}: expected a JSON list of rows")
         for i, row in enumerate(rows, start=1):
@@ -74,6 +74,16 @@ def json_rows(file):
                     raise ValueError(f"a line of more than {LINE // MB} MB")
                 if line.strip():
                     yield parse_json(line), f"{file}:{i}"
+
+
+def read_bytes(file, most=MOST):
+    """The content of a file. Raises InputError, naming it, if it is missing or larger than `most` bytes."""
+    if not file.is_file():  # nor a folder, nor a device without end
+        raise InputError(f"{file}: no such file")
+    with reading(file, f"a file of at most {most // MB} MB"):
+        if (size := file.stat().st_size) > most:
+            raise ValueError(f"it has {size // MB} MB")
+        return file.read_bytes()
 
 
 def file_of(root, split, pattern, hint):

@@ -13,7 +13,7 @@ limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 
-from boundary import InputError, reading
+from files import InputError, reading
 from tasks.boxes import corners
 from tasks.rows import json_rows, own_split
 

@@ -10,16 +10,15 @@ metric   "vqa": agreement with ten people, see `score`
 
 import re
 
-from boundary import reading
-from files import ROWS, read_json
-from tasks.rows import DIGITS, file_of
+from files import read_json, reading
+from tasks.rows import DIGITS, MOST, file_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
 
 
 def rows(name, root, split):
     file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
-    content = read_json(file, ROWS)
+    content = read_json(file, MOST)
     with reading(file, "TextVQA's annotations"):
         listed = [*content["data"]]
     for i, row in enumerate(listed, start=1):

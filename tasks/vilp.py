@@ -17,7 +17,7 @@ metric   "word": the same word after the authors' tables. Image 1 agrees with th
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
 """
 
-from boundary import InputError, reading
+from files import InputError, reading
 from tasks.rows import DIGITS, file_of, json_rows, own_split
 
 PROMPT = "Please answer with one word: {}"

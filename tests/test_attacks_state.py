@@ -14,14 +14,21 @@ from PIL import Image
 from task_folders import write_json, write_lines
 
 import train
-from boundary import InputError, sealed
 from data import Example
 from experiments.runs import RATES, SEARCHED, read_rates, read_report
 from experiments.tables import measured_section
-from files import read_metadata, write_safetensors, write_text
+from files import InputError, read_metadata, write_safetensors, write_text
 from harness import figures, report
 from harness.evaluate import score_again
-from harness.state import FORMAT, make_folder, read_state, restore, save_state, start
+from harness.state import (
+    FORMAT,
+    make_folder,
+    read_state,
+    restore,
+    save_state,
+    sealed,
+    start,
+)
 from imagelora import ImageLoRA
 from probe import load_selection, save_selection
 from tasks.rows import json_rows

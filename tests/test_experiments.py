@@ -12,7 +12,6 @@ import pytest
 from conftest import ROOT
 
 import train
-from boundary import unsealed
 from experiments import __main__ as command
 from experiments import analyses, heads, runs, suites, tables
 from experiments.runs import Launcher, flag_set, rate
@@ -74,7 +73,7 @@ def test_a_run_with_other_heads_is_another_run(tmp_path, monkeypatch):
     assert first != second and [first] == flags({0: [1], 2: [0]})
     file = Path(first.split()[1])
     assert first == f"--selection {file} --lr 0.01 --seed 0 --probe-seed 0"
-    assert unsealed(json.loads(file.read_text())) == {"heads": {"0": [1], "2": [0]}, "scores": None}
+    assert json.loads(file.read_text()) == {"heads": {"0": [1], "2": [0]}, "scores": None}
 
 
 def test_the_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):

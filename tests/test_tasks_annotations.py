@@ -170,5 +170,5 @@ def test_an_archive_on_the_hub_is_fetched_and_one_that_is_not_there_is_named(tmp
     server.server_close()
     assert unpacked(tmp_path / "cache") == UNPACKED, errors
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("boundary.InputError: team/boxes/absent.zip: no such file, and the hub does not give it: ")
+    assert last.startswith("files.InputError: team/boxes/absent.zip: no such file, and the hub does not give it: ")
     assert last.endswith("--annotations FILE_OR_URL names another archive")

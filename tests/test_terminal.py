@@ -9,7 +9,7 @@ from conftest import picture
 
 import train
 from files import InputError
-from harness.processes import Terminal, all_processes, progress
+from harness.processes import Terminal, all_processes, one_line, progress
 
 STEERING = "\x1b[31mred\x1b]0;title\x07 \x9b2J bell\x07 back\b nul\0 return\r\u202ereversed\u2028"
 CHINESE = "红色的杯子在哪里?"
@@ -76,7 +76,7 @@ def test_an_error_is_one_line_without_control_characters(tmp_path, capsys):
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.startswith("error: ") and "val.jsonl:1" in said
     assert len(said.splitlines()) == 1 and control_characters(said) == []
-    assert str(InputError("a\x1b[0m\r\nb")) == "a\\x1b[0m\\r b"
+    assert one_line(InputError("a\x1b[0m\r\nb")) == "a\\x1b[0m\\r b"
 
 
 def test_progress_bars_still_return_to_the_start_of_their_line(capsys):

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from boundary import InputError, parse_json, reading
-from files import read_metadata
+from files import InputError, parse_json, read_metadata, reading
 from imagelora import (
     METHODS,
     Adapter,
