@@ -106,7 +106,7 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
                 raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
             if (shape := tuple(tensor.shape)) != expected[name]:
                 raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
-            if not tensor.sum(dtype=torch.float32).isfinite():
+            if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN, if there is one
                 raise InputError(f"{file}: {name} holds NaN or infinity; copy or download it again")
             tensors[name] = tensor.to(dtype)
     missing = [name for name in expected if name not in tensors]

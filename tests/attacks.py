@@ -10,6 +10,7 @@ import time
 import pytest
 
 from files import InputError
+from harness.processes import one_line
 
 MANY = os.environ.get("IMAGELORA_ATTACKS") == "1"
 SECONDS, MEBIBYTES = 10, 500  # of CPU time, which one case may take; by which all may raise the memory
@@ -17,7 +18,7 @@ SECONDS, MEBIBYTES = 10, 500  # of CPU time, which one case may take; by which a
 
 def one_line(error, named):
     """An error is one line, not a page, and says what it is about."""
-    said = str(error)
+    said = one_line(error)
     assert str(named) in said and len(said.splitlines()) == 1 and len(said) < 2000, said
 
 
