@@ -6,7 +6,7 @@ You will see how a question about an image becomes what the model reads, and whe
     Processor.from_pretrained(model)        -> processor
     processor(examples)                     -> Batch, what VLM.loss and VLM.generate take
 
-One row of a batch is Qwen's chat template, with one <|image_pad|> (in a video <|video_pad|>) for every visual token:
+One row is Qwen's chat template (Qwen3-VL: no system turn), with an <|image_pad|> or <|video_pad|> for each visual token:
 
     <|im_start|>system
     You are a helpful assistant.<|im_end|>
@@ -92,11 +92,11 @@ class Batch:
     visual_source: torch.Tensor  # [N] long: which row of the encoder's output belongs there
     answer_index: torch.Tensor  # [answers], flat: before each supervised token; to generate, the last token of each
     answer_ids: torch.Tensor  # [answers]: the supervised tokens, which the output there predicts; to generate, none
-    patches: torch.Tensor  # [P, 3 * 2 * 14 * 14] float32, every image of the batch once
+    patches: torch.Tensor  # [P, values of a patch] float32, every image of the batch once
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     causal: bool  # no padding and no segments: plain causal attention, without a mask
     examples: list = field(default_factory=list)  # (row, segment) of each Example
-    known: torch.Tensor | None = None  # [their tokens, D]: embeddings of further images, counted after the encoder's
+    known: torch.Tensor | None = None  # what the encoder said of further images, counted after those of `patches`
 
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
@@ -122,10 +122,9 @@ class Processor:
     """Examples -> Batch. Made by `from_pretrained` from a checkpoint's tokenizer, preprocessor and configuration."""
 
     def __init__(self, config, tokenizer, preprocessor, min_pixels=None, max_pixels=None):
-        size = preprocessor.get("size", {})
         self.config, self.preprocessor = config, preprocessor
-        self.min_pixels = min_pixels or preprocessor.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-        self.max_pixels = max_pixels or preprocessor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        self.min_pixels = min_pixels or preprocessor["min_pixels"]
+        self.max_pixels = max_pixels or preprocessor["max_pixels"]
         self.mean = torch.tensor(preprocessor["image_mean"])
         self.std = torch.tensor(preprocessor["image_std"])
         self.factor = config.vision.patch_size * config.vision.merge  # pixels a side of one visual token
@@ -142,7 +141,7 @@ class Processor:
 
     @property
     def family(self):
-        """What is the model family's own: the system line, positions, the scale of boxes."""
+        """What is the model family's own: the system line, spans, positions, the scale of boxes."""
         return FAMILIES[self.config.family]
 
     def __setstate__(self, state):
@@ -227,7 +226,8 @@ class Processor:
         for visual in example.visuals:
             self.resized(visual, example.name)  # an error names the example
             pad = s["video_pad"] if visual.is_video else s["image_pad"]
-            visuals.append([s["vision_start"], *[pad] * self.visual_tokens(visual), s["vision_end"]])
+            spans = self.family.spans(self.config, visual, self.grid(visual), example.fps)
+            visuals.append([(text, [s["vision_start"], *[pad] * count, s["vision_end"]]) for text, count in spans])
 
         # The system line, earlier turns, the question. Images are in the first turn.
         ids = []
@@ -248,27 +248,28 @@ class Processor:
         return Tokens([*ids, *answer_ids, s["im_end"]], len(ids), prefix)
 
     def user_turn(self, prompt, visuals):
-        """The ids of a user's turn and of the beginning of the assistant's. Text is encoded in pieces that end only at
-        an image, as the reference does it: newlines at the start of a prompt merge with the one before."""
+        """The ids of a user's turn and of the beginning of the assistant's; visuals: [(text before it, ids)] of each. Text is
+        encoded up to the next image, as the reference does it: newlines at the start of a prompt merge with that before."""
         s, pieces = self.special, prompt.split(PLACE)
         if len(pieces) != len(visuals) + 1:
             pieces = [*[""] * len(visuals), prompt]
-        ids = [s["im_start"], *self.encode(f"user\n{pieces[0]}")]
-        for visual, piece in zip(visuals, pieces[1:]):
-            ids += [*visual, *self.encode(piece)]
-        return [*ids, s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
+        ids, text = [s["im_start"]], f"user\n{pieces[0]}"
+        for spans, piece in zip(visuals, pieces[1:]):
+            for before, span in spans:
+                ids, text = [*ids, *self.encode(text + before), *span], ""
+            text = piece
+        return [*ids, *self.encode(text), s["im_end"], *self.encode("\n"), s["im_start"], *self.encode("assistant\n")]
 
     def answer_text(self, example):
         """The text to learn. A box goes from pixels of the file to the numbers that the model writes."""
         if isinstance(example.answer, str):
             return example.answer
-        (visual,) = example.visuals
-        return BOX_ANSWER.format(box_to_model(example.answer, visual.size, self.box_scale(visual)))
+        (visual,), end = example.visuals, self.family.BOX_END
+        return BOX_ANSWER.format(box_to_model(example.answer, visual.size, self.box_scale(visual), end))
 
     def count(self, example):
         """(all tokens, visual tokens) of one example; reads no pixels."""
-        visual = sum(self.visual_tokens(v) for v in example.visuals)
-        return len(self.tokens(example).ids), visual
+        return len(self.tokens(example).ids), sum(self.visual_tokens(visual) for visual in example.visuals)
 
     # ----------------------------------------------------------------------------------------- from examples to a batch
 
@@ -278,7 +279,7 @@ class Processor:
         share_images: consecutive examples about the same images share one row. It has the images once, in segment 0,
         then each question with its answer in a segment of its own, at the positions that it would have alone. The mask
         separates the segments, so loss and gradients are those of separate rows.
-        known: {Visual.key: embeddings [its tokens, D]} of images that were encoded before; they are not opened again.
+        known: {Visual.key: what the encoder said of it} of images that were encoded before; they are not opened again.
         Raises ValueError for a mixture, InputError for a bad image or an example longer than the model's positions.
         """
         answered = [example.answer is not None for example in examples]
@@ -308,9 +309,8 @@ class Processor:
         old = [visual for key, visual in visuals.items() if key in known]
         source, count = {}, 0
         for visual in new + old:
-            end = count + self.visual_tokens(visual)
-            source[visual.key] = range(count, end)
-            count = end
+            source[visual.key] = range(count, count + self.visual_tokens(visual))
+            count = source[visual.key].stop
         return new, old, source
 
     def packed(self, examples, tokens, source, share_images):

@@ -10,9 +10,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
+# What a terminal obeys instead of showing it: all control characters but the new line and the tab, and those that turn
+# the direction of writing. Shown, an escape is the four characters \x1b.
+OBEYED = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+SHOWN = {code: repr(chr(code))[1:-1] for code in OBEYED}
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line that names it and says what to do. train.py exits with code 2."""
+
+    def __str__(self):  # names of files and values of rows are in it, which may be anything
+        line = super().__str__().translate(SHOWN).replace("\n", " ")
+        return line if len(line) < 2000 else f"{line[:1500]} ... {line[-400:]}"
 
 
 def read_json(file):

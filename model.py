@@ -71,10 +71,12 @@ class Attention(nn.Module):
     def __init__(self, c, layer):
         super().__init__()
         self.layer, self.head_size = layer, c.head_size
-        self.q_proj = Linear(c.hidden, c.heads * c.head_size)
-        self.k_proj = Linear(c.hidden, c.value_heads * c.head_size)
-        self.v_proj = Linear(c.hidden, c.value_heads * c.head_size)
+        self.q_proj = Linear(c.hidden, c.heads * c.head_size, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden, c.value_heads * c.head_size, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden, c.value_heads * c.head_size, bias=c.qkv_bias)
         self.o_proj = Linear(c.heads * c.head_size, c.hidden, bias=False)
+        self.q_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
         self.adapters = {"q": [], "k": [], "v": [], "o": []}
         self.attention = fused_attention  # the same output as `attend`, faster
 
@@ -98,9 +100,9 @@ class Attention(nn.Module):
         # The value is the one path that changes what is taken and not who is looked at.
         v = self.adapted("v", v, x, visual_index)
 
-        # Split into heads, then turn queries and keys by their positions.
+        # Split into heads, then turn queries and keys (in some families normed before) by their positions.
         q, k, v = (y.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: those of earlier tokens, too
 
@@ -155,26 +157,26 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.rms_eps)
 
-    def forward(self, x, position_ids, mask, visual_index=None, cache=None):
-        """x [B, T, D]: embeddings; position_ids [3, B, T]: time, height, width; mask bool [B, 1, T, S] or None: causal.
-        Returns [B, T, D]."""
+    def forward(self, x, position_ids, mask, visual_index=None, cache=None, deepstack=()):
+        """x [B, T, D]: embeddings; position_ids [3, B, T]: time, height, width; mask bool [B, 1, T, S] or None: causal;
+        deepstack: features [N, D] to be added at the visual positions after layer 0, 1, ... Returns [B, T, D]."""
         T = x.shape[1]
         cos, sin = self.rotary(position_ids)
         x = x.float()  # also in a bfloat16 model: the sum over many layers would lose digits
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, visual_index, cache)
+            if i < len(deepstack):  # a second road into the decoder, for what an image shows: no head is on it
+                x = x.flatten(0, 1).index_add(0, visual_index, deepstack[i].to(x.dtype)).view_as(x)
         if cache is not None:
             cache.length += T
         return self.norm(x)
 
     def rotary(self, position_ids):
-        """Multimodal rotary positions, cos and sin [B, 1, T, K]. The first section of the frequencies turns with a
-        token's time, the second with its height, the third with its width. For text all three are equal, which gives
-        ordinary rotary positions."""
+        """Multimodal rotary positions, cos and sin [B, 1, T, K]. Each frequency turns with a token's time, its height or
+        its width; with which, is the family's own. For text all three are equal: ordinary rotary positions."""
         c = self.config
         angles = position_ids[..., None] * frequencies(c.head_size, c.rope_theta, position_ids.device)  # [3, B, T, K/2]
-        time, height, width = angles.split(c.rope_sections, dim=-1)
-        angles = torch.cat([time[0], height[1], width[2]], dim=-1)  # [B, T, K/2]
+        angles = c.by_axis(angles)  # [B, T, K/2]
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, K]
         return angles.cos(), angles.sin()
 
@@ -204,7 +206,8 @@ class VLM(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def embed(self, batch):
-        """Token embeddings with the visual embeddings at the visual positions, [B, T, D].
+        """Token embeddings with the visual embeddings at the visual positions, [B, T, D]; and a list, [N, D] each, of
+        what DeepStack adds there after the first layers (in families without it: nothing).
 
         Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.known`).
         visual_source[i] is the row of these embeddings that belongs at the i-th visual position; several positions may
@@ -212,20 +215,22 @@ class VLM(nn.Module):
         """
         x = self.model.embed_tokens(batch.input_ids)
         if len(batch.visual_index) == 0:
-            return x
+            return x, []
         visual = []
         if len(batch.grids):
             visual.append(self.visual(batch.patches, batch.grids))
         if batch.known is not None:
             visual.append(batch.known)
-        visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D]
-        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x)
+        visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D], with DeepStack [N, D + D + ...]
+        visual, *deepstack = visual.split(self.config.hidden, dim=1)  # [N, D] each
+        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), deepstack
 
     def decoded(self, batch, cache=None):
         """The decoder's output at every position, [B, T, D]."""
         # Without padding and segments the mask is plain causal attention, which has a kernel of its own.
         mask = None if batch.causal else attention_mask(batch.segments)
-        return self.model(self.embed(batch), batch.position_ids, mask, batch.visual_index, cache)
+        x, deepstack = self.embed(batch)
+        return self.model(x, batch.position_ids, mask, batch.visual_index, cache, deepstack)
 
     def head(self, x):
         """[..., D] -> logits [..., V]. A tied head is the embedding table."""

@@ -31,22 +31,14 @@ from backbones.checkpoint import read_config
 from backbones.layers import compute_twice
 from data import Processor
 from files import InputError, read_metadata
-from harness import report
-from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args
+from harness import ending, report
+from harness.arguments import MAX_PIXELS, evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
-from harness.evaluate import evaluate, score_again, text_logits
-from harness.processes import (
-    RANK,
-    WORLD,
-    all_processes,
-    choose_device,
-    guard,
-    progress,
-    sum_over_processes,
-)
+from harness.evaluate import evaluate, score_again, text_change, text_logits
+from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
 from harness.report import show_example, show_method, show_model
-from harness.state import make_folder, resumable, save_state, start
+from harness.state import make_folder, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
 from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA
@@ -89,11 +81,11 @@ def run(args, command):
             raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         show_example(processor, examples[0])
     rows_a_step = args.batch * args.accumulate  # however many processes share them
-    steps = (args.steps or math.ceil((args.epochs or 1) * len(examples) / rows_a_step)) if examples else 0
-    make_folder(out, args, state["log"])
+    steps = planned_steps(args, len(examples))
+    out = make_folder(out, args, state["log"])
 
     # The encoder is frozen: each image that the run needs is encoded once.
-    upcoming = set(itertools.islice(row_order(examples, args.seed), steps * rows_a_step))
+    upcoming = set(itertools.islice(row_order(examples, args.seed), min(steps * rows_a_step, len(examples))))
     needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in upcoming)]
     known = encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
@@ -127,7 +119,7 @@ def run(args, command):
         settings = vars(args) | {"heads": state["heads"], "gamma": args.gamma if args.learn_gamma else None}
         adapter, parameters = build_method(vlm, method, settings, args.seed)
         if args.continue_from:
-            continue_from(adapter, args.continue_from)
+            continue_from(adapter, args.continue_from, vlm)
         if adapter:
             adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         show_method(vlm, method, parameters, steps, rows_a_step, args.lr, state["heads"])
@@ -138,21 +130,21 @@ def run(args, command):
     # ========== 7. Training ==========
     if examples:
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
-        rows_of_steps = [list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps)]
+        rows_of_steps = (list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps))
         batches = StepBatches(processor, examples, known, args.batch, args.share_images)
-        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
+        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda", "worker_init_fn": ending.deaf}
         loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
         note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
         curve = args.eval_every, lambda: report.by_now(partial(answers, sets[:1]), state["curve"], adapter, out)
-        with resumable(out):
+        with ending.whole_steps():
             train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, note, *save, *curve)
 
     # ========== 8. What the tuned model answers; text must not have changed ==========
     if parameters:
         predictions["tuned"] = answers(sets)
-        logit_change = max((a - b).abs().max().item() for a, b in zip(logits, text_logits(vlm, processor)))
+        logit_change = text_change(logits, text_logits(vlm, processor))
 
     # ========== 9. The adapter, the report, the pictures ==========
     if RANK > 0:  # all processes hold the same result, the first one writes it
@@ -184,7 +176,7 @@ def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None):
     else:
         vlm = VLM.from_scratch(read_config(folder), scratch_seed, dtype, device)
     show_model(model, vlm)
-    guard(vlm)
+    ending.guard(vlm)
     return vlm, processor
 
 
@@ -196,9 +188,17 @@ def probe_scores(vlm, processor, examples, known, samples, seed, criterion):
     with_image = [e for e in examples if e.visuals]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     chosen = [with_image[i] for i in order[:samples].tolist()]
-    with progress(chosen, desc="probe") as bar:
-        batches = (processor([e], known=known).to(vlm.device) for e in bar)
+
+    def scores_of(examples):
+        batches = (processor([e], known=known).to(vlm.device) for e in examples)
         return probe.head_scores(vlm, batches, criterion, seed)
+
+    with progress(chosen, desc="probe") as bar:
+        scores = scores_of(bar)
+    if not scores.isfinite().all():
+        bad = [e.name for e in chosen if not scores_of([e]).isfinite().all()] or ["the sum over all rows"]
+        raise InputError(f"probe scores are not finite: {', '.join(bad[:5])}; leave them out, or use --dtype float32")
+    return scores
 
 
 def choose_heads(config, selection, budget, tau, seed, score):
@@ -250,7 +250,7 @@ def row_order(examples, seed):
     about one image stay together, so that a batch has few images, each of which is encoded once."""
     groups = by_image(examples)
     for epoch in itertools.count():
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
         for g in torch.randperm(len(groups), generator=generator).tolist():
             yield from groups[g]
 
@@ -259,8 +259,8 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
     """The training loop, from state["step"] on. note(line) keeps the numbers of a step and puts them into words.
 
     loader: the Batches of each step; rate(step): its learning rate; mixed: arithmetic in bfloat16. Every `save_every`
-    steps save() writes the state (weights, optimiser, log); the rest of a run is a function of seed and step. Every
-    `eval_every` steps (0: never) accuracy() is a point of state["curve"].
+    steps, and when a signal asks for the end, save() writes the state (weights, optimiser, log); the rest of a run is a
+    function of seed and step. Every `eval_every` steps (0: never) accuracy() is a point of state["curve"].
     """
     # Continue where the state was saved, or at step 0.
     for p, saved in zip(parameters, state["parameters"] or []):
@@ -293,8 +293,8 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
             supervised = sum(len(batch.answer_ids) for batch in batches)
             tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
             visual = sum(len(batch.visual_index) for batch in batches)
-            counts = torch.tensor([supervised, tokens, visual]).to(vlm.device, non_blocking=True)
-            sums = torch.cat([loss[None], counts])  # [4]
+            counts = [supervised, tokens, visual, len(ending.now.signals)]
+            sums = torch.cat([loss[None], torch.tensor(counts).to(vlm.device, non_blocking=True)])  # [5]
             if WORLD > 1:
                 sums = sum_over_processes(parameters, sums)
 
@@ -302,7 +302,7 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
             for p in parameters:
                 if p.grad is not None:
                     p.grad /= sums[1]  # of all processes
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             optimizer.step()
@@ -312,36 +312,34 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
             now = time.perf_counter()
             if pending:
                 log(pending)
-            pending = {"step": step, "sums": sums, "lr": rate(step), "ms": 1000 * (now - begun)}
-            pending |= {"wait_ms": 1000 * waited, "elapsed": now - report.STARTED}
+            pending = {"step": step, "lr": rate(step), "ms": 1000 * (now - begun), "wait_ms": 1000 * waited}
+            pending |= {"elapsed": now - report.STARTED, "sums": torch.cat([sums, norm[None]])}
 
-            # From time to time: how well it does by now; and what a killed run needs to end in the same adapter.
+            # From time to time: how well it does by now; and, also at a signal, what the run needs to continue.
             done = step + 1
             if eval_every and done % eval_every == 0 and done < steps:
                 state["curve"].append((done, accuracy()))
-            if done % save_every == 0 or done == steps:
+            if done % save_every == 0 or done == steps or ending.now.stop:
                 log(pending)
                 pending = None
                 weights = [p.detach().cpu() for p in parameters]
                 state |= {"step": done, "parameters": weights, "optimizer": optimizer.state_dict()}
                 save()
             begun = time.perf_counter()
+    if state["step"] < steps:
+        raise RuntimeError(f"the batches ended after step {state['step']} of {steps}")
 
 
 def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
-    try:
+    with ending.in_one_line():
         args = arguments(argv)
-        with all_processes():
-            if args.score:
-                score_again(args.score)
-            elif args.show:
-                report.show_rows(args)
-            else:
-                run(args, command)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if args.score:
+            score_again(args.score)
+        elif args.show:
+            report.show_rows(args)
+        else:
+            run(args, command)
 
 
 if __name__ == "__main__":

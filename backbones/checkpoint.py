@@ -31,7 +31,8 @@ def read_config(path_or_hub_id):
 
 
 def read_preprocessor(path_or_hub_id):
-    """How the checkpoint's images are prepared: the parsed preprocessor_config.json. Raises InputError if it is broken."""
+    """How the checkpoint's images are prepared: the parsed preprocessor_config.json, with min_pixels and max_pixels. Raises
+    InputError if it is broken."""
     folder = checkpoint_folder(path_or_hub_id)
     file = folder / "preprocessor_config.json"
     if not file.exists():  # newer transformers writes one file for all processors
@@ -40,7 +41,12 @@ def read_preprocessor(path_or_hub_id):
     preprocessor = preprocessor.get("image_processor", preprocessor)
     if not {"image_mean", "image_std"} <= preprocessor.keys():
         raise InputError(f"{file}: no image_mean and image_std")
-    return preprocessor
+    size = preprocessor.get("size") or {}  # where newer files have the limits
+    limits = {
+        "min_pixels": size.get("shortest_edge") or 56 * 56,
+        "max_pixels": size.get("longest_edge") or 28 * 28 * 1280,
+    }
+    return limits | {k: v for k, v in preprocessor.items() if v is not None}
 
 
 def read_tokenizer(path_or_hub_id):
@@ -69,7 +75,7 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
     tensors = {}
     for file in checkpoint_files(folder):
         for name, tensor in read_safetensors(file, device):
-            name = re.sub(r"^model\.(visual\.)|^(model\.)language_model\.", r"\1\2", name)  # the newer scheme
+            name = our_name(name)
             if name not in expected:
                 raise InputError(f"{file}: surplus tensor {name}; does config.json belong to these weights?")
             if name in tensors:
@@ -82,6 +88,17 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
         raise InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
     vlm.load_state_dict(tensors, assign=True)
     return vlm.requires_grad_(False).eval()
+
+
+def our_name(name):
+    """A tensor's name in a file -> in model.py. Files have "visual." and "model.", newer ones "model.visual." and
+    "model.language_model."; whichever the family's are, both are read."""
+    return re.sub(r"^model\.(visual\.)|^(model\.)language_model\.", r"\1\2", name)
+
+
+def hub_name(name, family):
+    """The other way round: as the family's checkpoints on the hub have it."""
+    return re.sub(r"^(visual|model)\.", lambda ours: FAMILIES[family].TOWERS[ours[1]], name)
 
 
 def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
@@ -102,10 +119,10 @@ def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
 
 
 def save(self, path):
-    """Write config.json, generation_config.json and model.safetensors into the folder `path`."""
+    """Write config.json, generation_config.json and model.safetensors into the folder `path`, with the hub's names."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = self.state_dict()
+    weights = {hub_name(name, self.config.family): t for name, t in self.state_dict().items()}
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     raw = {k: v for k, v in self.config.raw.items() if k != "dtype"} | {"torch_dtype": dtype}
     generation = self.config.generation or {"eos_token_id": list(self.config.end_tokens)}

@@ -1,4 +1,4 @@
-"""Parts that both towers of a model use: RMSNorm, SwiGLU, rotary positions. And: the same numbers, faster.
+"""Parts that both towers of a model use: norms, SwiGLU, rotary positions. And: the same numbers, faster.
 
 Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products
 of few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
@@ -26,6 +26,14 @@ class RMSNorm(nn.Module):
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return (self.weight * x32).to(self.weight.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / deviation * weight + bias, computed in float32; the result has the dtype of the weights."""
+
+    def forward(self, x):
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
 
 
 class MLP(nn.Module):

@@ -1,201 +1,65 @@
-"""Qwen2.5-VL: config.json -> Config, the vision encoder with its windows, multimodal positions, the scale of boxes.
+"""Qwen2.5-VL: its configuration, the vision encoder with its windows, multimodal positions, the scale of boxes.
 
 Sources: the Qwen2.5-VL report (arXiv 2502.13923) and the published configurations; the tests hold every number against
 transformers.
 
-Shapes: P image patches, N visual tokens, W windows, S patches in the largest window, E hidden size of the encoder,
-T sequence length.
+Shapes: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from backbones.layers import MLP, Linear, RMSNorm, frequencies, fused_attention, rotate
-from files import InputError
+from backbones.layers import MLP, Linear, RMSNorm
+from backbones.qwen import (
+    PatchEmbed,
+    QwenConfig,
+    QwenVisionConfig,
+    VisionBlock,
+    count_positions,
+    group_patches,
+    key,
+    on_device,
+    patch_coordinates,
+    patch_rotary,
+)
 
 SYSTEM = "You are a helpful assistant."  # the line before the user's turn
-
-
-def key(name):
-    """A field of a configuration and its key in config.json."""
-    return field(metadata={"key": name})
-
-
-def fields_of(cls, raw):
-    """{field: value} of a configuration class, read from parsed JSON; lists become tuples. KeyError if one is missing."""
-    values = {f.name: raw[f.metadata["key"]] for f in fields(cls) if f.metadata}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+TOWERS = {"visual": "visual.", "model": "model."}  # module of model.py -> how the hub's tensor names begin
+BOX_END = 1  # how far below the scale of boxes the largest number of a side is: it is the last pixel
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    depth: int = key("depth")
-    hidden: int = key("hidden_size")  # E
-    intermediate: int = key("intermediate_size")
-    heads: int = key("num_heads")
-    patch_size: int = key("patch_size")  # pixels
-    temporal_patch_size: int = key("temporal_patch_size")  # frames
-    channels: int = key("in_chans")
-    merge: int = key("spatial_merge_size")  # merge x merge patches become one visual token
+class VisionConfig(QwenVisionConfig):
     window: int = key("window_size")  # pixels
     full_blocks: tuple = key("fullatt_block_indexes")  # the blocks that attend to the complete image
     tokens_per_second: int = key("tokens_per_second")
 
-    @property
-    def patch_values(self):
-        """Numbers in one patch: 3 x 2 x 14 x 14 = 1176 in the published models."""
-        return self.channels * self.temporal_patch_size * self.patch_size**2
 
-
-@dataclass(frozen=True)
-class Config:
-    layers: int = key("num_hidden_layers")  # L
-    hidden: int = key("hidden_size")  # D
-    heads: int = key("num_attention_heads")  # H, query heads
-    value_heads: int = key("num_key_value_heads")  # G, key and value heads: each serves H / G query heads
-    intermediate: int = key("intermediate_size")
-    vocab: int = key("vocab_size")  # V
-    rms_eps: float = key("rms_norm_eps")
-    rope_theta: float = key("rope_theta")
-    rope_sections: tuple = key("mrope_section")  # how many of the K/2 frequencies turn with time, height and width
-    max_positions: int = key("max_position_embeddings")
-    tied: bool = key("tie_word_embeddings")  # the head is the embedding table
-    image_token: int = key("image_token_id")
-    video_token: int = key("video_token_id")
-    end_tokens: tuple = key("eos_token_id")
-    vision: VisionConfig = None
-    raw: dict = field(default=None, repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
-    generation: dict = field(default=None, repr=False, compare=False)  # generation_config.json, likewise
+@dataclass(frozen=True, kw_only=True)
+class Config(QwenConfig):
+    name = "Qwen2.5-VL"
+    Vision = VisionConfig
+    qkv_bias = True
+    qk_norm = False
 
     @property
     def head_size(self):  # K
         return self.hidden // self.heads
 
-    @property
-    def family(self):
-        """The key of FAMILIES that this configuration belongs to."""
-        return self.raw["model_type"]
+    def by_axis(self, angles):
+        """Rotary angles by time, height and width, [3, B, T, K/2] -> [B, T, K/2]: the first section of the frequencies
+        turns with a token's time, the second with its height, the third with its width."""
+        time, height, width = angles.split(self.rope_sections, dim=-1)
+        return torch.cat([time[0], height[1], width[2]], dim=-1)
 
-    @classmethod
-    def from_dict(cls, raw, generation=None, source="config.json"):
-        """Read config.json as the hub has it (flat) or as newer transformers writes it (`text_config`).
-
-        raw, generation: the parsed config.json and generation_config.json (or None); source: the file's name, for
-        messages. Raises InputError for a missing key, or a value not implemented here.
-        """
-        # One flat dictionary, whichever form the file has.
-        text = {"tie_word_embeddings": False} | raw.get("text_config", {})
-        rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
-        flat = text | {k: v for k, v in raw.items() if v is not None} | rope | (generation or {})
-        vision = raw.get("vision_config", {})
-        vision = {"in_chans": vision.get("in_channels", 3)} | vision
-        if isinstance(flat.get("eos_token_id"), int):
-            flat["eos_token_id"] = [flat["eos_token_id"]]
-        try:
-            vision_config = VisionConfig(**fields_of(VisionConfig, vision))
-            config = cls(**fields_of(cls, flat), vision=vision_config, raw=raw, generation=generation)
-        except KeyError as missing:
-            raise InputError(f"{source}: no key {missing}; is this a complete Qwen2.5-VL configuration?") from None
-
-        # What this code does not compute is refused, not ignored.
-        unsupported = {
-            "use_sliding_window": flat.get("use_sliding_window", False),
-            "hidden_act": {flat.get("hidden_act", "silu"), vision.get("hidden_act", "silu")} != {"silu"},
-            "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"),
-            "mrope_section": 2 * sum(config.rope_sections) != config.head_size,
-            "num_key_value_heads": config.heads % config.value_heads != 0,
-            "out_hidden_size": vision.get("out_hidden_size", config.hidden) != config.hidden,
+    def unsupported(self, flat, vision):
+        """{key: whether this code does not compute its value}."""
+        return {
+            "vision hidden_act": vision.get("hidden_act", "silu") != "silu",
+            "mrope_interleaved": flat.get("mrope_interleaved", False),
         }
-        for name, wrong in unsupported.items():
-            if wrong:
-                raise InputError(f"{source}: the value of {name} does not fit a Qwen2.5-VL model as implemented here")
-        return config
-
-
-def patch_coordinates(grids, merge):
-    """Slice, row and column of each patch, in the order in which data.py cuts them: merge x merge blocks stay together.
-
-    grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a video; slices are
-    counted through the batch. Returns long [3, P].
-    """
-    coordinates, slices = [], 0
-    for t, h, w in grids.tolist():
-        s, y, x = torch.meshgrid(torch.arange(t) + slices, torch.arange(h), torch.arange(w), indexing="ij")
-        blocks = (t, h // merge, merge, w // merge, merge)
-        coordinates.append(torch.stack([c.reshape(blocks).transpose(2, 3).flatten() for c in (s, y, x)]))
-        slices += t
-    return torch.cat(coordinates, dim=1)
-
-
-def group_patches(labels):
-    """Lay out patches that attend to one another (equal `labels`, long [P]) as lines of a table.
-
-    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; valid [W, S] bool, or None if
-    every group is full; slot [P]: the place of each patch in the flattened table.
-    """
-    _, group, size = labels.unique(return_inverse=True, return_counts=True)
-
-    # Number the patches within their group: their rank in an order by groups, less the rank of the group's first.
-    order = group.argsort(stable=True)
-    first = size.cumsum(0) - size
-    within = torch.empty_like(group)
-    within[order] = torch.arange(len(labels)) - first[group[order]]
-
-    # Every group gets a line as long as the largest group.
-    slot = group * size.max() + within
-    table = torch.full((len(size) * int(size.max()),), -1)
-    table[slot] = torch.arange(len(labels))
-    table = table.view(len(size), -1)
-    valid = table >= 0
-    return table.clamp(min=0), None if valid.all() else valid, slot
-
-
-class PatchEmbed(nn.Module):
-    """A 3-D convolution whose stride is its kernel is one linear layer on flat patches."""
-
-    def __init__(self, c):
-        super().__init__()
-        shape = (c.hidden, c.channels, c.temporal_patch_size, c.patch_size, c.patch_size)
-        self.proj = nn.ParameterDict({"weight": nn.Parameter(torch.empty(shape))})  # the checkpoint's name and shape
-
-    def forward(self, patches):
-        weight = self.proj["weight"].flatten(1)
-        return F.linear(patches.to(weight.dtype), weight)
-
-
-class VisionAttention(nn.Module):
-    """Attention within groups of patches: windows, or complete slices."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.heads = c.heads
-        self.qkv = Linear(c.hidden, 3 * c.hidden)
-        self.proj = Linear(c.hidden, c.hidden)
-
-    def forward(self, x, cos, sin, groups):
-        table, valid, slot = groups
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # [P, heads, K] each
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        q, k, v = (y[table].transpose(1, 2) for y in (q, k, v))  # [W, heads, S, K]
-        mask = None if valid is None else valid[:, None, None, :]
-        out = fused_attention(q, k, v, mask, causal=False)  # all windows at once
-        return self.proj(out.transpose(1, 2).flatten(2).flatten(0, 1)[slot])  # [P, E]
-
-
-class VisionBlock(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.norm1 = RMSNorm(c.hidden, 1e-6)
-        self.norm2 = RMSNorm(c.hidden, 1e-6)
-        self.attn = VisionAttention(c)
-        self.mlp = MLP(c.hidden, c.intermediate, bias=True)
-
-    def forward(self, x, cos, sin, groups):
-        x = x + self.attn(self.norm1(x), cos, sin, groups)
-        return x + self.mlp(self.norm2(x))
 
 
 class PatchMerger(nn.Module):
@@ -218,17 +82,15 @@ class VisionEncoder(nn.Module):
     def __init__(self, c, out):
         super().__init__()
         self.config = c
-        self.patch_embed = PatchEmbed(c)
-        self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
+        self.patch_embed = PatchEmbed(c, bias=False)
+        mlps = [MLP(c.hidden, c.intermediate, bias=True) for _ in range(c.depth)]
+        self.blocks = nn.ModuleList(VisionBlock(c, RMSNorm, mlp) for mlp in mlps)
         self.merger = PatchMerger(c, out)
 
     def forward(self, patches, grids):
         """patches [P, 1176], grids [images, 3] (slices, rows, columns in patches) -> [N, D], images in order."""
-        c = self.config
-        if len(patches) != int(grids.prod(dim=1).sum()):
-            raise ValueError(f"{len(patches)} patches, but the grids {grids.tolist()} speak of {grids.prod(1).sum()}")
-        device = patches.device
-        slices, rows, columns = patch_coordinates(grids.cpu(), c.merge)
+        c, device, grids = self.config, patches.device, grids.cpu()
+        slices, rows, columns = patch_coordinates(patches, grids, c.merge)
 
         # Who attends to whom: windows of side x side patches, ragged at the right and bottom edge, or complete slices.
         side = c.window // c.patch_size
@@ -236,44 +98,31 @@ class VisionEncoder(nn.Module):
         windows = on_device(group_patches((slices * wide + rows // side) * wide + columns // side), device)
         complete = on_device(group_patches(slices), device)
 
-        # 2-D rotary positions: one half of the frequencies turns with the row, the other with the column.
-        coordinates = torch.stack([rows, columns], dim=1).to(device, non_blocking=True)  # [P, 2]
-        size = c.hidden // c.heads
-        angles = (coordinates[:, :, None] * frequencies(size // 2, 10000.0, device)).flatten(1)  # [P, size/2]
-        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [P, 1, size]
-        cos, sin = angles.cos(), angles.sin()
-
+        cos, sin = patch_rotary(rows, columns, c.hidden // c.heads, device)
         x = self.patch_embed(patches).float()  # [P, E]: the residual stream is float32, as in the decoder
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, complete if i in c.full_blocks else windows)
         return self.merger(x)  # [N, D]
 
 
-def on_device(groups, device):
-    """table, valid, slot of `group_patches` on the device where the patches are."""
-    return [None if t is None else t.to(device, non_blocking=True) for t in groups]
+def spans(config, visual, grid, fps):
+    """How an image or a video stands in a prompt: (text before it, number of visual tokens) of each span between a
+    <|vision_start|> and its <|vision_end|>. Here one span, without a text."""
+    t, h, w = grid
+    return [("", t * h * w // config.vision.merge**2)]
 
 
 def positions(config, ids, grids, fps=2.0):
     """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
 
-    Text counts on in all three. Visual tokens count time, rows and columns from there, and the text after them continues
-    after the largest of the three. Time runs by the clock: tokens_per_second a second, rounded down, so the slices of a
-    slow video are further from each other. The only slice of an image is at time 0.
+    grids: (slices, rows, columns) of its images and videos. Time runs by the clock: tokens_per_second a second, rounded
+    down, so the slices of a slow video are further from each other. The only slice of an image is at time 0.
     """
-    c, remaining = config.vision, iter(grids)
-    found, start, i = [], 0, 0
-    while i < len(ids):
-        if ids[i] not in (config.image_token, config.video_token):
-            found.append((start, start, start))
-            start, i = start + 1, i + 1
-            continue
-        t, h, w = next(remaining)
-        h, w = h // c.merge, w // c.merge  # in visual tokens
+    c, blocks = config.vision, []
+    for t, h, w in grids:
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
-        found += [(start + k, start + y, start + x) for k in times for y in range(h) for x in range(w)]
-        start, i = start + max(times[-1] + 1, h, w), i + t * h * w
-    return found
+        blocks.append((times, h, w))
+    return count_positions(config, ids, blocks)
 
 
 def box_scale(resized):

@@ -25,6 +25,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import train
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
@@ -37,7 +38,9 @@ from experiments.tables import (
     write_suite,
 )
 from files import InputError
+from harness.arguments import SEED, Parser, Range, path
 from harness.report import commit
+from harness.state import check_place
 
 TRIED = Path("runs/results")  # where results go that are not published
 
@@ -102,19 +105,22 @@ def rates_for(out, more):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = "python -m experiments SUITE ... [flags]"
+    parser = Parser(usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*SUITES, "all", "rates", "docs"]
     parser.add_argument("suites", nargs="+", choices=names, metavar="SUITE", help=", ".join(names))
-    parser.add_argument("--seeds", nargs="+", type=int, help=f"a run of each row for each (default: {default_seeds()})")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=SEED, help=f"a run of each row for each (default: {default_seeds()})"
+    )
+    parser.add_argument("--jobs", type=Range(int, 1, 1024), help="runs at a time (default: one for each core)")
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=folder,
         default=Path("runs/experiments"),
         help="where the folders of the runs are (default: runs/experiments)",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--out", type=Path, default=TRIED, help=f"where the results go (default: {TRIED})")
+    where.add_argument("--out", type=folder, default=TRIED, help=f"where the results go (default: {TRIED})")
     where.add_argument(
         "--publish",
         dest="out",
@@ -123,7 +129,14 @@ def parse_args(argv=None):
         help="make them the project's own: results/ and docs/experiments.md",
     )
     parser.add_argument("--more", default="", help='further flags for every run, such as "--steps 50"')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if len(set(args.seeds or [])) < len(args.seeds or []):
+        parser.error(f"argument --seeds: {' '.join(map(str, args.seeds))}: each can be given once")
+    return args
+
+
+def folder(text):
+    return Path(path(text))
 
 
 def default_seeds():
@@ -145,8 +158,13 @@ def main(argv=None):
     suites = [name for name in args.suites if name in SUITES]
     if "all" in args.suites:
         suites = list(SUITES)
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
+        # What is wrong with the flags is said before anything runs.
+        train.arguments(f"{COMMON} {args.more}".split())
+        check_place(args.runs, "--runs")
+        check_place(args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
+
         # The rates come first: every suite needs them.
         if "rates" in args.suites:
             search_rates(launcher, args.out)

@@ -1,7 +1,11 @@
 """The command line of train.py. `python train.py --help` is the documentation of its flags."""
 
 import argparse
+import math
+import os
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from files import InputError
 from harness.evaluate import CURVE_ROWS
@@ -37,13 +41,88 @@ ABLATIONS = {  # as in the paper
     "outer": False,
     "learn_gamma": True,
 }
-AT_LEAST_ONE = ("rank", "batch", "accumulate", "steps", "probe_samples", "eval_batch", "max_new_tokens", "save_every")
+MOST_ROWS = 10**9  # of a training: steps x batch x accumulate
 EXAMPLES = """
 examples:
   python train.py                                        the tiny model, offline, on a laptop
   python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
   python train.py --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
 """
+
+
+# -- what the values of flags may be: argparse types, which raise ArgumentTypeError
+
+
+class Range(NamedTuple):
+    """A number from `least` to `most`; "nan" is none."""
+
+    kind: type
+    least: float
+    most: float
+
+    def __call__(self, text):
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.least <= value <= self.most:
+            what = "whole number" if self.kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r:.60} is not a {what} from {self.least:,} to {self.most:,}")
+        return value
+
+
+COUNT, FROM_ZERO = Range(int, 1, 10**9), Range(int, 0, 10**9)
+ROWS = Range(int, 0, 10**6)
+PIXELS = Range(int, 1, 10**8)
+AT_ONCE = Range(int, 1, 10**5)  # so many rows or words are in memory at the same time
+SEED = Range(int, 0, 2**64 - 1)
+POSITIVE, SHARE = Range(float, 1e-30, 10**6), Range(float, 0, 1)
+
+
+def words(text):
+    """A text that says something."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is empty or holds a zero byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not valid UTF-8") from None
+    return text
+
+
+def path(text):
+    """A name that a file or folder can have."""
+    try:
+        os.stat(words(text))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what must be there is looked for later
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} cannot name a file ({error.strerror})") from None
+    return text
+
+
+def file(text):
+    """The name of a file that is there."""
+    if not os.path.isfile(path(text)):
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return text
+
+
+def data_set(text):
+    """NAME or NAME=FOLDER."""
+    _, equals, folder = words(text).partition("=")
+    if equals:
+        path(folder)
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong with the flags is one line."""
+
+    def error(self, message):
+        line = " ".join(message.split())
+        print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        sys.exit(2)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -70,9 +149,9 @@ def parse_args(argv, methods, criteria):
     usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
     found["data"], _, folder = (args.data or usual).partition("=")
     found["data_root"] = folder or args.data_root
-    for name in (found["data"], *(args.eval or []), *(args.also or [])):
+    for name in (found["data"], *(args.eval or []), *(args.also or []), args.show or "scenes"):
         if name.partition("=")[0] not in TASKS:
-            raise InputError(f"unknown data set {name!r}; known: {', '.join(TASKS)}")
+            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
 
     # What the command line does not say depends on the data.
     drawn = found["data"] in DRAWN
@@ -104,10 +183,12 @@ def nonsense(found):
     if found["steps"] is not None and found["epochs"] is not None:
         return "--steps and --epochs exclude each other"
     if not found["targets"] or set(found["targets"]) - set("qkvo"):
-        return f"--targets {found['targets']}: choose from q, k, v, o"
-    for name in AT_LEAST_ONE:
-        if found[name] is not None and found[name] < 1:
-            return f"--{name.replace('_', '-')} must be at least 1, got {found[name]}"
+        return f"--targets {found['targets']:.40}: choose from q, k, v, o"
+    smallest, largest = found["min_pixels"] or 0, found["max_pixels"] or (math.inf if found["adapter"] else MAX_PIXELS)
+    if smallest > largest:
+        return f"--min-pixels {smallest}: max_pixels {largest} is below min_pixels"
+    if (rows := (found["steps"] or 0) * found["batch"] * found["accumulate"]) > MOST_ROWS:
+        return f"--steps x --batch x --accumulate are {rows:,} rows; {MOST_ROWS:,} is the most"
     if found["adapter"] and not found["eval_only"]:  # --prompt and --find imply it
         return "--adapter needs --eval-only"
     if (found["image"] or found["predict"]) and not found["prompt"]:
@@ -119,6 +200,15 @@ def nonsense(found):
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
     return None
+
+
+def planned_steps(args, rows):
+    """Optimiser steps of a run on so many examples: --steps, or those of --epochs (1) passes over them."""
+    step = args.batch * args.accumulate
+    steps = (args.steps or math.ceil((args.epochs or 1) * rows / step)) if rows else 0
+    if steps * step > MOST_ROWS:
+        raise InputError(f"--epochs {args.epochs:g}: {steps * step:,} rows; {MOST_ROWS:,} is the most")
+    return steps
 
 
 def evaluation_sets(args):
@@ -151,78 +241,93 @@ def make_parser(methods, criteria):
     help says what it will be."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
     usage = "python train.py [flags]"
-    parser = argparse.ArgumentParser(usage=usage, description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = Parser(usage=usage, description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
     yes_no = argparse.BooleanOptionalAction
+
+    def selection(text):
+        return text if text in ("probe", *criteria, "random", "all") else file(text)
 
     def group(title):
         g = parser.add_argument_group(title)
 
         def add(name, help, default=None, **options):
-            if options.get("type") in (int, float):
-                options["metavar"] = "N" if options["type"] is int else "X"
+            if isinstance(options.get("type"), Range):
+                options["metavar"] = "N" if options["type"].kind is int else "X"
             g.add_argument(name, help=help, default=default, **options)
 
         return add
 
     add = group("the ten flags that matter first")
     models = "checkpoint folder or hub id; tiny: the model that comes with this program"
-    add("--model", models, "tiny", metavar="NAME")
+    add("--model", models, "tiny", type=path, metavar="NAME")
     sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)} (default: scenes)"
-    add("--data", sets, metavar="NAME")
+    add("--data", sets, type=data_set, metavar="NAME")
     where = "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)"
-    add("--data-root", where, metavar="FOLDER")
+    add("--data-root", where, type=path, metavar="FOLDER")
     add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
-    add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
-    add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=int)
+    add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=COUNT)
+    add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=COUNT)
     rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items() if real)
-    add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
-    add("--max-pixels", f"largest area of a resized image; 784 are one token (default: {MAX_PIXELS})", type=int)
-    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
-    add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
+    add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=POSITIVE)
+    area = f"largest area of a resized image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})"
+    add("--max-pixels", area, type=PIXELS)
+    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)", type=path, metavar="FOLDER")
+    add("--resume", "continue an interrupted run, with its own arguments", type=path, metavar="RUN")
 
     add = group("instead of training")
     add("--eval-only", "train nothing; with --adapter also evaluate that", False, action=yes_no)
-    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at", metavar="FILE")
-    add("--prompt", "one question, answered without and with --adapter", metavar="TEXT")
-    add("--find", 'in short: where is it? "the red cup" is put into the prompt for boxes', metavar="TEXT")
-    add("--image", "with --prompt or --find: ask about these images", [], nargs="*", metavar="FILE")
-    add("--predict", "with --prompt or --find: ask about every image of a folder", metavar="FOLDER")
+    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at", type=file, metavar="FILE")
+    add("--prompt", "one question, answered without and with --adapter", type=words, metavar="TEXT")
+    add("--find", 'in short: where is it? "the red cup" is put into the prompt for boxes', type=words, metavar="TEXT")
+    add("--image", "with --prompt or --find: ask about these images", [], nargs="*", type=path, metavar="FILE")
+    add("--predict", "with --prompt or --find: ask about every image of a folder", type=path, metavar="FOLDER")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
-    add("--score", "score the answers of a run again, from its predictions.jsonl", metavar="FILE")
-    add("--show", "draw rows of a data set with their boxes into OUT/rows.png, load no model", metavar="NAME")
+    add("--score", "score the answers of a run again, from its predictions.jsonl", type=file, metavar="FILE")
+    add(
+        "--show",
+        "draw rows of a data set with their boxes into OUT/rows.png, load no model",
+        type=data_set,
+        metavar="NAME",
+    )
 
     add = group("model")
-    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
+    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=PIXELS)
     add("--from-scratch", "random weights for the model's config.json", False, action=yes_no)
-    add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto", metavar="NAME")
+    add(
+        "--device",
+        "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one",
+        "auto",
+        type=words,
+        metavar="NAME",
+    )
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
 
     add = group("data")
-    add("--train-split", "split to probe and train on", "train", metavar="NAME")
-    add("--limit", f"training rows; 0: all ({by_data('limit')})", type=int)
+    add("--train-split", "split to probe and train on", "train", type=words, metavar="NAME")
+    add("--limit", f"training rows; 0: all ({by_data('limit')})", type=ROWS)
     held_out = f"data sets to evaluate on (default: --data; of scenes: scenes-{DEMO_LOOK})"
-    add("--eval", held_out, nargs="+", metavar="NAME")
+    add("--eval", held_out, nargs="+", type=data_set, metavar="NAME")
     also = "further data sets to evaluate on; scenes without --eval adds scenes-day and sums"
-    add("--also", also, nargs="*", metavar="NAME")
-    add("--eval-split", "their split (default: by data set, mostly val)", metavar="NAME")
-    add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=int)
+    add("--also", also, nargs="*", type=data_set, metavar="NAME")
+    add("--eval-split", "their split (default: by data set, mostly val)", type=words, metavar="NAME")
+    add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=ROWS)
     source = "where to fetch RefCOCO's annotations from: hub file, URL or zip file"
-    add("--annotations", source, ANNOTATIONS, metavar="FILE")
-    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES, metavar="URL")
-    add("--preamble", "words of unrelated text before each question", 0, type=int)
+    add("--annotations", source, ANNOTATIONS, type=words, metavar="FILE")
+    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES, type=words, metavar="URL")
+    add("--preamble", "words of unrelated text before each question", 0, type=Range(int, 0, 10**5))
 
     add = group("method")
-    add("--rank", "R", 8, type=int)
-    add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
-    add("--gamma", f"gamma at the start; the tiny model learns faster from 1 ({by_data('gamma')})", type=float)
+    add("--rank", "R", 8, type=Range(int, 1, 10**4))
+    add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=POSITIVE)
+    add("--gamma", f"gamma at the start; the tiny model learns faster from 1 ({by_data('gamma')})", type=POSITIVE)
     selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
-    add("--selection", selections, "probe", metavar="NAME")
-    add("--tau", "a layer's share of the budget goes with its score to this power", 0.5, type=float)
-    add("--probe-samples", "training rows to probe with", 64, type=int)
-    add("--probe-seed", "draws the probe's A and its rows", 0, type=int)
-    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
-    add("--continue-from", "start from an Image-LoRA, in the heads it also has", metavar="ADAPTER")
+    add("--selection", selections, "probe", type=selection, metavar="NAME")
+    add("--tau", "a layer's share of the budget goes with its score to this power", 0.5, type=Range(float, 0, 1000))
+    add("--probe-samples", "training rows to probe with", 64, type=COUNT)
+    add("--probe-seed", "draws the probe's A and its rows", 0, type=SEED)
+    add("--targets", "projections that --method lora adapts", "qkvo", type=words, metavar="LETTERS")
+    add("--continue-from", "start from an Image-LoRA, in the heads it also has", type=file, metavar="ADAPTER")
 
     add = group("ablations: one decision of the method taken otherwise, see variants/ablations.py")
     add("--path", "projection that Image-LoRA adapts", "v", choices=("v", "k", "q", "o"))
@@ -234,29 +339,37 @@ def make_parser(methods, criteria):
     add("--learn-gamma", "learn gamma; else it is 1", True, action=yes_no)
 
     add = group("optimisation")
-    add("--epochs", "instead of --steps: passes over the training rows", type=float)
-    add("--batch", f"examples of one forward and backward pass ({by_data('batch')})", type=int)
-    add("--accumulate", "passes of one optimiser step", 1, type=int)
-    add("--warmup", "share of the steps over which the rate rises; then it follows a cosine", 0.05, type=float)
-    add("--clip", "largest norm of the gradient", 1.0, type=float)
-    add("--seed", "draws initial weights and the order of the data", 0, type=int)
+    add("--epochs", "instead of --steps: passes over the training rows", type=POSITIVE)
+    add("--batch", f"examples of one forward and backward pass ({by_data('batch')})", type=AT_ONCE)
+    add("--accumulate", "passes of one optimiser step", 1, type=AT_ONCE)
+    add("--warmup", "share of the steps over which the rate rises; then it follows a cosine", 0.05, type=SHARE)
+    add("--clip", "largest norm of the gradient", 1.0, type=POSITIVE)
+    add("--seed", "draws initial weights and the order of the data", 0, type=SEED)
 
     add = group("speed and memory: the same results")
     add("--share-images", "questions about one image share one row", True, action=yes_no)
-    add("--cache-vision", f"GiB for embeddings of images, each encoded once ({by_data('cache_vision')})", type=float)
+    add(
+        "--cache-vision",
+        f"GiB for embeddings of images, each encoded once ({by_data('cache_vision')})",
+        type=Range(float, 0, 10**6),
+    )
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--workers", f"processes that read and cut images ahead of the steps ({by_data('workers')})", type=int)
-    add("--eval-batch", f"questions answered at once ({by_data('eval_batch')})", type=int)
+    add(
+        "--workers",
+        f"processes that read and cut images ahead of the steps ({by_data('workers')})",
+        type=Range(int, 0, 256),
+    )
+    add("--eval-batch", f"questions answered at once ({by_data('eval_batch')})", type=AT_ONCE)
 
     add = group("evaluation and saving")
     add("--base", "also evaluate the model before it is trained", True, action=yes_no)
     tokens = "longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)"
-    add("--max-new-tokens", tokens, type=int)
+    add("--max-new-tokens", tokens, type=AT_ONCE)
     by_now = (
         f"steps between measurements on {CURVE_ROWS} held-out rows, for the curve; 0: none ({by_data('eval_every')})"
     )
-    add("--eval-every", by_now, type=int)
-    add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
+    add("--eval-every", by_now, type=FROM_ZERO)
+    add("--save-every", "steps between saved states, from which --resume continues", 100, type=COUNT)
     add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
     return parser
 

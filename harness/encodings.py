@@ -59,7 +59,7 @@ def encode_images(vlm, processor, examples, gib):
     visuals = {visual.key: visual for e in examples for visual in e.visuals}
     chosen, left = [], gib * 2**30
     for visual in visuals.values():
-        left -= processor.visual_tokens(visual) * vlm.config.hidden * vlm.dtype.itemsize
+        left -= processor.visual_tokens(visual) * vlm.config.visual_size * vlm.dtype.itemsize
         if left < 0:
             break
         chosen.append(visual)

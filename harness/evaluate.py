@@ -1,5 +1,6 @@
 """Generated answers -> predictions -> accuracies."""
 
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from data import Example
 from files import InputError
 from harness.encodings import like_batches
-from harness.processes import RANK, WORLD, progress
+from harness.processes import RANK, WORLD, progress, together
 from tasks import score
 from tasks.boxes import compare_boxes, in_another_scale, parse_box
 from tasks.rows import json_rows, reading
@@ -44,7 +45,8 @@ def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_im
             bar.update(len(numbers) * WORLD)
     if WORLD > 1:
         generated = generated.to(vlm.device)
-        dist.all_reduce(generated, dist.ReduceOp.MAX)  # a process has -1 where another one has an answer
+        with together():
+            dist.all_reduce(generated, dist.ReduceOp.MAX)  # a process has -1 where another one has an answer
     texts = [processor.decode([t for t in ids if t >= 0]) for ids in generated.tolist()]
     return [prediction(e, text, processor, name) for e, text in zip(examples, texts)]
 
@@ -110,6 +112,14 @@ def summary(predictions, data=None):
 def text_logits(vlm, processor):
     """The logits of the built-in text prompts, each on its own."""
     return [vlm(processor([Example([], prompt)]).to(vlm.device)).cpu() for prompt in TEXT_PROMPTS]
+
+
+def text_change(before, after):
+    """The largest change of any logit between two results of text_logits. Raises InputError if it is not finite."""
+    largest = torch.stack([(a - b).abs().max() for a, b in zip(before, after)]).max().item()
+    if not math.isfinite(largest):
+        raise InputError("the logits of text are not finite; lower --lr, or use --dtype float32")
+    return largest
 
 
 def score_again(file):

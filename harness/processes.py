@@ -3,32 +3,55 @@
 import io
 import os
 import sys
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import InputError
+from files import SHOWN, InputError
 
 RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
 
 
+class Terminal:
+    """A text stream for what is printed, which may hold the text of anybody: it shows control characters instead of obeying
+    them, and escapes what the stream's encoding lacks (a Chinese prompt on a console in cp1252)."""
+
+    def __init__(self, stream):
+        self.stream, self.encoding = stream, stream.encoding or "utf-8"
+
+    def write(self, text):
+        return self.stream.write(text.translate(SHOWN).encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def all_processes():
     """Join the other processes of this run, if there are any. The first process speaks for all."""
-    if WORLD == 1:
-        yield
-        return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    if RANK > 0:
-        sys.stdout = io.StringIO()
+    with redirect_stdout(io.StringIO() if RANK > 0 else Terminal(sys.stdout)):
+        if WORLD == 1:
+            yield
+            return
+        with together():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def together():
+    """Around what all processes do together. Raises InputError if another one is gone or cannot be reached."""
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"another process of this run has ended or does not answer: {reason:.150}") from None
 
 
 def choose_device(name, dtype, full=False):
@@ -42,8 +65,8 @@ def choose_device(name, dtype, full=False):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch's words for "no such device here"
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):  # torch's words for "no such device here"
         raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
     if dtype == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -51,23 +74,6 @@ def choose_device(name, dtype, full=False):
     if full:
         return device, torch.float32, dtype == "bfloat16"
     return device, getattr(torch, dtype), False
-
-
-def guard(vlm):
-    """In float16, whose largest number is 65,504, check what every part of every layer gives, when it gives it. Raises
-    InputError there and then, with the name of the first part that gives an infinite value. bfloat16 and float32 reach
-    3e38 and need no guard."""
-    if vlm.dtype != torch.float16:
-        return
-
-    def check(module, inputs, output, name):
-        if not output.isfinite().all():
-            raise InputError(f"{name}: a value is too large for float16; use --dtype bfloat16 or float32")
-
-    for place, layers in (("visual.blocks", vlm.visual.blocks), ("model.layers", vlm.model.layers)):
-        for i, layer in enumerate(layers):
-            for part, module in layer.named_children():
-                module.register_forward_hook(partial(check, name=f"{place}.{i}.{part}"))
 
 
 def progress(*args, leave=False, **kwargs):
@@ -82,7 +88,8 @@ def sum_over_processes(parameters, sums):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
-    dist.all_reduce(message)
+    with together():
+        dist.all_reduce(message)
     *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
     for p, grad in zip(parameters, grads):
         p.grad.copy_(grad.view_as(p))

@@ -12,9 +12,10 @@ from statistics import mean, median
 
 from data import load
 from files import InputError, write_text
-from harness import figures
+from harness import ending, figures
 from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
+from harness.state import check_place
 from tasks import default_root
 from tasks.images import open_image
 from tasks.scenes import DRAWN
@@ -42,6 +43,7 @@ def show_rows(args):
     items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
     if items:
         out = Path(args.out or "runs/show")
+        check_place(out)
         out.mkdir(parents=True, exist_ok=True)
         figures.examples(out / "rows.png", items)
         print(f"drawn in {out / 'rows.png'}")
@@ -92,18 +94,23 @@ def show_probe(out, heads, scores):
 
 def note_step(out, device, log, line):
     """Add the line of a step to `log` and to log.jsonl, which grows while the run lives. Returns a few words of it for the
-    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens. Raises InputError if
-    the loss is not finite."""
-    loss, supervised, tokens, visual_tokens = line.pop("sums").tolist()
-    if not math.isfinite(loss):
-        raise InputError(f"the loss is {loss} at step {line['step']}; lower --lr (now {line['lr']:.3g})")
+    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens, processes that got
+    a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
+    loss, supervised, tokens, visual_tokens, signals, norm = line.pop("sums").tolist()
+    if signals:
+        ending.now.stop = True  # every process reads this at the same step
+    for what, value in (("loss", loss), ("norm of the gradient", norm)):
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {what} is {value} at step {line['step']}; lower --lr (now {line['lr']:.3g}); what was saved stays"
+            )
     peak = peak_memory(device)
-    line |= {"loss": loss / supervised, "tokens": tokens, "visual_tokens": visual_tokens}
+    line |= {"loss": loss / supervised, "norm": norm, "tokens": tokens, "visual_tokens": visual_tokens}
     line["peak_mib"] = None if peak is None else peak / 2**20
     log.append(line)
     if RANK == 0:
         with open(out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
     memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
@@ -156,6 +163,8 @@ def by_now(answers, curve, adapter, out):
     """The accuracy on the way, by answers(CURVE_ROWS), predictions for so many rows. The best adapter so far is kept
     beside the last, in best.safetensors. curve: the accuracies up to here."""
     accuracy = accuracy_of(answers(CURVE_ROWS))
+    if adapter:
+        ending.check_finite(adapter.parameters())
     if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in curve):
         adapter.save(out / "best.safetensors")
     return accuracy
@@ -176,7 +185,7 @@ def write(out, arguments, measured, predictions, command):
     how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
     lines = [p | {"when": when} for when, found in predictions.items() for p in found]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1, allow_nan=False) + "\n")
 
 
 def draw(out, report, state, examples, predictions, main_data):

@@ -19,7 +19,7 @@ from tasks.download import (
     fetch_annotations,
     fetch_images,
 )
-from tasks.images import sample
+from tasks.images import sample, within
 from tasks.rows import all_checked, score_exact
 
 
@@ -87,7 +87,7 @@ def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_
         raise InputError(f"{root}: split {split!r} of {name} has no rows")
     rows = [rows[i] for i in sample(len(rows), limit or len(rows))]
     if fetch:
-        fetch_images({Path(row["image"]).name for row, _ in rows}, root, image_url)
+        fetch_images({within(row["image"], source, root).name for row, source in rows}, root, image_url)
     return all_checked(rows, root.parent if root.is_file() else root, task.skip_outside)
 
 

@@ -84,21 +84,25 @@ def small_targets(boxes, sizes, resized, token):
 # -- between the image as it is on disk and as the model sees it
 
 
-def box_to_model(box, size, resized):
-    """A box in pixels of the original image -> whole pixels of the resized one, which is what Qwen2.5-VL writes. The
-    last pixel of a side is the largest number, as in the converter of Qwen's fine-tuning data."""
-    (width, height), x1, y1, x2, y2 = resized, *box
+def box_to_model(box, size, scale, end=1):
+    """A box in pixels of the original image -> whole numbers on the scale (width, height) in which the model writes: the
+    resized image's pixels for Qwen2.5-VL, 1000 x 1000 for Qwen3-VL.
+
+    end: how far below the scale the largest number of a side is. 1: it is the last pixel, as in the converter of Qwen's
+    fine-tuning data; 0: it is the edge.
+    """
+    (width, height), x1, y1, x2, y2 = scale, *box
     sx, sy = width / size[0], height / size[1]
 
-    def pixel(c, side):
-        return max(0, min(round(c), side - 1))
+    def number(c, side):
+        return max(0, min(round(c), side - end))
 
-    return [pixel(x1 * sx, width), pixel(y1 * sy, height), pixel(x2 * sx, width), pixel(y2 * sy, height)]
+    return [number(x1 * sx, width), number(y1 * sy, height), number(x2 * sx, width), number(y2 * sy, height)]
 
 
-def box_from_model(box, size, resized):
-    """A box in pixels of the resized image -> pixels of the original."""
-    sx, sy = size[0] / resized[0], size[1] / resized[1]
+def box_from_model(box, size, scale):
+    """A box on the model's scale -> pixels of the original image."""
+    sx, sy = size[0] / scale[0], size[1] / scale[1]
     return [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy]
 
 
@@ -141,10 +145,10 @@ def parse_point(text):
     return None
 
 
-def in_another_scale(box, resized):
-    """Whether the model seems to mean other units than pixels of the image that it saw: all four values at most 1
-    (relative), or one beyond the image's sides by more than a pixel (thousandths, or pixels of the file)."""
-    width, height = resized
+def in_another_scale(box, scale):
+    """Whether the model seems to mean other units than those of its scale: all four values at most 1 (relative), or one
+    beyond the sides by more than 1 (thousandths instead of pixels, or pixels instead of thousandths)."""
+    width, height = scale
     return max(box) <= 1 or max(box[0], box[2]) > width + 1 or max(box[1], box[3]) > height + 1
 
 
@@ -174,8 +178,8 @@ def score_point(text, reference, size, resized):
     """ScreenSpot family: right if the point is in the reference box (in pixels of the original image), edges included.
     `parsed` is [x, y] in the same pixels.
 
-    Numbers are taken for pixels of the resized image, as Qwen2.5-VL writes them. Nothing is guessed about points on a
-    scale of 0..1 or 0..1000: they are scored as written, that is, wrong.
+    Numbers are taken to be on the model's scale (`resized`). Nothing is guessed about points on another one, 0..1 say:
+    they are scored as written, that is, wrong.
     """
     point = parse_point(text)
     if point is None:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -26,9 +26,10 @@ from files import InputError, write_text
 from tasks.images import opened
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
-COCO_IMAGES = "http://images.cocodataset.org/train2014/"
+COCO_IMAGES = "http://images.cocodataset.org/train2014/"  # its certificate is for another name, so https fails
 WEB = ("http://", "https://")
 AGENT = {"User-Agent": "image-lora"}
+MAX_IMAGE, MAX_ARCHIVE = 16 * 2**20, 2**30  # bytes that are taken of an image (COCO's have up to 1 MB), of an archive
 WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte until a connection counts as lost
 TRIES, PAUSE = 3, 2.0  # of one address, and seconds between them
 
@@ -60,14 +61,16 @@ def locked(folder):
 
 
 def tried(fetch, url, stop):
-    """Call fetch() until it succeeds, at most TRIES times. Raises InputError, naming the address, if nothing is there
-    or all tries fail; begins no further try once the Event `stop` is set."""
+    """Call fetch() until it succeeds, at most TRIES times. Raises InputError, naming the address, if nothing is there, if
+    too much is there or if all tries fail; begins no further try once the Event `stop` is set."""
     for attempt in range(TRIES):
         if stop.wait(PAUSE if attempt else 0):
             raise InputError(f"{url}: stopped")
         try:
             fetch()
             return
+        except InputError:  # the next try would end in the same way
+            raise
         except HTTPError as error:
             if error.code == 404:
                 raise InputError(f"{url}: not found (404)") from None
@@ -77,6 +80,34 @@ def tried(fetch, url, stop):
     raise InputError(f"{url}: failed {TRIES} times ({reason}); the same command tries again")
 
 
+class WebOnly(HTTPRedirectHandler):
+    """Follows no redirection but to http and https, and from https to https alone."""
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        if url.startswith("https://" if request.type == "https" else WEB):
+            return super().redirect_request(request, response, code, message, headers, url)
+
+
+def ask(url, **headers):
+    """The response to a request. Raises ValueError for an address that is not http or https: urllib reads files, too."""
+    if not url.startswith(WEB):
+        raise ValueError("not an http or https address")
+    return build_opener(WebOnly).open(Request(url, headers=AGENT | headers), timeout=TIMEOUT)
+
+
+def body(response, most, have=0):
+    """Yield the body of a response in parts; `have` bytes of it are there already. Raises InputError if it has more than
+    `most` bytes, announced or not, and OSError if it has fewer than announced."""
+    announced = have + int(response.headers["Content-Length"] or 0)
+    while announced <= most and have <= most and (part := response.read(2**16)):
+        yield part
+        have += len(part)
+    if max(announced, have) > most:
+        raise InputError(f"{response.url}: more than {most:,} bytes; no more are taken")
+    if have < announced:
+        raise OSError(f"the connection closed after {have:,} of {announced:,} bytes")
+
+
 # -- images: small, each fetched in one piece
 
 
@@ -84,10 +115,10 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
     """Fetch the named images that are missing in folder/train2014, each from base_url + name. Raises InputError, naming
     the address, at the first that fails; those fetched until then stay."""
     images = Path(folder) / "train2014"
-    names = {Path(name).name for name in names}  # they come from annotations, which must not choose the folder
+    names = {Path(name).name for name in names} - {"", ".."}  # annotations, where they are from, choose no folder
 
     def missing():
-        return sorted(name for name in names if not (images / name).exists())
+        return sorted(name for name in names if not os.path.exists(images / name))
 
     if not missing():
         return
@@ -99,7 +130,7 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
         stop = Event()
         with ThreadPoolExecutor(WORKERS) as pool, tqdm(total=len(names), desc="images", leave=False) as bar:
             try:
-                jobs = [pool.submit(fetch_image, base_url + quote(name), images / name, stop) for name in names]
+                jobs = [pool.submit(fetch_image, base_url, images / name, stop) for name in names]
                 for job in as_completed(jobs):
                     job.result()
                     bar.update()
@@ -107,13 +138,13 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
                 stop.set()
 
 
-def fetch_image(url, file, stop):
+def fetch_image(base_url, file, stop):
     """Fetch one image; what does not decode is fetched once more."""
-    part = file.with_name(file.name + ".part")
+    url, part = base_url + quote(file.name, errors="replace"), file.with_name(file.name + ".part")
 
     def fetch():
-        with urlopen(Request(url, headers=AGENT), timeout=TIMEOUT) as response:
-            part.write_bytes(response.read())  # read raises HTTPException if the connection closes early
+        with ask(url) as response:
+            part.write_bytes(b"".join(body(response, MAX_IMAGE)))
 
     for _ in range(2):
         tried(fetch, url, stop)
@@ -197,7 +228,7 @@ def continue_file(url, file):
     have = file.stat().st_size if file.exists() else 0
     wanted = {"Range": f"bytes={have}-"} if have else {}
     try:
-        response = urlopen(Request(url, headers=AGENT | wanted), timeout=TIMEOUT)
+        response = ask(url, **wanted)
     except HTTPError as error:
         if error.code == 416:  # the file is no shorter than what is there: the next try starts again
             file.unlink(missing_ok=True)
@@ -207,10 +238,7 @@ def continue_file(url, file):
         if response.status != 206:
             have = 0
         with open(file, "ab" if have else "wb") as target:
-            shutil.copyfileobj(response, target)
-        announced = have + int(response.headers["Content-Length"] or 0)
-    if file.stat().st_size < announced:
-        raise OSError(f"the connection closed after {file.stat().st_size:,} of {announced:,} bytes")
+            target.writelines(body(response, MAX_ARCHIVE, have))
 
 
 def unpack(file, folder, source):

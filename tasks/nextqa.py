@@ -36,7 +36,8 @@ def rows(name, root, split):
         with reading(source, "NExT-QA"):
             found = question(row)
             video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
-        path = find_video((video, names.get(video, video)), source, root / "videos")
+            other_name = names.get(video, video)
+        path = find_video((video, other_name), source, root / "videos")
         frames, seconds = video_frames(path, FRAMES)
         yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
 

@@ -14,7 +14,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from backbones.qwen2_5_vl import Config
+from attacks import count  # noqa: F401 (a fixture)
+
+from backbones import FAMILIES
 from data import Example, Processor
 from model import VLM
 
@@ -33,6 +35,44 @@ SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least o
 SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
 REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2, "window_size": 112}
 REAL_PREPROCESSOR = {"patch_size": 14, "merge_size": 2}  # the tiny model has other ones
+SMALL_QWEN3 = {  # the same sizes, but for heads that together are wider than the model: 4 x 24 is not 64
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000000,
+    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 3, 3], "rope_type": "default"},
+    "model_type": "qwen3_vl_text",
+}
+SMALL_QWEN3_VISION = {  # a table of 6 x 6 positions, two features
+    "deepstack_visual_indexes": [0, 2],
+    "depth": 4,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 32,
+    "in_channels": 3,
+    "intermediate_size": 48,
+    "model_type": "qwen3_vl",
+    "num_heads": 2,
+    "num_position_embeddings": 36,
+    "out_hidden_size": 64,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+QWEN3_PREPROCESSOR = {
+    "size": {"shortest_edge": 4096, "longest_edge": 401408},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
 
 
 def small_config(base=ROOT / "tiny/config.json", tied=False):
@@ -42,15 +82,35 @@ def small_config(base=ROOT / "tiny/config.json", tied=False):
     return raw
 
 
-def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None):
+def small_qwen3_config(base=ROOT / "tiny/config.json", tied=False):
+    """The same of a small Qwen3-VL."""
+    base = json.loads(Path(base).read_text())
+    tokens = ("bos_token_id", "eos_token_id", "vocab_size", "max_position_embeddings")
+    outside = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {name: base[name] for name in outside} | {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": SMALL_QWEN3 | {name: base[name] for name in tokens} | {"tie_word_embeddings": tied},
+        "tie_word_embeddings": tied,
+        "vision_config": SMALL_QWEN3_VISION,
+    }
+
+
+SMALL_CONFIGS = {"qwen2_5_vl": small_config, "qwen3_vl": small_qwen3_config}  # of each family
+
+
+def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None, family="qwen2_5_vl"):
     """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
-    vlm = VLM.from_scratch(Config.from_dict(raw or small_config(source / "config.json", tied)), seed)
+    raw = raw or SMALL_CONFIGS[family](source / "config.json", tied)
+    vlm = VLM.from_scratch(FAMILIES[raw["model_type"]].Config.from_dict(raw), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for p in vlm.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=generator)
     vlm.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
+    if raw["model_type"] == "qwen3_vl":
+        preprocessor = QWEN3_PREPROCESSOR
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from conftest import ROOT, picture
@@ -35,7 +35,8 @@ NAME, IMAGE = next(iter(IMAGES.items()))
 
 class Web:
     """A local server: `files` by name, `seen` requests as (name, Range header), and for each name `faults`, one a
-    request: a status, "cut" (half of the body), "hang" (half, then silence until `gate` is set) or bytes instead."""
+    request: a status, "cut" (half of the body), "hang" (half, then silence until `gate` is set), bytes instead, or all of
+    an answer: (status, {header: value}, parts of the body)."""
 
     def __init__(self):
         self.files, self.seen, self.faults, self.ranges = dict(IMAGES), [], {}, True
@@ -47,6 +48,8 @@ class Web:
                 name, wanted = self.path.split("/")[-1], self.headers["Range"]
                 web.seen.append((name, wanted))
                 fault = web.faults[name].pop(0) if web.faults.get(name) else None
+                if isinstance(fault, tuple):
+                    return self.answer(*fault)
                 if isinstance(fault, int) or name not in web.files:
                     return self.send_error(fault or 404)
                 body = fault if isinstance(fault, bytes) else web.files[name]
@@ -60,6 +63,15 @@ class Web:
                 self.wfile.write(rest[: len(rest) // 2] if fault in ("cut", "hang") else rest)
                 if fault == "hang":
                     web.gate.wait(60)
+
+            def answer(self, status, headers, body):
+                self.send_response(status)
+                for header in headers.items():
+                    self.send_header(*header)
+                self.end_headers()
+                with suppress(OSError):  # the other side has had enough
+                    for part in body:
+                        self.wfile.write(part)
 
             def log_message(self, *args):
                 pass

@@ -6,20 +6,28 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+    Qwen3VLProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-GOLDEN = Path(__file__).parent / "golden.safetensors"
-TAIL = 12  # positions at the end of each row whose logits are kept
+HERE = Path(__file__).parent
+GOLDEN = {  # family: its file, and of how many positions at the end of each row the logits are kept
+    "qwen2_5_vl": (HERE / "golden.safetensors", 12),
+    "qwen3_vl": (HERE / "golden-qwen3.safetensors", 3),
+}
 
 
 class Reference:
     def __init__(self, folder, dtype=torch.float32):
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+        self.qwen3 = self.model.config.model_type == "qwen3_vl"
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(folder / "tokenizer.json"), pad_token="<|endoftext|>", padding_side="left"
         )
@@ -27,22 +35,25 @@ class Reference:
 
     def text(self, example, grids):
         """The chat template with one image or video token for each visual token, as a string."""
-        names = ["image"] * len(example.images) + ["video"] * len(example.videos)
-        user = "".join(
-            "<|vision_start|>" + f"<|{name}_pad|>" * (int(grid.prod()) // 4) + "<|vision_end|>"
-            for name, grid in zip(names, grids)
-        )
-        return (
-            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-            f"<|im_start|>user\n{user}{example.prompt}<|im_end|>\n<|im_start|>assistant\n"
-        )
+        frames = [None] * len(example.images) + [len(video) for video in example.videos]
+        user = "".join(self.shown(grid, count, example.fps) for grid, count in zip(grids, frames))
+        system = "" if self.qwen3 else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        return f"{system}<|im_start|>user\n{user}{example.prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+    def shown(self, grid, frames, fps):
+        """An image (frames None) or a video in the prompt; Qwen3-VL has its slices one by one, each after its time."""
+        pad, tokens, times = "image" if frames is None else "video", int(grid.prod()) // 4, [""]
+        if self.qwen3 and frames is not None:
+            seconds = Qwen3VLProcessor._calculate_timestamps(None, list(range(frames)), fps)
+            times, tokens = [f"<{t:.1f} seconds>" for t in seconds], tokens // len(seconds)
+        return "".join(f"{t}<|vision_start|>{f'<|{pad}_pad|>' * tokens}<|vision_end|>" for t in times)
 
     def video(self, frames):
         """(patches, grid) of a video, put together from the patches of its frames as still pictures: of every second
         frame's patches the second half. (The reference's own video processor needs torchvision.)"""
         frames = frames + frames[-1:] * (len(frames) % 2)
         still = [self.images([frame], return_tensors="pt") for frame in frames]
-        patches = [one["pixel_values"].view(-1, 3, 2, 14 * 14).clone() for one in still]
+        patches = [one["pixel_values"].view(-1, 3, 2, self.images.patch_size**2).clone() for one in still]
         for first, second in zip(patches[::2], patches[1::2]):
             first[:, :, 1] = second[:, :, 1]
         grid = still[0]["image_grid_thw"][0] * torch.tensor([len(frames) // 2, 1, 1])
@@ -66,7 +77,9 @@ class Reference:
         config, ids = self.model.config, tokens["input_ids"]
         kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         inputs = {**tokens, **seen, "mm_token_type_ids": kinds}
-        if videos:  # version 5.23 counts on behind the last slice, not behind the largest position (4.57 did)
+        if (
+            videos and not self.qwen3
+        ):  # version 5.23 counts on behind the last slice, not behind the largest position (4.57 did)
             rows = zip(examples, ids.tolist(), tokens["attention_mask"].tolist(), each)
             inputs["position_ids"] = torch.stack([self.positions(*row) for row in rows], dim=1)
         return inputs
@@ -112,20 +125,21 @@ def main():
 
     from files import write_safetensors
 
-    with tempfile.TemporaryDirectory() as folder:
-        reference = Reference(write_checkpoint(Path(folder)))
+    for family, (file, tail) in GOLDEN.items():
+        with tempfile.TemporaryDirectory() as folder:
+            reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}
         for name, examples in CASES.items():
             if name == "not ASCII":
                 continue  # its special token in the text is ours alone
             inputs = reference.inputs(examples())
             golden[f"{name}: input_ids"] = inputs["input_ids"]
-            golden[f"{name}: logits"] = reference.logits(inputs)[:, -TAIL:].clone()
+            golden[f"{name}: logits"] = reference.logits(inputs)[:, -tail:].clone()
             seen = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
             if seen:
                 golden[f"{name}: patches"] = torch.cat(seen)[::9, ::7].clone()
-    write_safetensors(GOLDEN, golden, {"made by": "python tests/reference.py, transformers 5.23.0"})
-    print(f"{GOLDEN}: {GOLDEN.stat().st_size // 1024} KB")
+        write_safetensors(file, golden, {"made by": "python tests/reference.py, transformers 5.23.0"})
+        print(f"{file}: {file.stat().st_size // 1024} KB")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from conftest import ROOT, small_config, write_checkpoint
 
 from backbones.checkpoint import read_config, sample
 from backbones.layers import linear
-from backbones.qwen2_5_vl import Config, group_patches
+from backbones.qwen import group_patches
+from backbones.qwen2_5_vl import Config
 from files import InputError, read_metadata, read_safetensors, write_safetensors
 from model import VLM
 

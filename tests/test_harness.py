@@ -216,7 +216,7 @@ def test_broken_images_end_the_run_with_their_name(own, tmp_path, capsys):
         (["--data", "refcoco", "--data-root", "/no/such/folder"], "/no/such/folder: no refcoco here; put"),
         (["--data", "scenes-day", "--heads", "7"], "--heads 7: the model has 6 value heads"),
         (["--data", "scenes-day", "--selection", "magic"], "magic: no such file"),
-        (["--data", "scenes-day", "--method", "full", "--lr", "1e30"], "the loss is nan"),
+        (["--data", "scenes-day", "--lr", "1e30"], "argument --lr: '1e30' is not a number from 1e-30 to 1,000,000"),
         (["--data", "scenes-day", "--max-pixels", "100"], "max_pixels 100 is below min_pixels"),
         (["--data", "scenes-day", "--out", "/dev/null/run"], "--out /dev/null/run: cannot be made"),
         (["--resume", "/no/such/run"], "arguments.json: no such file"),

@@ -1,19 +1,30 @@
-"""The paper's claims about Image-LoRA, as tests on a small random model."""
+"""The paper's claims about Image-LoRA, as tests on a small random model of each family."""
 
 import json
 
 import pytest
 import torch
-from conftest import picture, randomised, write_checkpoint
+from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.layers import compute_twice, weights_kept
-from data import Example
+from data import Example, Processor
 from files import InputError, read_metadata, read_safetensors, write_safetensors
 from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM, attend, attention_mask
+from model import VLM, Attention, attend
 
 HEADS = {0: [1], 2: [0, 1]}
+
+
+@pytest.fixture(scope="module", params=SMALL_CONFIGS)
+def checkpoint(request, tmp_path_factory):
+    """Of each family: every test here holds for both."""
+    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return Processor.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA])
@@ -102,11 +113,11 @@ def test_the_update_is_the_papers_formula_for_one_token(vlm):
 
 def test_shapes_names_and_starting_values_are_those_of_the_design(vlm):
     torch.manual_seed(0)
-    adapter = ImageLoRA(vlm.config, HEADS, rank=4)
+    adapter, K = ImageLoRA(vlm.config, HEADS, rank=4), {"qwen2_5_vl": 16, "qwen3_vl": 24}[vlm.config.family]
     shapes = {name: tuple(p.shape) for name, p in adapter.named_parameters()}
     assert shapes == {
-        "layers.0.A": (64, 4), "layers.0.B": (1, 4, 16), "layers.0.gamma": (),
-        "layers.2.A": (64, 4), "layers.2.B": (2, 4, 16), "layers.2.gamma": (),
+        "layers.0.A": (64, 4), "layers.0.B": (1, 4, K), "layers.0.gamma": (),
+        "layers.2.A": (64, 4), "layers.2.B": (2, 4, K), "layers.2.gamma": (),
     }  # fmt: skip
     assert adapter.layers["2"].B.abs().max() == 0 and adapter.layers["2"].gamma.item() == pytest.approx(0.01)
     assert adapter.layers["2"].A.std().item() == pytest.approx(1 / 4, rel=0.2)
@@ -245,7 +256,7 @@ def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint,
 def test_an_adapter_refuses_another_base_and_any_other_set_of_tensors(tmp_path, vlm):
     file = tmp_path / "a.safetensors"
     randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).save(file)
-    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5))
+    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5, family=vlm.config.family))
     with pytest.raises(InputError, match="made for another checkpoint"):
         load_adapter(file, other)
     tensors, metadata = dict(read_safetensors(file)), read_metadata(file)
@@ -294,15 +305,19 @@ def test_the_flop_formula_equals_torchs_counter_and_is_proportional_to_the_visua
 
     for n in (1, 7, 20):
         assert adapter.flops(20, n) == counted(n) == n * adapter.flops(99, 1)
-    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * 16) for hs in heads.values())
+    K = config.head_size
+    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * K) for hs in heads.values())
 
 
 def test_the_flop_formula_of_lora_equals_torchs_counter(vlm):
     adapter = randomised(LoRA(vlm.config, rank=4))
+    K = vlm.config.head_size
+    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}
     with FlopCounterMode(display=False) as counter:
         for (_, target), update in adapter.updates.items():
-            x = torch.randn(1, 9, 64, requires_grad=True)
-            update(torch.randn(1, 9, {"q": 64, "k": 32, "v": 32, "o": 64}[target]), x, None).sum().backward()
+            inputs, outputs = sizes[target]
+            x = torch.randn(1, 9, inputs, requires_grad=True)
+            update(torch.randn(1, 9, outputs), x, None).sum().backward()
     assert adapter.flops(9, 3) == counter.get_total_flops()
 
 
@@ -321,14 +336,13 @@ def test_settings_are_kept_as_text_that_anyone_can_read(tmp_path, vlm):
     assert settings == {"heads": {"0": [1], "2": [0, 1]}, "rank": 2, "alpha": 5, "gamma": 0.01}
 
 
-def test_a_changed_visual_index_changes_where_the_update_goes(vlm, mixed):
+def test_a_changed_visual_index_changes_where_the_update_goes(vlm, mixed, monkeypatch):
     """The mask is what decides: with an empty one, the adapted model is the frozen one."""
     frozen = vlm(mixed)
     randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    attention = [layer.self_attn for layer in vlm.model.layers]
-    nowhere = torch.empty(0, dtype=torch.long)
-    hidden = vlm.model(vlm.embed(mixed), mixed.position_ids, attention_mask(mixed.segments), nowhere)
-    assert torch.equal(vlm.head(hidden), frozen) and attention[0].adapters["v"]
+    real, nowhere = Attention.adapted, torch.empty(0, dtype=torch.long)
+    monkeypatch.setattr(Attention, "adapted", lambda self, path, y, x, index: real(self, path, y, x, nowhere))
+    assert torch.equal(vlm(mixed), frozen) and vlm.model.layers[0].self_attn.adapters["v"]
 
 
 def test_an_adapter_file_of_format_1_is_refused_with_a_line_that_says_so(tmp_path, vlm):

@@ -1,4 +1,4 @@
-"""The model is Qwen2.5-VL: golden logits of transformers, attention, loss and generation."""
+"""The models are Qwen2.5-VL and Qwen3-VL: golden logits of transformers, attention, loss and generation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,28 +6,40 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from conftest import picture
+from conftest import SMALL_CONFIGS, picture, write_checkpoint
 
 from backbones.layers import fused_attention, weights_kept
-from data import Example
+from data import Example, Processor
 from files import read_safetensors
 from model import attend, attention_mask
 from tasks.images import Visual
 
-GOLDEN = dict(read_safetensors(Path(__file__).parent / "golden.safetensors"))
-GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN})
+FILES = {"qwen2_5_vl": "golden.safetensors", "qwen3_vl": "golden-qwen3.safetensors"}
+GOLDEN = {family: dict(read_safetensors(Path(__file__).parent / file)) for family, file in FILES.items()}
+GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN["qwen2_5_vl"]})
+
+
+@pytest.fixture(scope="module", params=SMALL_CONFIGS)
+def checkpoint(request, tmp_path_factory):
+    """Of each family: every test here holds for both."""
+    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return Processor.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_logits_are_those_of_transformers(vlm, processor, name):
-    batch = processor(CASES[name]())
-    golden, real = GOLDEN[f"{name}: logits"], batch.attention_mask.bool()
+    kept, batch = GOLDEN[vlm.config.family], processor(CASES[name]())
+    golden, real = kept[f"{name}: logits"], batch.attention_mask.bool()
     logits = vlm(batch)[:, -golden.shape[1] :]
     real = real[:, -golden.shape[1] :]
-    assert torch.equal(batch.input_ids, GOLDEN[f"{name}: input_ids"])
+    assert torch.equal(batch.input_ids, kept[f"{name}: input_ids"])
     assert (logits - golden)[real].abs().max() <= 1e-4
     if len(batch.patches):
-        assert (batch.patches[::9, ::7] - GOLDEN[f"{name}: patches"]).abs().max() <= 1e-5
+        assert (batch.patches[::9, ::7] - kept[f"{name}: patches"]).abs().max() <= 1e-5
 
 
 def test_attention_by_hand_equals_the_fused_path_padding_included(vlm, processor):

@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import CASES
-from conftest import ROOT, randomised, small_config, write_checkpoint
+from conftest import (
+    ROOT,
+    SMALL_CONFIGS,
+    randomised,
+    small_config,
+    write_checkpoint,
+)
 from PIL import Image
 
 from data import Example, Processor, load
@@ -21,9 +27,10 @@ pytest.importorskip("transformers", reason="transformers is not installed (requi
 from reference import Reference
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl untied", "qwen2_5_vl tied", "qwen3_vl untied", "qwen3_vl tied"])
 def pair(request, tmp_path_factory):
-    folder = write_checkpoint(tmp_path_factory.mktemp(request.param), seed=3, tied=request.param == "tied")
+    family, head = request.param.split()
+    folder = write_checkpoint(tmp_path_factory.mktemp(family), seed=3, tied=head == "tied", family=family)
     return folder, VLM.from_pretrained(folder), Processor.from_pretrained(folder), Reference(folder)
 
 
@@ -45,26 +52,25 @@ def test_ids_patches_positions_and_logits_equal(pair, name):
     assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert torch.equal(batch.attention_mask, inputs["attention_mask"])
     assert torch.equal(batch.visual_mask, inputs["mm_token_type_ids"].bool())
-    if "position_ids" in inputs:
-        assert torch.equal(batch.position_ids, inputs["position_ids"])
+    patches = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
+    if patches:
         grids = [inputs[kind] for kind in ("image_grid_thw", "video_grid_thw") if kind in inputs]
         assert torch.equal(batch.grids, torch.cat(grids))
-        patches = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
         assert (batch.patches - torch.cat(patches)).abs().max() <= 1e-5
-    elif "pixel_values" in inputs:
-        assert torch.equal(batch.grids, inputs["image_grid_thw"])
-        assert (batch.patches - inputs["pixel_values"]).abs().max() <= 1e-5
-        positions, _ = reference.model.model.get_rope_index(
-            inputs["input_ids"],
-            inputs["mm_token_type_ids"],
-            inputs["image_grid_thw"],
-            attention_mask=inputs["attention_mask"],
-        )
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions, _ = reference.model.model.get_rope_index(
+                inputs["input_ids"],
+                inputs["mm_token_type_ids"],
+                inputs.get("image_grid_thw"),
+                inputs.get("video_grid_thw"),
+                attention_mask=inputs["attention_mask"],
+            )
         assert torch.equal(batch.position_ids, positions)
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["mixed with padding", "ragged windows", "text only"])
+@pytest.mark.parametrize("name", ["mixed with padding", "ragged windows", "text only", "tall", "tiny"])
 def test_greedy_generation_equals(pair, name):
     _, vlm, _, reference = pair
     batch, inputs = both(pair, name)
@@ -159,15 +165,16 @@ def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
             assert ids == tokenizer(text)["input_ids"]
 
 
-def test_patches_of_real_photographs_equal(shared, tmp_path):
+@pytest.mark.parametrize("family", SMALL_CONFIGS)
+def test_patches_of_real_photographs_equal(shared, tmp_path, family):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
 
-    folder = write_checkpoint(tmp_path)
+    folder = write_checkpoint(tmp_path, family=family)
     processor = Processor.from_pretrained(folder, max_pixels=200_000)
     reference = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    reference.size = {"shortest_edge": 3136, "longest_edge": 200_000}
+    reference.size = {"shortest_edge": processor.min_pixels, "longest_edge": 200_000}
     for file in sorted((shared / "images").glob("*.*g")) + sorted((shared / "coco-photos/images").glob("*.jpg"))[:10]:
         seen = reference([Image.open(file)], return_tensors="pt")
         visual = Visual(file)

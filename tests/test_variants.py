@@ -111,7 +111,7 @@ def test_switches_that_exclude_each_other_are_refused(vlm, tmp_path):
     adapter = Ablation(vlm.config, HEADS, outer=True).attach(vlm)
     adapter.save(tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="--continue-from goes with --outer as in the paper only"):
-        continue_from(ImageLoRA(vlm.config, HEADS), tmp_path / "a.safetensors")
+        continue_from(ImageLoRA(vlm.config, HEADS), tmp_path / "a.safetensors", vlm)
 
 
 def test_a_switch_on_the_command_line_makes_the_method_an_ablation():

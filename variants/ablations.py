@@ -5,8 +5,15 @@ import json
 import torch
 from torch import nn
 
-from files import InputError, read_metadata, read_safetensors
-from imagelora import METHODS, Adapter, ImageLoRA, ImageLoRALayer, check_heads
+from files import InputError, read_metadata
+from imagelora import (
+    METHODS,
+    Adapter,
+    ImageLoRA,
+    ImageLoRALayer,
+    check_heads,
+    load_adapter,
+)
 
 
 class AblationLayer(ImageLoRALayer):
@@ -120,23 +127,32 @@ METHODS["ablation"] = Ablation
 AS_IN_THE_PAPER = {"path": "v", "shared": "layer", "outer": False}  # on these depends which matrices there are
 
 
-def continue_from(adapter, path):
-    """Give an Image-LoRA what another one, saved at `path`, has learnt in the layers and heads that both have. Raises
-    InputError if the file is no Image-LoRA, has another rank, or one of the two has other matrices than the paper's."""
-    tensors, settings = dict(read_safetensors(path)), json.loads(read_metadata(path).get("settings", "{}"))
+def continue_from(adapter, path, vlm):
+    """Give an Image-LoRA, which is attached to `vlm`, what another one, saved at `path`, has learnt in the layers and
+    heads that both have. Raises InputError if the file is no Image-LoRA of this model, has another rank or alpha or no
+    layer in common, or one of the two has other matrices than the paper's."""
+    settings = json.loads(read_metadata(path).get("settings", "{}"))
     if "heads" not in settings:
         raise InputError(f"{path}: no Image-LoRA to continue from")
-    if settings["rank"] != adapter.settings["rank"]:
-        raise InputError(f"{path}: its rank is {settings['rank']}; continue with --rank {settings['rank']}")
+    for name in ("rank", "alpha"):
+        if settings[name] != adapter.settings[name]:
+            raise InputError(f"{path}: its {name} is {settings[name]}; continue with --{name} {settings[name]}")
     for name, usual in AS_IN_THE_PAPER.items():
         if {settings.get(name, usual), adapter.settings.get(name, usual)} != {usual}:
             raise InputError(f"{path}: --continue-from goes with --{name} as in the paper only")
-    for layer, heads in settings["heads"].items():
-        if layer not in adapter.layers:
-            continue
-        update = adapter.layers[layer]
-        update.A.data.copy_(tensors[f"layers.{layer}.A"])
-        update.gamma.data.copy_(tensors[f"layers.{layer}.gamma"])
-        for i, h in enumerate(update.heads.tolist()):
-            if h in heads:
-                update.B.data[i] = tensors[f"layers.{layer}.B"][heads.index(h)]
+
+    # Loaded as any adapter, which checks that it is complete and belongs to this model.
+    adapter.detach()
+    old = load_adapter(path, vlm)
+    old.detach()
+    adapter.attach(vlm)
+
+    if not adapter.heads.keys() & old.heads.keys():
+        raise InputError(f"{path}: its heads {old.heads} are in other layers than those to train, {adapter.heads}")
+    for layer in adapter.heads.keys() & old.heads.keys():
+        update, learnt = adapter.layers[str(layer)], old.layers[str(layer)]
+        update.A.data.copy_(learnt.A)
+        update.gamma.data.copy_(learnt.gamma)
+        for i, h in enumerate(adapter.heads[layer]):
+            if h in old.heads[layer]:
+                update.B.data[i] = learnt.B[old.heads[layer].index(h)].detach()

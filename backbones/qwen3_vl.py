@@ -1,0 +1,193 @@
+"""Qwen3-VL: its configuration, the vision encoder with its table of positions, DeepStack, times of videos, the scale of
+boxes.
+
+What an image shows goes into the decoder by two roads. Its embedding is in the input, as in Qwen2.5-VL. And DeepStack
+(arXiv 2406.04334) takes features from the middle of the encoder and adds them to the visual positions later on:
+
+    layer 0 -> + feature 0 -> layer 1 -> + feature 1 -> layer 2 -> + feature 2 -> layer 3 -> ...
+
+Sources: the Qwen3-VL report (arXiv 2511.21631) and the published configurations; the tests hold every number against
+transformers.
+
+Shapes: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from backbones.layers import LayerNorm, Linear
+from backbones.qwen import (
+    PatchEmbed,
+    QwenConfig,
+    QwenVisionConfig,
+    VisionBlock,
+    count_positions,
+    group_patches,
+    key,
+    on_device,
+    patch_coordinates,
+    patch_rotary,
+)
+
+SYSTEM = ""  # no line before the user's turn
+TOWERS = {"visual": "model.visual.", "model": "model.language_model."}  # module -> how the hub's tensor names begin
+BOX_END = 0  # how far below the scale of boxes the largest number of a side is: the edge itself has a number
+
+
+@dataclass(frozen=True)
+class VisionConfig(QwenVisionConfig):
+    table: int = key("num_position_embeddings")  # entries of the square table of positions: 48 x 48
+    deepstack: tuple = key("deepstack_visual_indexes")  # the blocks after which a feature is taken
+
+    @property
+    def side(self):
+        """Rows, and columns, of the table of positions."""
+        return math.isqrt(self.table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(QwenConfig):
+    head_size: int = key("head_dim")  # K; H * K need not be D
+
+    name = "Qwen3-VL"
+    Vision = VisionConfig
+    qkv_bias = False
+    qk_norm = True  # each head of q and k is normed before it is turned
+
+    @property
+    def visual_size(self):
+        """Numbers that the encoder gives for one visual token: the embedding and the features, D each."""
+        return self.hidden * (1 + len(self.vision.deepstack))
+
+    def by_axis(self, angles):
+        """Rotary angles by time, height and width, [3, B, T, K/2] -> [B, T, K/2]. The three take turns: frequency 0 is
+        time's, 1 the height's, 2 the width's, 3 time's again, until height and width have as many as their sections
+        say. The rest is time's."""
+        time, height, width = angles
+        _, heights, widths = self.rope_sections
+        mixed = time.clone()
+        mixed[..., 1 : 3 * heights : 3] = height[..., 1 : 3 * heights : 3]
+        mixed[..., 2 : 3 * widths : 3] = width[..., 2 : 3 * widths : 3]
+        return mixed
+
+    def unsupported(self, flat, vision):
+        """{key: whether this code does not compute its value}."""
+        c = self.vision
+        ascending = list(c.deepstack) == sorted(set(c.deepstack)) and set(c.deepstack) <= set(range(c.depth))
+        return {
+            "attention_bias": flat.get("attention_bias", False),
+            "mrope_interleaved": not flat.get("mrope_interleaved", True),
+            "vision hidden_act": vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
+            "num_position_embeddings": c.side**2 != c.table,
+            "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
+        }
+
+
+def table_entries(rows, columns, grids, side):
+    """Which four entries of a side x side table are around each patch, when the table is stretched over its image corner
+    to corner, and the weights of the four (bilinear interpolation).
+
+    rows, columns [P]; grids [images, 3]. Returns index long [4, P], into the flattened table, and weight [4, P].
+    """
+    patches = grids.prod(dim=1)
+    h, w = (grids[:, i].repeat_interleave(patches) for i in (1, 2))  # [P]: of the image of each patch
+    y, x = rows * (side - 1) / (h - 1).clamp(min=1), columns * (side - 1) / (w - 1).clamp(min=1)
+    above, left = y.long(), x.long()
+    below, right = (above + 1).clamp(max=side - 1), (left + 1).clamp(max=side - 1)
+    dy, dx = y - above, x - left
+    index = torch.stack([above * side + left, above * side + right, below * side + left, below * side + right])
+    weight = torch.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx])
+    return index, weight
+
+
+class VisionMLP(nn.Module):
+    """fc2(gelu(fc1(x))), GELU by its tanh approximation."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.linear_fc1 = Linear(c.hidden, c.intermediate)
+        self.linear_fc2 = Linear(c.intermediate, c.hidden)
+
+    def forward(self, x):
+        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+
+
+class PatchMerger(nn.Module):
+    """Every merge x merge block of patches becomes one visual token of the decoder's size. normed: how many numbers the
+    norm is over, E (each patch on its own) or merge * merge * E (the block)."""
+
+    def __init__(self, c, out, normed):
+        super().__init__()
+        self.size, self.normed = c.hidden * c.merge**2, normed
+        self.norm = LayerNorm(normed, 1e-6)
+        self.linear_fc1 = Linear(self.size, self.size)
+        self.linear_fc2 = Linear(self.size, out)
+
+    def forward(self, x):
+        x = self.norm(x.view(-1, self.normed)).view(-1, self.size)  # [N, merge * merge * E]
+        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+
+
+class VisionEncoder(nn.Module):
+    """Patches -> visual tokens: a transformer in which every patch attends to its complete image. Where a patch is, is
+    said twice: by an entry of a learned table that is added to it, and by 2-D rotary positions."""
+
+    def __init__(self, c, out):
+        super().__init__()
+        self.config = c
+        block = c.hidden * c.merge**2
+        self.patch_embed = PatchEmbed(c, bias=True)
+        self.pos_embed = nn.Embedding(c.table, c.hidden)
+        self.blocks = nn.ModuleList(VisionBlock(c, LayerNorm, VisionMLP(c)) for _ in range(c.depth))
+        self.merger = PatchMerger(c, out, normed=c.hidden)
+        self.deepstack_merger_list = nn.ModuleList(PatchMerger(c, out, normed=block) for _ in c.deepstack)
+
+    def forward(self, patches, grids):
+        """patches [P, 1536], grids [images, 3] (slices, rows, columns in patches) -> [N, D + D + ...], images in order:
+        of each visual token the embedding, and beside it the features that DeepStack adds after the first layers."""
+        c, device, grids = self.config, patches.device, grids.cpu()
+        slices, rows, columns = patch_coordinates(patches, grids, c.merge)
+        complete = on_device(group_patches(slices), device)
+        index, weight = on_device(table_entries(rows, columns, grids, c.side), device)  # [4, P] each
+
+        x = self.patch_embed(patches).float()  # [P, E]: the residual stream is float32, as in the decoder
+        for entry, share in zip(index, weight):
+            x = x + share[:, None] * self.pos_embed(entry)
+
+        cos, sin = patch_rotary(rows, columns, c.hidden // c.heads, device)
+        features = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, complete)
+            if i in c.deepstack:
+                features.append(self.deepstack_merger_list[len(features)](x))  # [N, D]
+        return torch.cat([self.merger(x), *features], dim=1)  # [N, D + D + ...]
+
+
+def spans(config, visual, grid, fps):
+    """How an image or a video stands in a prompt: (text before it, number of visual tokens) of each span between a
+    <|vision_start|> and its <|vision_end|>. Each slice of a video is a span, and the text says its time: the mean of its
+    first and its last frame's."""
+    (t, h, w), c = grid, config.vision
+    tokens = h * w // c.merge**2
+    if not visual.is_video:
+        return [("", tokens)]
+    found = []
+    for first in range(0, t * c.temporal_patch_size, c.temporal_patch_size):
+        last = min(first + c.temporal_patch_size, len(visual.frames)) - 1  # an odd last frame is on its own
+        found.append((f"<{(first + last) / 2 / fps:.1f} seconds>", tokens))
+    return found
+
+
+def positions(config, ids, grids, fps=2.0):
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Every slice of a
+    video counts as an image of its own: the time is in the text."""
+    return count_positions(config, ids, [([0], h, w) for t, h, w in grids for _ in range(t)])
+
+
+def box_scale(resized):
+    """(width, height) of the image in the numbers that the model writes: 0 to 1000 of each side, whatever its size."""
+    return 1000, 1000
