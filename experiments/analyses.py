@@ -134,7 +134,7 @@ def savings(reports, out):
     of_x, of_y = "visual share of the tokens", "adapter FLOPs of Image-LoRA / LoRA"
     proportional = [(0, 0)] + shares
     drawn = {"In proportion": (of_x, of_y, {"measured, with the origin": proportional})}
-    charts.scatter(out / "ratio-flops.png", "The savings grow with the visual share", drawn)
+    charts.scatter(out / "ratio-flops.png", "What Image-LoRA costs, against the visual share", drawn)
     return [("Visual share of the tokens and adapter FLOPs", table)]
 
 
