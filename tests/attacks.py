@@ -16,7 +16,7 @@ MANY = os.environ.get("IMAGELORA_ATTACKS") == "1"
 SECONDS, MEBIBYTES = 10, 500  # of CPU time, which one case may take; by which all may raise the memory
 
 
-def one_line(error, named):
+def is_one_line(error, named):
     """An error is one line, not a page, and says what it is about."""
     said = one_line(error)
     assert str(named) in said and len(said.splitlines()) == 1 and len(said) < 2000, said
@@ -44,7 +44,7 @@ class Count:
             attempt(*arguments)
             self.worked += 1
         except InputError as error:
-            one_line(error, named)
+            is_one_line(error, named)
             self.refused += 1
         self.slowest = max(self.slowest, time.process_time() - begun)
 
