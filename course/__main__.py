@@ -17,7 +17,7 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
-from course.judge import LESSONS, ROOT, grade, judge
+from course.judge import LESSONS, ROOT, exercise_file, grade, has_holes, judge
 from files import InputError
 
 COPIED = ("backbones", "tasks", "variants", "harness", "tiny", "course", "docs", "results")  # rooms of the hand-out
@@ -30,17 +30,22 @@ def show(number):
     for sentence, found in judge(number, all_checks=False):
         print(f"  {'red  ' if found else 'green'}  {sentence}")
         if found:
-            print(f"\n    {found}\n\n    Read course/lesson{number}/lesson.md, change course/lesson{number}/exercise.py,")
+            print(
+                f"\n    {found}\n\n    Read course/lesson{number}/lesson.md, change course/lesson{number}/exercise.py,"
+            )
             print(f"    then run: python -m course {number}")
             return False
     return True
 
 
 def hand_out(folder):
-    """Copy the project for students. Raises InputError if the folder exists."""
+    """Copy the project for students. Raises InputError if the folder exists, or an exercise is filled in."""
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder}: exists already; name a new folder")
+    filled = [str(file) for file in map(exercise_file, LESSONS) if not has_holes(file)]
+    if filled:
+        raise InputError(f"{filled[0]}: a hole is filled in; put the file back as it was (git checkout) first")
     for room in COPIED:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for file in [*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "requirements.txt"]:

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 
 def row_of_tokens():
     """Lesson 1: an image, its grid of visual tokens, and the row that the model reads."""
-    vlm, processor = tiny()
+    _, processor = tiny()
     image = scenes(1)[0].images[0]
     batch = processor([Example([image], "What colour is the ring?", "red")])
     picture, pen = canvas(1200, 420)
@@ -99,7 +99,7 @@ def who_looks_at_whom():
 
 def low_rank():
     """Lesson 3: a weight of 256 x 256 and two factors of rank 8, to scale."""
-    picture, pen = canvas(1100, 430)
+    picture, pen = canvas(920, 430)
     pen.text((30, 20), "A frozen weight and the two factors of LoRA, to scale", BLACK, font(26))
     n, R, top = 256, 8, 90
     pen.rectangle((40, top, 40 + n, top + n), PALE, GREY, 3)
@@ -131,7 +131,7 @@ def what_changes():
     change = (after - before).abs().amax(dim=-1)  # [B, T]
     picture, pen = canvas(1200, 470)
     pen.text((30, 16), "The largest change of a logit, token by token, under a random Image-LoRA", BLACK, font(26))
-    names = ("with an image", "without an image: exactly 0")
+    names = ("with an image (green: visual tokens, blue: text)", "without an image: exactly 0")
     T = batch.input_ids.shape[1]
     width, tallest = 1140 / T, change.max().item()
     for row, name in enumerate(names):

@@ -1,6 +1,6 @@
 """Typical mistakes: what a student writes in place of a line of the solution, and a part of the sentence that they get.
 
-    lesson: [(words of the solution, the mistake, words of the sentence), ...]
+lesson: [(words of the solution, the mistake, words of the sentence), ...]
 """
 
 MISTAKES = {
@@ -29,10 +29,10 @@ MISTAKES = {
         (" / q.shape[-1] ** 0.5", "", "the factor 1/sqrt(K) is missing"),
         ("q.shape[-1] ** 0.5", "q.shape[-1]", "divided by K"),
         ("q.shape[-1] ** 0.5", "q.shape[1] ** 0.5", "divided by sqrt(H)"),
-        (".masked_fill(~earlier, float(\"-inf\"))", "", "look into the future"),
+        ('.masked_fill(~earlier, float("-inf"))', "", "look into the future"),
         (".tril()", ".triu()", "upside down"),
         (".tril()", ".tril(-1)", "must look at itself"),
-        ("float(\"-inf\")", "0", "a score of 0 is not nothing"),
+        ('float("-inf")', "0", "a score of 0 is not nothing"),
         ("k.repeat_interleave(groups, dim=1)", "k.repeat(1, groups, 1, 1)", "grouped the wrong way"),
         ("v.repeat_interleave(groups, dim=1)", "v.repeat(1, groups, 1, 1)", "the values are grouped the wrong way"),
         ("dim=-1", "dim=-2", "the softmax is over the queries"),
@@ -41,7 +41,11 @@ MISTAKES = {
         ("keys = visual_mask", "keys = ~visual_mask", "this is taken from the text"),
         ("visual_mask[:, None, None, :]", "visual_mask[:, None, :, None]", "the mask is on the queries"),
         ("visual_mask[:, None, None, :]", "visual_mask[:1, None, None, :]", "the mask of row 0"),
-        ("(weights * keys) @ v", "(weights * keys / (weights * keys).sum(-1, keepdim=True).clamp(min=1e-9)) @ v", "add up to 1"),
+        (
+            "(weights * keys) @ v",
+            "(weights * keys / (weights * keys).sum(-1, keepdim=True).clamp(min=1e-9)) @ v",
+            "add up to 1",
+        ),
     ],
     3: [
         ("torch.zeros(rank, outputs)", "torch.randn(rank, outputs)", "B is not zero"),
@@ -124,17 +128,24 @@ MISTAKES = {
         ("mass**tau", "(tau * mass).exp()", "no softmax here"),
         ("scores.sum(dim=1)", "(scores**tau).sum(dim=1) ** (1 / tau)", "first a layer's mass"),
         ("scores.sum(dim=1)", "scores.amax(dim=1)", "not the best"),
-        ("return budget * weight / weight.sum()", "return budget * (mass / mass.sum()) ** tau", "divide by the sum last"),
+        (
+            "return budget * weight / weight.sum()",
+            "return budget * (mass / mass.sum()) ** tau",
+            "divide by the sum last",
+        ),
         ("return given", "return shares", "more than its G heads"),
         ("return given", "return shares.clamp(max=G)", "what a full layer cannot take is lost"),
         ("return given", "return shares.clamp(max=G) * total / shares.clamp(max=G).sum()", "scaled up after cutting"),
         (
             "return given",
-            "rest, free = total - shares.clamp(max=G).sum(), shares * (shares < G)\n"
-            "    return shares.clamp(max=G) + rest * free / free.sum()",
+            "free = shares * (shares < G)\n    return shares.clamp(max=G) + (shares - G).relu().sum() * free / free.sum()",
             "passed on only once",
         ),
-        ("total, given = shares.sum()", "shares[0] = shares[0]; total, given = shares.add_(1e-3).sum()", "change a copy"),
+        (
+            "total, given = shares.sum()",
+            "shares[0] = shares[0]; total, given = shares.add_(1e-3).sum()",
+            "change a copy",
+        ),
         ("order[:missing]", "order[:0]", "rounded down only"),
         ("down[order[:missing]] += 1", "down = shares.round()", "each is rounded for itself"),
         ("down[order[:missing]] += 1", "down[:missing] += 1", "went to the first layers"),
@@ -155,18 +166,18 @@ MISTAKES = {
         ("low > -margin and high < margin", "low < 0 < high", "no proof of equality"),
         ("if low > 0:", "if low + high > 0:", "says equivalent"),
         ("low > -margin and high < margin", "False", "says equivalent"),
-        ("\"Six heads of the probe find more boxes in fog than six random heads.\"", "\"It is better.\"", "too short"),
-        ("\"margin\": 0.02", "\"margin\": 2", "2 points are a share of 0.02"),
-        (", \"runs/probed-2\"", "", "fewer than three seeds"),
-        ("\"runs/random-2\"", "\"runs/random-1\"", "named twice"),
-        ("\"runs/random-1\", \"runs/random-2\"", "\"runs/random-2\", \"runs/random-1\"", "in the same order"),
-        ("\"runs/random-2\"", "\"runs/random-3\"", "the same, in the same order"),
-        ("\"runs/random-2\"", "\"runs/random-9\"", "no such file"),
-        ("[\"selection\"]", "[\"rank\"]", "a and b differ in selection"),
+        ('"Six heads of the probe find more boxes in fog than six random heads."', '"It is better."', "too short"),
+        ('"margin": 0.02', '"margin": 2', "2 points are a share of 0.02"),
+        (', "runs/probed-2"', "", "fewer than three seeds"),
+        ('"runs/random-2"', '"runs/random-1"', "named twice"),
+        ('"runs/random-1", "runs/random-2"', '"runs/random-2", "runs/random-1"', "in the same order"),
+        ('"runs/random-2"', '"runs/random-3"', "the same, in the same order"),
+        ('"runs/random-2"', '"runs/random-9"', "no such file"),
+        ('["selection"]', '["rank"]', "a and b differ in selection"),
         ("[0.015, 0.065]", "[1.5, 6.5]", "a share of 0.02"),
         ("[0.015, 0.065]", "[-0.065, -0.015]", "the sign is wrong"),
         ("[0.015, 0.065]", "[0.03, 0.05]", "the reports give [0.015, 0.065]"),
-        ("\"verdict\": \"better\"", "\"verdict\": \"equivalent\"", "says 'better'"),
-        ("\"scenes-fog grounding\"", "\"boxes\"", "choose accuracy or scenes-fog grounding"),
+        ('"verdict": "better"', '"verdict": "equivalent"', "says 'better'"),
+        ('"scenes-fog grounding"', '"boxes"', "choose accuracy or scenes-fog grounding"),
     ],
 }

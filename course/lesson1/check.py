@@ -46,7 +46,10 @@ def the_mask(student):
     spans[2, right[2].nonzero()[0, 0] : right[2].nonzero()[-1, 0] + 1] = True
     mistakes = [
         (~right, "the mask is the wrong way round: True is for visual tokens"),
-        (right | (ids == start) | (ids == end), "the marks <|vision_start|> and <|vision_end|> are text, not visual tokens"),
+        (
+            right | (ids == start) | (ids == end),
+            "the marks <|vision_start|> and <|vision_end|> are text, not visual tokens",
+        ),
         (right | (ids == pad), "padding is counted"),
         (ids != pad, "this is True at every token that is not padding"),
         (right[:1].expand_as(right), "the span of row 0 is used for all rows: each row has its own images"),
@@ -62,7 +65,7 @@ def the_mask(student):
 
 def the_model_sees_the_image(student):
     """In the real model: with the image put at your positions, the logits are the right ones, bit for bit."""
-    vlm, processor = tiny()
+    _, processor = tiny()
     batch = mixed()
     found = student.visual_mask(batch.input_ids, processor.config.image_token)
     index = found.flatten().nonzero()[:, 0]
@@ -92,7 +95,10 @@ def the_labels(student):
         (labels(answer), "padding is supervised: the model would learn to write padding"),
         (labels(answer & (T < length[:, None] - 1)), "the end token is left out: the model would never stop"),
         (labels((T > start[:, None]) & real), "the first token of the answer is left out"),
-        (labels((T >= start[:, None] - 1) & real), "the labels begin one token early: the answer starts at answer_start"),
+        (
+            labels((T >= start[:, None] - 1) & real),
+            "the labels begin one token early: the answer starts at answer_start",
+        ),
         (torch.where(answer & real, ids, 0), "a token that is not supervised has the label -100, not 0"),
         (torch.roll(right, -1, 1), "the labels are shifted: each token has its own id (the loss does the shifting)"),
         (labels((T >= start[0]) & (T < length[0])), "the answer of row 0 is used for all rows"),

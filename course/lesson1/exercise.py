@@ -3,7 +3,7 @@
 Letters: B batch, T tokens of the longest row.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def visual_tokens(width, height, patch_size, merge):

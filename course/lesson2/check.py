@@ -39,7 +39,10 @@ def the_formula(student):
     mistakes = [
         (by_mistake(q, k, v, scale=1.0)[1], "the factor 1/sqrt(K) is missing"),
         (by_mistake(q, k, v, scale=1 / K)[1], "the scores are divided by K; divide by sqrt(K)"),
-        (by_mistake(q, k, v, scale=q.shape[1] ** -0.5)[1], "the scores are divided by sqrt(H); K is the last dimension of q"),
+        (
+            by_mistake(q, k, v, scale=q.shape[1] ** -0.5)[1],
+            "the scores are divided by sqrt(H); K is the last dimension of q",
+        ),
         (by_mistake(q, k, v, scale=T**-0.5)[1], "the scores are divided by sqrt(T); K is the last dimension of q"),
         (by_mistake(q, k, v, mask=everyone)[1], "tokens look into the future: a causal mask is missing"),
         (by_mistake(q, k, v, mask=triangle.T)[1], "the mask is upside down: a token looks at earlier ones"),
@@ -83,8 +86,14 @@ def what_is_taken(student):
     mistakes = [
         (weights @ values, "this is taken from all tokens: the mask is not used"),
         (text, "this is taken from the text: the mask is the wrong way round"),
-        ((weights * visual_mask[:, None, :, None]) @ values, "the mask is on the queries: it belongs to those looked at, the keys"),
-        (again @ values, "the weights of the image were scaled to add up to 1: text tokens keep their share, leave it so"),
+        (
+            (weights * visual_mask[:, None, :, None]) @ values,
+            "the mask is on the queries: it belongs to those looked at, the keys",
+        ),
+        (
+            again @ values,
+            "the weights of the image were scaled to add up to 1: text tokens keep their share, leave it so",
+        ),
         ((weights * visual_mask[:1, None, None, :]) @ values, "the mask of row 0 is used for all rows"),
         ((weights * keys) @ v.repeat(1, 3, 1, 1), "the values are grouped the wrong way: use repeat_interleave"),
     ]

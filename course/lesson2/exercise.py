@@ -3,7 +3,7 @@
 Letters: B batch, T tokens of a row, H query heads, G value (KV) heads, K size of a head.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def attend(q, k, v):

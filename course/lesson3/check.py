@@ -16,7 +16,9 @@ def start_has_the_right_shapes(student):
     tensor("A", A, 48, 4)
     tensor("B", B, 4, 20)
     if (A == 0).all() and (B == 0).all():
-        raise Wrong("A and B are both zero: then both gradients are zero, too, and nothing is ever learnt; make A random")
+        raise Wrong(
+            "A and B are both zero: then both gradients are zero, too, and nothing is ever learnt; make A random"
+        )
     if (A == 0).all():
         raise Wrong("the zero is in A: the project (and the paper) keep A random and start with B = 0")
     if (B != 0).any():
@@ -110,7 +112,9 @@ def it_learns_and_text_changes(student):
         after = frozen(batch)
     finally:
         adapter.detach()
-    require(losses[-1] < losses[0], f"five steps of training did not lower the loss ({losses[0]:.3f}, {losses[-1]:.3f})")
+    require(
+        losses[-1] < losses[0], f"five steps of training did not lower the loss ({losses[0]:.3f}, {losses[-1]:.3f})"
+    )
     require(not torch.equal(before[1], after[1]), "the row without an image did not change: LoRA acts on all tokens")
 
 

@@ -69,7 +69,9 @@ def the_fast_path(student):
     try:
         got = student.gathered_update(v, x, index, A, B, s)
     except IndexError:
-        raise Wrong("visual_index counts through the batch, row * T + column: flatten x and v first, x.flatten(0, 1)") from None
+        raise Wrong(
+            "visual_index counts through the batch, row * T + column: flatten x and v first, x.flatten(0, 1)"
+        ) from None
     require(torch.equal(v, before), "v itself was changed: change a copy, v.clone()")
     compare("gathered_update", got, right, mistakes)
 
@@ -82,8 +84,14 @@ def the_cost_follows_the_visual_tokens(student):
         student.gathered_update(v, x, index, A, B, s)
     N, R, flops = len(index), A.shape[1], counter.get_total_flops()
     mistakes = [
-        (2 * 60 * R * (10 + 8), "the products are made for all tokens: gather the visual rows of x before you multiply"),
-        (2 * 10 * R * 8 + 2 * N * 10 * 8, "A @ B is made first, a large matrix: multiply from left to right, X @ A @ B"),
+        (
+            2 * 60 * R * (10 + 8),
+            "the products are made for all tokens: gather the visual rows of x before you multiply",
+        ),
+        (
+            2 * 10 * R * 8 + 2 * N * 10 * 8,
+            "A @ B is made first, a large matrix: multiply from left to right, X @ A @ B",
+        ),
     ]
     compare("the operations of gathered_update", flops, 2 * N * R * (10 + 8), mistakes)
 
@@ -101,7 +109,10 @@ def the_largest_change(student):
     right = change[kept].abs().max().item()
     mistakes = [
         (change[padded].abs().max().item(), "padding is counted: leave out positions where attention_mask is 0"),
-        (change[~visual_mask].abs().max().item(), "text tokens of rows with an image, and padding, are counted: take whole rows"),
+        (
+            change[~visual_mask].abs().max().item(),
+            "text tokens of rows with an image, and padding, are counted: take whole rows",
+        ),
         (
             change[~visual_mask & attention_mask.bool()].abs().max().item(),
             "text tokens of rows with an image are counted: they may change, since they look at changed values",
@@ -111,7 +122,9 @@ def the_largest_change(student):
         (change[kept].max().item(), "the largest change is negative here: take the absolute value first"),
         (change[kept].abs().mean().item(), "this is the mean change; a proof needs the largest"),
     ]
-    compare("largest_text_change", student.largest_text_change(before, after, visual_mask, attention_mask), right, mistakes)
+    compare(
+        "largest_text_change", student.largest_text_change(before, after, visual_mask, attention_mask), right, mistakes
+    )
 
 
 def text_is_untouched(student):
@@ -129,9 +142,13 @@ def text_is_untouched(student):
 
         after = with_updates(batch, dict.fromkeys(range(c.layers), update))
         require(torch.equal(before[1], after[1]), f"{name}: the row without an image changed")
-        require(not torch.equal(before[0], after[0]), f"{name}: the rows with images did not change: nothing is adapted")
+        require(
+            not torch.equal(before[0], after[0]), f"{name}: the rows with images did not change: nothing is adapted"
+        )
         said = student.largest_text_change(before, after, batch.visual_mask, batch.attention_mask)
-        require(float(said) == 0, f"largest_text_change says {float(said):.3g} in the real model, where nothing changed")
+        require(
+            float(said) == 0, f"largest_text_change says {float(said):.3g} in the real model, where nothing changed"
+        )
 
 
 CHECKS = [the_formula, the_fast_path, the_cost_follows_the_visual_tokens, the_largest_change, text_is_untouched]

@@ -4,7 +4,7 @@ Letters: B batch, T tokens of a row, D size of the layer's input, V size of its 
 batch.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def masked_update(v, x, visual_mask, A, B, s):

@@ -2,7 +2,16 @@
 
 import torch
 
-from course.checks import Wrong, compare, frozen, mixed, require, tensor, tiny, with_updates
+from course.checks import (
+    Wrong,
+    compare,
+    frozen,
+    mixed,
+    require,
+    tensor,
+    tiny,
+    with_updates,
+)
 from imagelora import ImageLoRA
 
 
@@ -25,7 +34,9 @@ def start_has_one_a_and_a_b_for_each_head(student):
         raise Wrong("the standard deviation of A is 1: divide by R")
     if abs(deviation - R**-0.5) < 0.04:
         raise Wrong("the standard deviation of A is 1 / sqrt(R): it is 1 / R")
-    require(abs(deviation - 1 / R) < 0.02, f"the standard deviation of A is {deviation:.3f}, expected is 1 / R = {1 / R}")
+    require(
+        abs(deviation - 1 / R) < 0.02, f"the standard deviation of A is {deviation:.3f}, expected is 1 / R = {1 / R}"
+    )
 
 
 def by_formula(v, x, M, A, B, s, heads, slots=None):
@@ -54,7 +65,10 @@ def the_formula(student):
     for h in heads:
         shared[:, :, h] += s * M * (x @ A @ B[0])
     mistakes = [
-        (mistake(alpha / R * gamma), "the factor 1/sqrt(n) is missing: without it the update grows with the number of heads"),
+        (
+            mistake(alpha / R * gamma),
+            "the factor 1/sqrt(n) is missing: without it the update grows with the number of heads",
+        ),
         (mistake(alpha / R * gamma / n), "the update is divided by n; divide by sqrt(n)"),
         (mistake(alpha / R * gamma / G**0.5), "n is the number of selected heads, not G, the number of all of them"),
         (mistake(alpha / R / n**0.5), "the factor gamma is missing"),
@@ -106,7 +120,10 @@ def flops_are_counted(student):
             (right / 6, "count two for a multiply-add, and each product three times: forward, and twice backward"),
             (6 * N * (D * R + R * K), "the second product makes n heads: [N, R] x [R, n*K]"),
             (6 * N * n * (D * R + R * K), "X A is made once for all heads of a layer: they share A"),
-            (6 * N * D * n * K, "this is the cost of a full matrix: the products are [N, D] x [D, R] and [N, R] x [R, n*K]"),
+            (
+                6 * N * D * n * K,
+                "this is the cost of a full matrix: the products are [N, D] x [D, R] and [N, R] x [R, n*K]",
+            ),
         ]
         compare("adapter_flops", student.adapter_flops(N, D, R, n, K), right, mistakes)
 

@@ -4,7 +4,7 @@ Letters: B batch, T tokens of a row, N visual tokens of the batch, D size of the
 layer, K size of a head, R rank, n selected heads of the layer.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def image_lora_start(hidden, head_size, heads, rank):

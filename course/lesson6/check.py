@@ -4,7 +4,7 @@ from statistics import fmean
 
 import torch
 
-from course.checks import Wrong, ValuePath, compare, require, scenes, tiny
+from course.checks import ValuePath, Wrong, compare, require, scenes, tiny
 from imagelora import ImageLoRA
 from probe import random_heads
 
@@ -21,7 +21,10 @@ def the_chain_rule(student):
         (each[visual_mask].mean(dim=0), "this is the mean over the visual tokens: the chain rule gives the sum"),
         (dV[visual_mask].sum(dim=0), "A is missing: V~ depends on B through x A"),
         (each[visual_mask].abs().sum(dim=0), "absolute values were summed: contributions may cancel within an example"),
-        (each[visual_mask].square().sum(dim=0), "it is squared too early: first the complete gradient, then its square"),
+        (
+            each[visual_mask].square().sum(dim=0),
+            "it is squared too early: first the complete gradient, then its square",
+        ),
         (each[0][visual_mask[0]].sum(dim=0), "only the first row is counted"),
         (right.sum(dim=0), "the heads are added up: each has its own B, the result is [G, K]"),
     ]
@@ -33,7 +36,10 @@ def the_score(student):
     g = torch.randn(5, 3, 4, 6)
     right = g.square().sum(dim=(0, 3))
     mistakes = [
-        (g.sum(dim=0).square().sum(dim=-1), "scored before squaring: opposite gradients cancel; square each example's first"),
+        (
+            g.sum(dim=0).square().sum(dim=-1),
+            "scored before squaring: opposite gradients cancel; square each example's first",
+        ),
         (g.mean(dim=0).square().sum(dim=-1), "averaged before squaring: opposite gradients cancel; square each first"),
         (g.norm(dim=-1).sum(dim=0), "this sums norms: the score sums squared norms"),
         (g.abs().sum(dim=(0, 3)), "this sums absolute values: the score sums squares"),

@@ -4,7 +4,7 @@ Letters: S probe examples, B batch, T tokens of a row, D size of a layer's input
 K size of a head.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def gradient_of_B(dV, x, visual_mask, A):

@@ -19,11 +19,22 @@ def shares_follow_mass_and_tau(student):
             (budget * (tau * mass).softmax(0), "no softmax here: divide mass^tau by its sum"),
             (budget * heads / heads.sum(), "tau comes after the sum: first a layer's mass, then its power"),
             (budget * (mass / mass.sum()) ** tau, "after the power they no longer add up: divide by the sum last"),
-            (budget * scores.amax(1) ** tau / (scores.amax(1) ** tau).sum(), "a layer's mass is the sum of its scores, not the best"),
-            (budget * scores.sum(0) ** tau / (scores.sum(0) ** tau).sum(), "summed over the layers: the mass of a layer is scores.sum(dim=1)"),
+            (
+                budget * scores.amax(1) ** tau / (scores.amax(1) ** tau).sum(),
+                "a layer's mass is the sum of its scores, not the best",
+            ),
+            (
+                budget * scores.sum(0) ** tau / (scores.sum(0) ** tau).sum(),
+                "summed over the layers: the mass of a layer is scores.sum(dim=1)",
+            ),
             (budget * tau * mass / (tau * mass).sum(), "tau is an exponent, not a factor"),
         ]
-        compare(f"layer_shares at tau {tau}", student.layer_shares(scores, budget, tau), budget * power / power.sum(), mistakes)
+        compare(
+            f"layer_shares at tau {tau}",
+            student.layer_shares(scores, budget, tau),
+            budget * power / power.sum(),
+            mistakes,
+        )
 
 
 def fill(shares, G):
@@ -41,7 +52,12 @@ def fill(shares, G):
 
 def full_layers_pass_on(student):
     """limited gives at most G each, and loses nothing, also where passing on fills a second layer."""
-    for values, G in (([6.0, 1.0, 0.7, 0.3], 4), ([9.0, 3.0, 1.0, 1.0], 5), ([7.0, 3.5, 1.0, 0.5], 4), ([1.0, 2.0, 3.0], 4)):
+    for values, G in (
+        ([6.0, 1.0, 0.7, 0.3], 4),
+        ([9.0, 3.0, 1.0, 1.0], 5),
+        ([7.0, 3.5, 1.0, 0.5], 4),
+        ([1.0, 2.0, 3.0], 4),
+    ):
         shares = torch.tensor(values)
         right, before = fill(shares, G).float(), shares.clone()
         cut = shares.clamp(max=G)
@@ -75,7 +91,10 @@ def the_sum_is_exact(student):
         largest = [n + (i in by_share[: total - sum(down)]) for i, n in enumerate(down)]
         mistakes = [
             (down, "rounded down only: heads are missing (a weak spot of the authors' script, too)"),
-            ([round(x) for x in values], "each is rounded for itself: the sum is not the budget; use the largest remainders"),
+            (
+                [round(x) for x in values],
+                "each is rounded for itself: the sum is not the budget; use the largest remainders",
+            ),
             ([int(-(-x // 1)) for x in values], "rounded up: these are more heads than the budget"),
             (first, "what is missing went to the first layers: it goes to the largest remainders"),
             (lump, "what is missing went to one layer: give one head each"),

@@ -3,7 +3,7 @@
 Letters: L layers, G value heads of a layer.
 """
 
-import torch
+import torch  # noqa: F401 (for what you write)
 
 
 def layer_shares(scores, budget, tau):

@@ -10,7 +10,16 @@ from files import InputError, read_json
 
 ROOT = Path(__file__).parent.parent.parent  # where the folders of the runs are
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-FREE = ("seed", "probe_seed", "out", "given", "device", "workers", "base", "resume")  # may differ between runs of a side
+FREE = (
+    "seed",
+    "probe_seed",
+    "out",
+    "given",
+    "device",
+    "workers",
+    "base",
+    "resume",
+)  # may differ between runs of a side
 FIELDS = ("claim", "margin", "measure", "a", "b", "changed", "interval", "verdict", "did_not_show")
 POINTS = "this is in points: 2 points are a share of 0.02"
 
@@ -40,7 +49,10 @@ def the_interval(student):
             (interval(d, s * math.sqrt((n - 1) / n) / math.sqrt(n), t), "s is divided by n under the root: take n - 1"),
             (interval(d, s / math.sqrt(n), 1.96), "1.96 is for hundreds of runs: with few, take t from the table"),
             (interval(d, s / math.sqrt(n), T[n]), "t is that of n degrees of freedom: take n - 1"),
-            (interval(d, s / math.sqrt(n - 1), t), "s is divided by sqrt(n - 1); s has n - 1 in it already, divide by sqrt(n)"),
+            (
+                interval(d, s / math.sqrt(n - 1), t),
+                "s is divided by sqrt(n - 1); s has n - 1 in it already, divide by sqrt(n)",
+            ),
             (interval(d, apart, t), "not paired: take the differences seed by seed, then their standard deviation"),
             (interval(-d, s / math.sqrt(n), t), "the sign is wrong: the difference is a - b"),
             (interval(d, s / math.sqrt(n), t)[1:], "return three numbers: (mean, low, high)"),
@@ -89,15 +101,21 @@ def runs_are_pairs(student):
     folders = [str(folder) for side in "ab" for folder in e[side]]
     require(len(set(folders)) == len(folders), "a folder is named twice: each run counts once")
     a, b = reports(e)
-    require(len(a) >= 3 and len(b) >= 3, "fewer than three seeds: a difference of one or two runs has no useful interval")
+    require(
+        len(a) >= 3 and len(b) >= 3, "fewer than three seeds: a difference of one or two runs has no useful interval"
+    )
     require(len(a) == len(b), f"{len(a)} runs against {len(b)}: a pair is two runs of the same seed")
     seeds = [[report["seed"] for report in side] for side in (a, b)]
     require(len(set(seeds[0])) == len(seeds[0]), f"the seeds of a are {seeds[0]}: each run needs its own")
-    require(seeds[0] == seeds[1], f"the seeds are {seeds[0]} and {seeds[1]}: give both sides the same, in the same order")
+    require(
+        seeds[0] == seeds[1], f"the seeds are {seeds[0]} and {seeds[1]}: give both sides the same, in the same order"
+    )
 
     def different(one, other):
         one, other = one["arguments"], other["arguments"]
-        return sorted(name for name in one.keys() | other.keys() if name not in FREE and one.get(name) != other.get(name))
+        return sorted(
+            name for name in one.keys() | other.keys() if name not in FREE and one.get(name) != other.get(name)
+        )
 
     for side in (a, b):
         mixed = sorted({name for report in side for name in different(side[0], report)})
@@ -126,7 +144,9 @@ def the_result(student):
         require(not near(found, [-high, -low], 0.0015), "interval: the sign is wrong, it is a - b")
         raise Wrong(f"interval: the reports give [{low:.3f}, {high:.3f}], not {found}")
     right = student.verdict(low, high, e["margin"])
-    require(e["verdict"] == right, f"verdict: {e['verdict']!r}, but the interval [{low:.3f}, {high:.3f}] says {right!r}")
+    require(
+        e["verdict"] == right, f"verdict: {e['verdict']!r}, but the interval [{low:.3f}, {high:.3f}] says {right!r}"
+    )
 
 
 CHECKS = [the_interval, the_verdict, it_is_described, runs_are_pairs, the_result]
