@@ -5,6 +5,8 @@ from conftest import ROOT
 from course_mistakes import MISTAKES
 from course_reports import write_reports
 
+from backbones.layers import fused_attention
+from course.checks import tiny
 from course.judge import LESSONS, judge
 from course.lesson8 import check as lesson8
 
@@ -16,6 +18,14 @@ def runs(tmp_path, monkeypatch):
     """Where lesson 8 looks for runs."""
     write_reports(tmp_path)
     monkeypatch.setattr(lesson8, "ROOT", tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def left_as_it_was():
+    """Whatever an exercise does, the real model is the frozen one afterwards."""
+    yield
+    for layer in tiny()[0].model.layers:
+        assert not any(layer.self_attn.adapters.values()) and layer.self_attn.attention is fused_attention
 
 
 def solution(number):

@@ -102,7 +102,7 @@ def by_hand(student, batch, A):
     found = []
     for (_, x), dv, a in zip(kept, gradients, A):
         dV = dv.unflatten(-1, (-1, vlm.config.head_size))
-        found.append(student.gradient_of_B(dV, x, batch.visual_mask, a))
+        found.append(student.gradient_of_B(dV, x, batch.visual_mask, a.detach()))
     return torch.stack(found)
 
 
@@ -128,31 +128,29 @@ def probed_against_random(student):
     examples = scenes(8)
     A = [layer.A for layer in probe.layers.values()]
     scores = student.head_scores(torch.stack([by_hand(student, processor([e]), A) for e in examples]))
-    probe.attach(vlm)
-    together = processor(examples)
-    parameters = [layer.B for layer in probe.layers.values()]
-    gradients = torch.autograd.grad(vlm.loss(together), parameters)
+    selections = [student.best_heads(scores, budget), *(random_heads(c, budget, seed) for seed in range(5))]
 
-    def loss_after(heads):
-        """The loss after a small step on the B of these heads alone."""
-        with torch.no_grad():
+    probe.attach(vlm)
+    try:
+        none, yours, *random = losses_after_a_step(vlm, probe, processor(examples), [{}, *selections])
+    finally:
+        probe.detach()
+    words = f"your heads lower the loss by {none - yours:.4f}, random ones by {none - fmean(random):.4f}"
+    require(yours < fmean(random), f"{words}: the scores do not find what matters")
+
+
+def losses_after_a_step(vlm, probe, batch, selections):
+    """The loss after a small step on the B of the selected heads alone, for each selection {layer: [heads]}."""
+    parameters = [layer.B for layer in probe.layers.values()]
+    gradients = torch.autograd.grad(vlm.loss(batch), parameters)
+    losses = []
+    with torch.no_grad():
+        for heads in selections:
             for layer, (B, g) in enumerate(zip(parameters, gradients)):
                 B.zero_()
                 B[heads.get(layer, [])] -= 0.05 * g[heads.get(layer, [])]
-            return vlm.loss(together).item()
-
-    start = loss_after({})
-    gains = {name: start - loss_after(heads) for name, heads in chosen(student, scores, budget, c).items()}
-    probe.detach()
-    random = fmean(gain for name, gain in gains.items() if name != "probed")
-    words = f"your heads lower the loss by {gains['probed']:.4f}, random ones by {random:.4f}"
-    require(gains["probed"] > random, f"{words}: the scores do not find what matters")
-
-
-def chosen(student, scores, budget, config):
-    """{name: heads} of the student's selection and of five random ones."""
-    random = {f"random {seed}": random_heads(config, budget, seed) for seed in range(5)}
-    return {"probed": student.best_heads(scores, budget)} | random
+            losses.append(vlm.loss(batch).item())
+    return losses
 
 
 CHECKS = [the_chain_rule, the_score, the_best, in_the_real_model, probed_against_random]
