@@ -28,7 +28,16 @@ LESSONS = {  # number: title
     7: "The budget over the layers, and tau",
     8: "An experiment of your own",
 }
-BACK_DOORS = {"importlib", "sys", "__import__", "exec", "eval"}  # ways around an import that is seen
+BACK_DOORS = {
+    "importlib",
+    "builtins",
+    "sys",
+    "os",
+    "subprocess",
+    "__import__",
+    "exec",
+    "eval",
+}  # ways around an import that is seen
 
 
 def exercise_file(number):
@@ -85,7 +94,7 @@ def problem(task, file):
         return str(wrong)
     except NotImplementedError:
         return "not written yet: replace `raise NotImplementedError`"
-    except Exception as error:  # noqa: BLE001 (whatever a student's code raises is an answer to be judged)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a student's code raises is an answer to be judged)
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         if lines:

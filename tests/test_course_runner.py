@@ -11,10 +11,12 @@ from conftest import ROOT
 from course_reports import write_reports
 from PIL import Image
 
+import train
 from course import notebook
 from course.__main__ import main
 from course.checks import Wrong
 from course.judge import LESSONS, exercise_file, judge, load_exercise
+from course.lesson8 import check as lesson8
 
 COURSE = ROOT / "course"
 PAGES = [COURSE / f"lesson{number}/lesson.md" for number in LESSONS]
@@ -115,6 +117,7 @@ def test_an_exercise_that_takes_its_answer_from_the_project_is_refused(line, tmp
         ("def lora_start(a, b, c):\n    return 'A', 'B'", "could not be used"),
         ("x = 1 / 0", "exercise.py, line 1: ZeroDivisionError"),
         ("def lora_start(a, b, c):\n    pass", "return the two factors"),
+        ("quit(0)", "exercise.py, line 1: SystemExit"),
     ],
 )
 def test_broken_code_gets_a_sentence_and_no_traceback(source, words, tmp_path):
@@ -186,6 +189,24 @@ def test_every_link_of_the_course_leads_to_a_file():
             assert (page.parent / target).exists(), f"{page}: {target}"
     text = (COURSE / "README.md").read_text(encoding="utf-8")
     assert [f"[{number}. {title}](lesson{number}/lesson.md)" in text for number, title in LESSONS.items()] == [True] * 8
+
+
+def test_every_command_and_flag_that_a_page_names_exists(capsys):
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in COURSE.rglob("*.md"))
+    for flags in re.findall(r"^python train\.py(.*)$", pages, re.MULTILINE):
+        train.arguments(flags.split())
+    for program in (train.arguments, main):
+        with pytest.raises(SystemExit):
+            program(["--help"])
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", pages)) - known == set()
+
+
+def test_a_real_report_has_what_lesson_8_reads_of_it():
+    report = json.loads((ROOT / "results/demo.json").read_text())
+    assert {"seed", "arguments", "tuned"} <= report.keys()
+    assert {"selection", "heads", *lesson8.FREE} <= report["arguments"].keys()
+    assert "scenes-fog grounding" in report["tuned"]["by_kind"] and 0 <= report["tuned"]["accuracy"] <= 1
 
 
 def test_every_exercise_has_one_to_three_holes_with_shapes_or_kinds_in_the_docstring():
