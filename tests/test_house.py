@@ -34,11 +34,12 @@ ARROWS = {  # room: the rooms that it may import, and with them those that these
     "harness": ("data",),
     "train": ("harness", "variants", "model"),
     "experiments": ("train",),
+    "course": ("train",),
     "tiny": ("tasks", "model"),
 }
-SOURCES = [*ROOT.glob("*.py"), *(file for folder in ARROWS for file in (ROOT / folder).glob("*.py"))]
+SOURCES = [*ROOT.glob("*.py"), *(file for folder in ARROWS for file in (ROOT / folder).rglob("*.py"))]
 SOURCES = sorted(file.relative_to(ROOT) for file in SOURCES)
-CODE = SOURCES + sorted(file.relative_to(ROOT) for file in (ROOT / "tests").glob("*.py"))
+CODE = SOURCES + sorted(file.relative_to(ROOT) for file in (ROOT / "tests").rglob("*.py"))
 
 
 def lines(name):

@@ -1,0 +1,1 @@
+"""A course in eight lessons, with exercises that check themselves: `python -m course`."""

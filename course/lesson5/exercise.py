@@ -1,0 +1,35 @@
+"""Lesson 5: heads. Read lesson.md first. Check yourself: python -m course 5
+
+Letters: B batch, T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the
+layer, K size of a head, R rank, n selected heads of the layer.
+"""
+
+import torch  # noqa: F401 (for what you write)
+
+
+def image_lora_start(hidden, head_size, heads, rank):
+    """The parameters of one layer at the start: (A, B).
+
+    hidden D; head_size K; heads: the selected value heads, [0, 3] say; rank R.
+    A [D, R]: normal, standard deviation 1 / R, one for the layer; B [n, R, K]: zero, one for each selected head.
+    """
+    raise NotImplementedError
+
+
+def image_lora(v, x, visual_mask, A, B, gamma, alpha, heads):
+    """V~^(h) = V^(h) + s * M X A B^(h) for the selected heads h, with s = (alpha / R) * gamma / sqrt(n).
+
+    v [B, T, G*K]: the frozen values, head after head; x [B, T, D]; visual_mask [B, T] bool; A [D, R]; B [n, R, K];
+    gamma, alpha: numbers; heads: n numbers from 0 to G - 1, in the order of B. Returns [B, T, G*K]; v stays as it is.
+    Hint: v.unflatten(-1, (-1, K)) is [B, T, G, K], and .flatten(2) is the way back.
+    """
+    raise NotImplementedError
+
+
+def adapter_flops(visual_tokens, hidden, rank, heads, head_size):
+    """Floating-point operations of this layer's update in one training step, a whole number.
+
+    Two products, [N, D] x [D, R] and [N, R] x [R, n*K]. Each is made three times: forward, backward for its factor,
+    backward for its input. A multiply-add counts as two. heads: how many are selected, n.
+    """
+    raise NotImplementedError

@@ -1,0 +1,29 @@
+"""Lesson 7: the budget over the layers, and tau. Read lesson.md first. Check yourself: python -m course 7
+
+Letters: L layers, G value heads of a layer.
+"""
+
+import torch  # noqa: F401 (for what you write)
+
+
+def layer_shares(scores, budget, tau):
+    """The share of each layer in the budget, in proportion to mass^tau, not yet rounded and not yet limited to G.
+
+    scores [L, G], above 0; a layer's mass is the sum of its scores. Returns [L], which adds up to the budget.
+    """
+    raise NotImplementedError
+
+
+def limited(shares, G):
+    """The shares with at most G each. What a full layer cannot take goes to the others, in proportion to their shares,
+    until nothing is left over. Returns [L] with the same sum as before (shares.sum() is at most L * G; all above 0).
+    """
+    raise NotImplementedError
+
+
+def rounded(shares):
+    """Whole numbers: round down, then give what is missing to those with the largest remainders, one head each.
+
+    shares [L]: add up to a whole number, up to rounding errors. Returns a list of L ints with exactly this sum.
+    """
+    raise NotImplementedError

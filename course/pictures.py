@@ -1,0 +1,209 @@
+"""The pictures of the lessons, drawn with Pillow from the real tiny model: `python -m course.pictures [FOLDER]`.
+
+Each goes to lessonN/picture.png under the folder, by default course/. Their background is white, for dark pages too.
+The picture of lesson 5 is docs/method.png.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from backbones.layers import weights_kept
+from course.checks import scenes, sum_in_words, tiny
+from data import Example
+from harness.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    arrow,
+    canvas,
+    font,
+    head_map,
+    shade,
+)
+from imagelora import ImageLoRA
+from model import attend
+from probe import head_scores, select_heads
+
+HERE = Path(__file__).parent
+
+
+def row_of_tokens():
+    """Lesson 1: an image, its grid of visual tokens, and the row that the model reads."""
+    _, processor = tiny()
+    image = scenes(1)[0].images[0]
+    batch = processor([Example([image], "What colour is the ring?", "red")])
+    picture, pen = canvas(1200, 420)
+    pen.text((30, 20), "What the model reads", BLACK, font(28))
+    grid = processor.grid(scenes(1)[0].visuals[0])
+    columns, side = grid[2] // processor.config.vision.merge, 210
+    picture.paste(image.resize((side, side), Image.Resampling.BICUBIC), (30, 80))
+    for i in range(columns + 1):
+        edge = 30 + i * side / columns
+        pen.line((edge, 80, edge, 80 + side), GREEN, 2)
+        pen.line((30, edge + 50, 30 + side, edge + 50), GREEN, 2)
+    words = [
+        f"{image.width} x {image.height} pixels, {grid[1]} x {grid[2]} patches",
+        f"2 x 2 patches are one visual token: {columns} x {columns} = {columns**2}",
+        f"The row has {batch.input_ids.shape[1]} tokens. Green: visual. Orange: supervised. Grey: all other text.",
+    ]
+    for i, line in enumerate(words):
+        pen.text((280, 110 + 44 * i), line, BLACK, font(23))
+    arrow(pen, (135, 296), (135, 330), colour=GREEN)
+    T = batch.input_ids.shape[1]
+    width = (1200 - 60) / T
+    for t in range(T):
+        colour = PALE
+        if batch.visual_mask[0, t]:
+            colour = GREEN
+        if batch.labels[0, t] >= 0:
+            colour = ORANGE
+        pen.rectangle((30 + t * width, 340, 30 + (t + 1) * width - 2, 390), colour)
+    return picture
+
+
+def who_looks_at_whom():
+    """Lesson 2: the attention weights of one head, a row a query, a column a key; the visual span in green."""
+    vlm, processor = tiny()
+    batch = processor([Example(scenes(1)[0].images[:1], "What colour is the ring?", "red")])
+    with torch.no_grad(), weights_kept(vlm.model.layers, attend) as kept:
+        vlm(batch)
+    weights = kept[3][0].mean(dim=0)  # [T, T]: the mean over the heads of layer 3
+    T, cell, left, top = len(weights), 7, 150, 110
+    picture, pen = canvas(left + T * cell + 420, top + T * cell + 30)
+    pen.text((20, 16), "Who looks at whom (layer 3, mean of its heads)", BLACK, font(26))
+    pen.text((left, 60), "looked at", BLACK, font(20))
+    pen.text((20, top + 40), "who looks", BLACK, font(20))
+    for i in range(T):
+        for j in range(i + 1):
+            strength = min(1, 4 * weights[i, j].item() ** 0.5 / 2)
+            x, y = left + j * cell, top + i * cell
+            pen.rectangle((x, y, x + cell - 1, y + cell - 1), shade(strength))
+    visual = batch.visual_index.tolist()
+    first, last = visual[0], visual[-1] + 1
+    pen.rectangle((left + first * cell, top - 12, left + last * cell, top - 4), GREEN)
+    pen.rectangle((left - 14, top + first * cell, left - 6, top + last * cell), GREEN)
+    pen.rectangle((left + first * cell, top + last * cell, left + last * cell, top + T * cell), outline=ORANGE, width=4)
+    x = left + T * cell + 30
+    words = ("Green: the visual tokens.", "White: the future. No one", "looks there.", "")
+    words += ("In the orange box text looks", "at the image. What it takes", "from there are values.")
+    for i, line in enumerate(words):
+        pen.text((x, top + 20 + 34 * i), line, BLACK, font(22))
+    return picture
+
+
+def low_rank():
+    """Lesson 3: a weight of 256 x 256 and two factors of rank 8, to scale."""
+    picture, pen = canvas(920, 430)
+    pen.text((30, 20), "A frozen weight and the two factors of LoRA, to scale", BLACK, font(26))
+    n, R, top = 256, 8, 90
+    pen.rectangle((40, top, 40 + n, top + n), PALE, GREY, 3)
+    pen.text((40 + n / 2, top + n / 2), "W", BLACK, font(40), anchor="mm")
+    pen.text((40 + n / 2, top + n + 30), f"{n} x {n} = {n * n:,} frozen", BLACK, font(22), anchor="mm")
+    pen.text((350, top + n / 2), "+", BLACK, font(50), anchor="mm")
+    pen.rectangle((420, top, 420 + R, top + n), ORANGE)
+    pen.text((450, top + n / 2), "A, random", BLACK, font(24), anchor="lm")
+    pen.rectangle((600, top + n / 2 - R / 2, 600 + n, top + n / 2 + R / 2), ORANGE)
+    pen.text((600 + n / 2, top + n / 2 - 30), "B, zero at the start", BLACK, font(24), anchor="mm")
+    pen.text((640, top + n + 30), f"rank {R}: 2 x {n} x {R} = {2 * n * R:,} trained", BLACK, font(22), anchor="mm")
+    return picture
+
+
+def what_changes():
+    """Lesson 4: how much the logits of each position change, in a row with an image and in one without."""
+    vlm, processor = tiny()
+    batch = processor([Example(scenes(1)[0].images[:1], "What colour is the ring?", "red"), sum_in_words()])
+    torch.manual_seed(4)
+    heads = {layer: list(range(vlm.config.value_heads)) for layer in range(vlm.config.layers)}
+    adapter = ImageLoRA(vlm.config, heads, gamma=0.3)
+    with torch.no_grad():
+        before = vlm(batch)
+        adapter.attach(vlm)
+        for layer in adapter.layers.values():
+            layer.B.normal_(std=0.3)
+        after = vlm(batch)
+    adapter.detach()
+    change = (after - before).abs().amax(dim=-1)  # [B, T]
+    picture, pen = canvas(1200, 470)
+    pen.text((30, 16), "The largest change of a logit, token by token, under a random Image-LoRA", BLACK, font(26))
+    names = ("with an image (green: visual tokens, blue: text)", "without an image: exactly 0")
+    T = batch.input_ids.shape[1]
+    width, tallest = 1140 / T, change.max().item()
+    for row, name in enumerate(names):
+        bottom = 240 + 190 * row
+        pen.text((30, bottom - 170), name, BLACK, font(22))
+        for t in range(int(batch.attention_mask[row].sum())):
+            x, visual = 30 + t * width, bool(batch.visual_mask[row, t])
+            height = 110 * change[row, t].item() / tallest
+            pen.rectangle((x, bottom - height, x + width - 2, bottom), GREEN if visual else BLUE)
+            pen.rectangle((x, bottom + 4, x + width - 2, bottom + 12), GREEN if visual else PALE)
+    return picture
+
+
+@torch.no_grad()
+def probed():
+    """The probe's scores of the tiny model on scenes in fog, [L, G]."""
+    vlm, processor = tiny()
+    return head_scores(vlm, [processor([example]) for example in scenes(16)])
+
+
+def three_taus(scores):
+    """Lesson 7: the selection at three values of tau, side by side."""
+    cell, left, top = 40, 60, 120
+    L, G = scores.shape
+    picture, pen = canvas(left + 3 * (G * cell + 130), top + L * cell + 50)
+    pen.text((20, 16), "Six heads of the tiny model, by the same scores", BLACK, font(26))
+    for i, (tau, words) in enumerate(((0, "all layers alike"), (0.5, "between"), (1, "in proportion"))):
+        x0, heads = left + i * (G * cell + 130), select_heads(scores, 6, tau)
+        pen.text((x0, top - 50), f"tau = {tau}", BLACK, font(22))
+        pen.text((x0, top - 26), words, BLACK, font(18))
+        for layer in range(L):
+            pen.text((x0 - 10, top + (layer + 0.5) * cell), str(layer), BLACK, font(18), anchor="rm")
+            for h in range(G):
+                x, y = x0 + h * cell, top + layer * cell
+                frame = (x, y, x + cell - 3, y + cell - 3)
+                pen.rectangle(frame, shade((scores[layer, h] / scores.max()).item() ** 0.5))
+                if h in heads.get(layer, []):
+                    pen.rectangle(frame, outline=ORANGE, width=5)
+    pen.text((20, top + L * cell + 16), "row: layer; column: value head; outlined: selected", BLACK, font(18))
+    return picture
+
+
+def four_verdicts():
+    """Lesson 8: four made-up intervals against zero and the margin."""
+    picture, pen = canvas(1100, 400)
+    pen.text((30, 16), "A difference with its 95 % interval, margin 2 points", BLACK, font(26))
+    middle, point, top = 470, 60, 90
+    pen.rectangle((middle - 2 * point, top - 10, middle + 2 * point, 340), PALE)
+    pen.line((middle, top - 10, middle, 340), BLACK, 2)
+    for x in range(-6, 7, 2):
+        pen.text((middle + x * point, 350), f"{x:+d}" if x else "0", BLACK, font(20), anchor="mt")
+    cases = (("better", 1, 5), ("worse", -5, -0.8), ("equivalent", -1.2, 1.5), ("undecided", -3, 4.5))
+    for i, (name, low, high) in enumerate(cases):
+        y = top + 20 + 62 * i
+        pen.line((middle + low * point, y, middle + high * point, y), BLUE, 5)
+        for end in (low, high):
+            pen.line((middle + end * point, y - 10, middle + end * point, y + 10), BLUE, 5)
+        mean = middle + (low + high) / 2 * point
+        pen.ellipse((mean - 8, y - 8, mean + 8, y + 8), ORANGE)
+        pen.text((920, y), name, BLACK, font(26), anchor="lm")
+    return picture
+
+
+def draw(folder):
+    """Write all pictures into the folders lessonN of `folder`."""
+    scores = probed()
+    pictures = {1: row_of_tokens(), 2: who_looks_at_whom(), 3: low_rank(), 4: what_changes()}
+    pictures |= {7: three_taus(scores), 8: four_verdicts()}
+    for number, picture in pictures.items():
+        picture.save(folder / f"lesson{number}/picture.png", optimize=True)
+    head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
