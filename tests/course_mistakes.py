@@ -110,7 +110,7 @@ MISTAKES = {
         ("xA[visual_mask][..., None] * dV", "dV", "A is missing"),
         ("torch.sum(each, dim=0)", "torch.sum(each, dim=0).sum(dim=0)", "the heads are added up"),
         ("torch.sum(each, dim=0)", "each.square().sum(dim=0)", "squared too early"),
-        (".square().sum(dim=-1).sum(dim=0)", ".sum(dim=0).square().sum(dim=-1)", "scored before squaring"),
+        (".square().sum(dim=-1).sum(dim=0)", ".sum(dim=0).square().sum(dim=-1)", "summed before squaring"),
         (".square().sum(dim=-1).sum(dim=0)", ".mean(dim=0).square().sum(dim=-1)", "averaged before squaring"),
         (".square().sum(dim=-1)", ".norm(dim=-1)", "sums norms"),
         (".square().sum(dim=-1)", ".abs().sum(dim=-1)", "sums absolute values"),

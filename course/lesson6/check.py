@@ -38,7 +38,7 @@ def the_score(student):
     mistakes = [
         (
             g.sum(dim=0).square().sum(dim=-1),
-            "scored before squaring: opposite gradients cancel; square each example's first",
+            "summed before squaring: opposite gradients cancel; square each example's first",
         ),
         (g.mean(dim=0).square().sum(dim=-1), "averaged before squaring: opposite gradients cancel; square each first"),
         (g.norm(dim=-1).sum(dim=0), "this sums norms: the score sums squared norms"),
