@@ -76,7 +76,7 @@ def run_one(flags, launcher, common=COMMON):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         printed = done.stderr.strip().splitlines() or ["no message"]
-        raise InputError(f"{folder}: {printed[-1]}")
+        raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
     return read_report(report)
 
 

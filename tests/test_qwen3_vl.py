@@ -37,6 +37,7 @@ from tasks import TASKS, score
 from tasks.boxes import box_from_model, box_to_model, in_another_scale
 from tasks.images import Visual
 from tasks.rows import BOX_ANSWER
+from tiny import deepstack
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +349,18 @@ def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(share
 def test_the_docs_say_what_fits_as_it_follows_from_the_shapes(shared):
     config = fits.read_config_file(shared / "qwen3-vl/config_2b.json")
     assert fits.table_line("Qwen3-VL-2B", config, torch.bfloat16) in (ROOT / "docs/families.md").read_text()
+
+
+def test_the_two_tiny_models_of_the_deepstack_suite_differ_by_nothing_but_deepstack(tmp_path, monkeypatch):
+    monkeypatch.setattr(deepstack, "FOLDER", tmp_path)
+    deepstack.main()
+    models = {name: VLM.from_pretrained(tmp_path / f"{name}-start") for name in deepstack.BLOCKS}
+    tensors, fewer = models["with"].state_dict(), models["without"].state_dict()
+    assert fewer.keys() == {name for name in tensors if "deepstack" not in name} != tensors.keys()
+    assert all(torch.equal(tensors[name], fewer[name]) for name in fewer)
+    assert len(models["with"].config.vision.deepstack) == 3 and models["without"].config.vision.deepstack == ()
+
+    processor = Processor.from_pretrained(tmp_path / "with-start")
+    batch = processor(load("scenes-pretraining", None, "val", 4))
+    assert batch.visual_mask.sum(dim=1).max() == 49  # as many as the tiny model's
+    assert all(vlm.loss(batch).isfinite() for vlm in models.values())
