@@ -175,7 +175,7 @@ def stable(reports, seeds, rates, launcher, _):
     sentences = [compared(f"{FEW} heads {row}, against those {right}", found[row], found[right]) for row in trained]
     tables = [
         ("Trained on the usual data with heads of another look", measured(trained)),
-        ("Probes, against one by the same criterion with 256 other examples of the usual data", overlaps),
+        ("Probes, against one with 256 other examples", overlaps),
     ]
     return tables, sentences
 

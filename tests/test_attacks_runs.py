@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -204,19 +205,25 @@ def test_runs_killed_at_random_moments_end_in_the_same_adapter(finished, checkpo
     each = ["--save-every=1"]
     with small_process(checkpoint, tmp_path / "whole/run", KILL, "nowhere", 0, more=each) as process:
         moments = process.communicate(timeout=600)[0].split("moments ")[1].split()
-    draw, said = random.Random(14), []
+    draw, said, kills = random.Random(14), [], []
     for where, most in zip(KILLS, map(int, moments)):
         for i in range(KILLS[where]):
-            out, moment = tmp_path / f"{where}{i}" / "run", draw.randrange(1, int(0.98 * most))
-            out.parent.mkdir()
-            with small_process(checkpoint, out, KILL, where, moment, more=each) as process:
-                process.communicate(timeout=600)
-            assert process.returncode == -signal.SIGKILL
-            flags = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, *each, "--out", str(out)]
-            train.main(["--resume", str(out)] if (out / "arguments.json").exists() else flags)
-            said += re.findall(r"resume .* from step (\d)", capsys.readouterr().out) or ["-"]
-            assert equal(adapter_of(finished[0]), adapter_of(out))
-            assert not [file.name for file in out.iterdir() if file.suffix == ".part"]
+            kills.append((tmp_path / f"{where}{i}" / "run", where, draw.randrange(1, int(0.98 * most))))
+
+    def kill(out, where, moment):
+        out.parent.mkdir()
+        with small_process(checkpoint, out, KILL, where, moment, more=each) as process:
+            process.communicate(timeout=600)
+        return process.returncode
+
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(kill, *zip(*kills))) == {-signal.SIGKILL}
+    for out, *_ in kills:
+        flags = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, *each, "--out", str(out)]
+        train.main(["--resume", str(out)] if (out / "arguments.json").exists() else flags)
+        said += re.findall(r"resume .* from step (\d)", capsys.readouterr().out) or ["-"]
+        assert equal(adapter_of(finished[0]), adapter_of(out))
+        assert not [file.name for file in out.iterdir() if file.suffix == ".part"]
     with capsys.disabled():
         print(f" {len(said)} kills at random moments of {', '.join(moments)}; from steps {' '.join(said)}", end="")
 

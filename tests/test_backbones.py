@@ -202,12 +202,12 @@ def test_end_tokens_come_from_the_generation_config_else_from_the_config():
 
 @pytest.fixture
 def hub(checkpoint):
-    """A local HTTP server that answers as the hub does for the model team/small; yields (address, requests seen)."""
+    """A local HTTP server that answers as the hub does for the model team/small; yields (address, [(method, path)] seen)."""
     files, seen = {p.name: p.read_bytes() for p in checkpoint.iterdir()} | {"README.md": b"x", "old.bin": b"y"}, []
 
     class Hub(BaseHTTPRequestHandler):
         def answer(self):
-            seen.append(self.path)
+            seen.append((self.command, self.path))
             name = self.path.split("/")[-1]
             if self.path.startswith("/api/models/team/small/tree/"):
                 body = json.dumps(
@@ -243,32 +243,34 @@ def hub(checkpoint):
     server.shutdown()
 
 
-def load_elsewhere(address, home, model):
-    """Load a model in a fresh process whose hub is `address`."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from model import VLM; print(VLM.from_pretrained({model!r}).fingerprint())"
-    env = os.environ | {
-        "HF_ENDPOINT": address,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
+LOADED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from files import InputError
+from model import VLM
+for name in sys.argv[2:]:
+    try:
+        print(VLM.from_pretrained(name).fingerprint())
+    except InputError as error:
+        print(error)
+"""
 
 
-def test_a_hub_id_is_downloaded_once_json_and_safetensors_only(hub, tmp_path, vlm):
+def test_a_folder_needs_no_network_and_a_hub_id_is_downloaded_once_json_and_safetensors_only(
+    hub, tmp_path, checkpoint, vlm
+):
+    """In a fresh process, whose hub is a local server."""
     address, seen = hub
-    first = load_elsewhere(address, tmp_path, "team/small")
-    assert first.stdout.strip() == vlm.fingerprint(), first.stderr
-    assert any(path.endswith("model.safetensors") for path in seen)
-    assert not any(path.endswith(("README.md", "old.bin")) for path in seen)
-    unknown = load_elsewhere(address, tmp_path, "team/unknown")
-    assert "team/unknown: no such folder, and the hub did not give it" in unknown.stderr
-
-
-def test_a_local_folder_never_touches_the_network(hub, tmp_path, checkpoint, vlm):
-    address, seen = hub
-    assert load_elsewhere(address, tmp_path, str(checkpoint)).stdout.strip() == vlm.fingerprint()
-    assert seen == []
+    names = [str(checkpoint), "team/small", "team/small", "team/unknown"]
+    hub_of = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", LOADED, str(ROOT), *names]
+    said = subprocess.run(command, check=True, env=os.environ | hub_of, capture_output=True, text=True).stdout
+    *loaded, unknown = said.splitlines()
+    assert loaded == [vlm.fingerprint()] * 3
+    assert "team/unknown: no such folder, and the hub did not give it" in unknown
+    assert not any(path.endswith(("README.md", "old.bin")) for _, path in seen)
+    assert sum(method == "GET" and path.endswith("model.safetensors") for method, path in seen) == 1
+    assert not any(str(checkpoint) in path for _, path in seen)
 
 
 def test_equal_contents_make_equal_files_whatever_the_order_of_the_metadata(tmp_path):

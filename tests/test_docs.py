@@ -6,8 +6,6 @@ tables between marks, <!-- main -->, <!-- printed --> and <!-- runs -->, each up
 
 import json
 import re
-import subprocess
-import sys
 from textwrap import wrap
 
 import pytest
@@ -17,6 +15,8 @@ from conftest import ROOT, picture
 import imagelora
 import probe
 import tasks
+import train
+from experiments import __main__ as command
 from model import VLM
 from tasks.scenes import DRAWN
 
@@ -88,8 +88,8 @@ def test_every_file_of_the_results_is_linked():
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
 def test_files_and_tests_that_a_page_names_exist(file):
-    for command in re.findall(r"python (?:-m (\w+)|([\w/]+\.py))", PAGES[file]):
-        name = next(filter(None, command))
+    for commands in re.findall(r"python (?:-m (\w+)|([\w/]+\.py))", PAGES[file]):
+        name = next(filter(None, commands))
         assert name in ("pytest",) or (ROOT / name).exists(), name
     for name in re.findall(r"\btests/[\w*]+\.py|\btest_[\w*]+\.py", PAGES[file]):
         assert list((ROOT / "tests").glob(name.removeprefix("tests/"))), name
@@ -108,12 +108,12 @@ def test_the_front_page_has_its_two_commands():
     assert "pip install -r requirements.txt && python -m pytest" in lines
 
 
-def test_every_flag_that_a_page_names_exists():
+def test_every_flag_that_a_page_names_exists(capsys):
     known = {"--nproc-per-node"}  # torchrun's
-    for program in (["train.py"], ["-m", "experiments"]):
-        command = [sys.executable, *program, "--help"]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        known |= set(re.findall(r"--[a-z][\w-]*", said))
+    for main in (train.main, command.main):
+        with pytest.raises(SystemExit, match="0"):
+            main(["--help"])
+        known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - known == set()
 
 

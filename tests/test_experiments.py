@@ -195,7 +195,7 @@ def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
         question, flags = suites.SUITES[name]
         few[name] = (question, {row: flags[row] for row in rows.get(name, flags)})
     monkeypatch.setattr(command, "SUITES", few)
-    more = f"--model {checkpoint} --heads 6 --steps 2 --limit 40 --eval-limit 6 --probe-samples 2 --max-new-tokens 4"
+    more = f"--model {checkpoint} --heads 6 --steps 2 --limit 10 --eval-limit 6 --probe-samples 2 --max-new-tokens 4"
     flags = ["--seeds", "0", "--runs", str(out / "runs"), "--out", str(out), *quick, "--more", f"{more} --save-every 1"]
     command.main(["all", *flags])
 

@@ -123,37 +123,13 @@ def test_a_run_on_drawn_scenes_leaves_a_scene_to_ask_about(checkpoint, tmp_path,
     assert (tmp_path / "asked/answer.png").exists()
 
 
-WITHOUT_RESOURCE = """
-import multiprocessing, sys
-sys.modules["resource"] = None  # as on Windows: importing it fails
-sys.path.insert(0, sys.argv[1])
-import train
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")  # as on Windows and macOS
-    train.main(sys.argv[2:])
-"""
-
-
-def test_a_run_without_the_module_resource_and_with_spawned_workers_gives_the_same_adapter(
-    finished, checkpoint, tmp_path
+def test_a_run_without_the_module_resource_says_no_memory_and_gives_the_same_adapter(
+    finished, checkpoint, tmp_path, monkeypatch
 ):
-    out, _ = finished
-    (tmp_path / "start.py").write_text(WITHOUT_RESOURCE)
-    args = [
-        "--model",
-        str(checkpoint),
-        "--data",
-        "scenes-day",
-        *SMALL_RUN,
-        "--workers=1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    command = [sys.executable, str(tmp_path / "start.py"), str(ROOT), *args]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    assert equal(adapter_of(out), adapter_of(tmp_path / "run"))
-    assert json.loads((tmp_path / "run/report.json").read_text())["peak_memory_bytes"] is None
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows: importing it fails
+    report = run(checkpoint, tmp_path / "run")
+    assert report["peak_memory_bytes"] is None
+    assert equal(adapter_of(finished[0]), adapter_of(tmp_path / "run"))
 
 
 # -- bad input: one line, exit code 2, nothing half-written
