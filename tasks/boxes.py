@@ -35,7 +35,7 @@ def check_box(row, source, images):
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
     width, height = image_size(images[0])
     if (row.get("width", width), row.get("height", height)) != (width, height):
-        said = f"{row.get('width')} x {row.get('height')}"
+        said = f"{row.get('width')!r:.40} x {row.get('height')!r:.40}"
         raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
     # in pixels, corners in order, inside
     if max(box) <= 1:

@@ -21,7 +21,7 @@ def rows(name, root, split):
     file = file_of(root, split, "*.jsonl", "it is at github.com/openai/grade-school-math")
     for row, source in json_rows(file):
         with reading(source, "a row of GSM8K as known here"):
-            solution = re.sub(r"<<.*?>>", "", row["answer"])
+            solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
             found = {"prompt": PROMPT.format(row["question"]), "answer": solution}
         yield found | {"metric": "number", "reference": answer_of(solution)}, source
 

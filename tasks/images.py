@@ -209,8 +209,9 @@ def find_video(names, source, *folders):
     films += [path.with_name(path.name + suffix) for path in bare for suffix in FILMS]
     film = next((film for film in films if os.path.isfile(film)), f"{bare[0].name}.mp4")
     target, film = shlex.quote(str(bare[0])), shlex.quote(str(film))
-    hint = f"mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg"
-    raise InputError(f"{source}: no folder of frames or animated image {bare[0]}; make one: {hint}")
+    hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg"
+    hint = hint if len(hint) < 600 else ""
+    raise InputError(f"{source}: no folder of frames or animated image {bare[0]!s:.300}{hint}")
 
 
 def video_frames(path, wanted, rate=None):

@@ -13,7 +13,7 @@ from files import InputError
 from harness.processes import one_line
 
 MANY = os.environ.get("IMAGELORA_ATTACKS") == "1"
-SECONDS, MEBIBYTES = 10, 500  # of CPU time, which one case may take; by which all may raise the memory
+SECONDS, MEBIBYTES = 2, 500  # of CPU time, which one case may take; by which all may raise the memory
 
 
 def is_one_line(error, named):
