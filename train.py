@@ -165,7 +165,7 @@ def run(args, command):
 
 def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, shard=False):
     """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights; shard:
-    over all processes."""
+    each process holds a part of every layer."""
     folder = Path(__file__).parent / "tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
     load = partial(VLM.from_pretrained, folder)

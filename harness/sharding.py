@@ -36,13 +36,12 @@ def load_sharded(load, dtype, device):
     """
     if WORLD == 1:  # of a run that --resume continues; else `refused` has said it
         raise InputError(ALONE)
+    # Imported here, because it takes seconds.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        fully_shard,  # here, because it takes seconds to import
-    )
+    from torch.distributed.fsdp import fully_shard
 
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     vlm = load(None, "cpu")
     fingerprint = vlm.fingerprint()
     vlm.fingerprint = lambda: fingerprint  # of the complete model

@@ -44,14 +44,13 @@ model.Attention.forward = killed
 train.main(sys.argv[4:])
 
 vlm = loaded[0][0]
-layers, rest = set(vlm.model.layers.parameters()), {tuple(p.shape) for p in vlm.parameters()}
-rest -= {tuple(p.shape) for p in layers}
-shapes = {tuple(p.shape) for p in layers if p.dim() == 2} - rest
-tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+layers = list(vlm.model.layers.parameters())
+large = vlm.model.layers[0].mlp.gate_proj.weight.shape  # that of no other tensor
+tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter) and t.shape == large]
 found = {
     "mine": sum(p.to_local().numel() for p in layers),
     "all": sum(p.numel() for p in layers),
-    "complete": sum(t.untyped_storage().size() > 0 for t in tensors if tuple(t.shape) in shapes),
+    "complete": sum(t.untyped_storage().size() > 0 for t in tensors),
 }
 try:
     vlm.save(sys.argv[2])
