@@ -355,7 +355,7 @@ def make_parser(methods, criteria):
         type=Range(float, 0, 10**6),
     )
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--shard", "for a model that one card cannot hold: several processes share its layers", False, action=yes_no)
+    add("--shard", "with torchrun: each process holds a part of every layer, not all of it", False, action=yes_no)
     add(
         "--workers",
         f"processes that read and cut images ahead of the steps ({by_data('workers')})",

@@ -30,9 +30,14 @@ import torch
 import model, train
 from files import InputError
 
-loaded, calls = [], []
+loaded, passes, calls = [], [], []
 load, attention = train.load_model, model.Attention.forward
-train.load_model = lambda *given: loaded.append(load(*given)) or loaded[-1]
+
+def load_and_keep(*given):
+    loaded.append(load(*given))
+    loaded[0][0].model.register_forward_pre_hook(lambda decoder, _: passes.append(decoder.idle))
+    return loaded[0]
+
 
 def killed(*given):
     calls.append(1)
@@ -40,7 +45,7 @@ def killed(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return attention(*given)
 
-model.Attention.forward = killed
+train.load_model, model.Attention.forward = load_and_keep, killed
 train.main(sys.argv[4:])
 
 vlm = loaded[0][0]
@@ -50,6 +55,8 @@ tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Par
 found = {
     "mine": sum(p.to_local().numel() for p in layers),
     "all": sum(p.numel() for p in layers),
+    "passes": len(passes),
+    "empty": sum(passes),
     "complete": sum(t.untyped_storage().size() > 0 for t in tensors),
 }
 try:
@@ -108,8 +115,9 @@ def test_a_sharded_run_ends_where_one_process_does(ran):
 
 
 def test_a_sharded_model_gives_the_same_answers_however_long_each_is(ran):
-    one, many, _ = ran
+    one, many, parts = ran
     assert (many / "predictions.jsonl").read_text() == (one / "predictions.jsonl").read_text()
+    assert len({part["passes"] for part in parts}) == 1 and len({part["empty"] for part in parts}) > 1
 
 
 def test_a_sharded_model_gives_the_same_probe_scores(ran):
