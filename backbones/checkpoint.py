@@ -86,8 +86,9 @@ def read_tokenizer(path_or_hub_id):
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
     """Load a checkpoint in the hub's layout: a folder, or a model id that is downloaded once.
 
-    The safetensors files are memory-mapped and each tensor goes straight to `dtype` and `device`. Returns the
-    model frozen and in eval mode. Raises InputError for a missing, surplus, doubled or misshapen tensor.
+    The safetensors files are memory-mapped and each tensor goes straight to `dtype` (None: the file's) and `device`; one
+    that changes neither stays in the file. Returns the model frozen and in eval mode. Raises InputError for a missing,
+    surplus, doubled or misshapen tensor.
     """
     folder = checkpoint_folder(path_or_hub_id)
     config = read_config(folder)

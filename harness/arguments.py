@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from files import InputError
 from harness.evaluate import CURVE_ROWS
+from harness.sharding import refused
 from tasks import TASKS
 from tasks.download import ANNOTATIONS, COCO_IMAGES
 from tasks.rows import GROUNDING_PROMPT
@@ -199,7 +200,7 @@ def nonsense(found):
         return "--method full: --dtype must be float32 or bfloat16"
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
-    return None
+    return refused(found) if found["shard"] else None
 
 
 def planned_steps(args, rows):
@@ -354,6 +355,7 @@ def make_parser(methods, criteria):
         type=Range(float, 0, 10**6),
     )
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
+    add("--shard", "with torchrun: each process holds a part of every layer, not all of it", False, action=yes_no)
     add(
         "--workers",
         f"processes that read and cut images ahead of the steps ({by_data('workers')})",

@@ -11,6 +11,7 @@ from data import Example
 from files import InputError, reading
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
+from harness.sharding import empty_passes
 from tasks import score
 from tasks.boxes import compare_boxes, in_another_scale, parse_box
 from tasks.rows import json_rows
@@ -44,6 +45,7 @@ def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_im
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)
     if WORLD > 1:
+        empty_passes(vlm, backward=False)
         generated = generated.to(vlm.device)
         with together():
             dist.all_reduce(generated, dist.ReduceOp.MAX)  # a process has -1 where another one has an answer
