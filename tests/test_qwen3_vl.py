@@ -314,6 +314,7 @@ def test_what_only_saves_time_or_memory_changes_no_result(ran, checkpoint, tmp_p
     assert other["base"] == report["base"]
 
 
+@pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1")
 def test_two_processes_that_share_a_step_end_where_one_does(ran, checkpoint, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
     args = ["--model", checkpoint, "--data", "scenes-day", *SMALL_RUN, "--out", tmp_path]

@@ -1,4 +1,8 @@
-"""--shard: several processes, each of which holds a part of every layer, end where one process does."""
+"""--shard: several processes, each of which holds a part of every layer, end where one process does.
+
+`IMAGELORA_ATTACKS=1 python -m pytest tests/test_sharding.py` runs all of them; the ordinary suite has no three processes and
+no kill.
+"""
 
 import json
 import os
@@ -86,7 +90,10 @@ def start(folder, count, *words):
     return [subprocess.Popen(command, env=env | {"RANK": str(rank)}, **options) for rank in range(count)]
 
 
-@pytest.fixture(scope="module", params=RUNS)
+only_by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1")
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=only_by_hand)])
 def ran(request, tmp_path_factory):
     """(folder of one process's run, folder of the sharded one, what each of its processes says at the end)."""
     folder = tmp_path_factory.mktemp("sharded")
@@ -139,6 +146,7 @@ def test_a_sharded_model_is_not_saved(ran):
     assert all("a sharded model is not saved; load it without --shard" in part["save"] for part in parts)
 
 
+@only_by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_process_that_is_killed_within_a_pass_ends_the_others_with_a_line(checkpoint, tmp_path):
     flags = ["--model", checkpoint, "--data=scenes-day", *SMALL_RUN, "--out", tmp_path / "run"]
