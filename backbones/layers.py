@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.utils.checkpoint import checkpoint
 
 
@@ -23,9 +24,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * x32).to(self.weight.dtype)
+        x = F.rms_norm(
+            x.float(), self.weight.shape, self.weight.float(), self.eps
+        )  # on a GPU one kernel in place of six
+        return x.to(self.weight.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -90,9 +92,18 @@ def fused_attention(q, k, v, mask, causal=True):
     q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn. mask: bool, broadcastable to
     [B, 1, T, S], True where a query may look; None: causal, or everywhere if `causal` is False. Returns [B, H, T, K].
     """
-    on_cpu, groups = q.device.type == "cpu", q.shape[1] // k.shape[1]
+    G, groups = k.shape[1], q.shape[1] // k.shape[1]
     causal = causal and mask is None
-    reads_groups = on_cpu or mask is None  # kernels that read a KV head once for all of its query heads
+    if groups > 1 and q.shape[2] == 1 and not causal:
+        # Decoding. The query heads of a group become queries of one head: the KV cache is read as it is, not repeated.
+        heads = q.reshape(len(q), G, groups, -1)  # [B, G, H / G, K]
+        return fused_attention(heads, k, v, mask, causal).reshape(q.shape)
+
+    # Who reads a KV head once for all of its query heads: the CPU's kernel, and flash attention, which takes no mask, no
+    # float32 and no GPU older than 8.0. The kernel for the rest, "efficient", wants as many KV heads as query heads; to
+    # ask it for groups all the same leads, without a word, to plain products that write all the weights.
+    on_cpu = q.device.type == "cpu"
+    reads_groups = on_cpu or can_use_flash_attention(SDPAParams(q, k, v, mask, 0.0, causal, True))
     if groups > 1 and not reads_groups:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     options = {"attn_mask": mask, "is_causal": causal, "enable_gqa": groups > 1 and reads_groups}

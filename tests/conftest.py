@@ -22,6 +22,13 @@ from model import VLM
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(int(os.environ.get("IMAGELORA_TEST_THREADS", "1")))  # one, unless a run asks for more
+DEVICE = torch.device(os.environ.get("IMAGELORA_TEST_DEVICE", "cpu"))  # of tests/test_gpu.py; cuda: runs may use it too
+
+
+def pytest_configure():
+    if DEVICE.type == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests on every machine
+
 
 SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least once
     "hidden_size": 64,
