@@ -37,14 +37,7 @@ from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
 from harness.evaluate import evaluate, score_again, text_change, text_logits
-from harness.processes import (
-    RANK,
-    WORLD,
-    arriving,
-    choose_device,
-    progress,
-    sum_over_processes,
-)
+from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
 from harness.report import show_example, show_method, show_model
 from harness.sharding import empty_passes, load_sharded
 from harness.state import make_folder, pixel_limits, restore, save_state, start
@@ -315,7 +308,7 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
                 log(pending)
             now = time.perf_counter()
             pending = {"step": step, "lr": rate(step), "ms": 1000 * (now - begun), "wait_ms": 1000 * waited}
-            pending |= {"elapsed": now - report.STARTED, "sums": arriving(torch.cat([sums, norm[None]]))}
+            pending |= {"elapsed": now - report.STARTED, "sums": report.arriving(torch.cat([sums, norm[None]]))}
 
             # From time to time: how well it does by now; and, also at a signal, what the run needs to continue.
             done = step + 1

@@ -110,25 +110,6 @@ def sum_over_processes(parameters, sums):
     return sums
 
 
-class Arriving:
-    """A vector of numbers on its way from a GPU to the CPU. `tolist` waits for it alone, and not, as a tensor's own does,
-    for everything that the GPU was given to do since."""
-
-    def __init__(self, tensor):
-        self.numbers = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-        self.here = torch.cuda.Event()
-        self.here.record(torch.cuda.current_stream(tensor.device))
-
-    def tolist(self):
-        self.here.synchronize()
-        return self.numbers.tolist()
-
-
-def arriving(tensor):
-    """The vector, to be read later with `tolist` while its device is at work on what comes next."""
-    return Arriving(tensor) if tensor.is_cuda else tensor
-
-
 def peak_memory(device):
     """Bytes: of the GPU's allocator, or of the process. None where the platform does not say (Windows)."""
     if device.type == "cuda":

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 
+import torch
+
 from data import load
 from files import InputError, write_text
 from harness import ending, figures
@@ -91,10 +93,29 @@ def show_probe(out, heads, scores):
     print(f"drawn in {out / 'heads.png'}")
 
 
+class Arriving:
+    """A vector of numbers on its way from a GPU to the CPU. `tolist` waits for it alone, and not, as a tensor's own does,
+    for everything that the GPU was given to do since."""
+
+    def __init__(self, tensor):
+        self.numbers = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        self.here = torch.cuda.Event()
+        self.here.record(torch.cuda.current_stream(tensor.device))
+
+    def tolist(self):
+        self.here.synchronize()
+        return self.numbers.tolist()
+
+
+def arriving(tensor):
+    """The vector, to be read later with `tolist` while its device is at work on what comes next."""
+    return Arriving(tensor) if tensor.is_cuda else tensor
+
+
 def note_step(out, device, log, line):
     """Add the line of a step to `log` and to log.jsonl, which grows while the run lives. Returns a few words of it for the
-    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens, processes that got
-    a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
+    progress bar. Its "sums" come from the device (`arriving`): loss, supervised tokens, tokens, visual tokens, processes that
+    got a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
     loss, supervised, tokens, visual_tokens, signals, norm = line.pop("sums").tolist()
     if signals:
         ending.now.stop = True  # every process reads this at the same step

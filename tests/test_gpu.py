@@ -92,7 +92,7 @@ class Writes(TorchDispatchMode):
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("decoding")])
 def test_decoding_writes_nothing_of_the_caches_size(name):
     """The device "meta" takes the path of a GPU; plain products, which it has in place of a kernel, write the keys once."""
-    B, H, G, *_ = SHAPES[name]
+    _, H, G, *_ = SHAPES[name]
     for device, most in ((DEVICE, 0.99), ("meta", 1)):
         q, k, v, mask = (y.to(device) for y in tensors(name))
         with Writes() as fused:
