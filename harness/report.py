@@ -114,8 +114,8 @@ def arriving(tensor):
 
 def note_step(out, device, log, line):
     """Add the line of a step to `log` and to log.jsonl, which grows while the run lives. Returns a few words of it for the
-    progress bar. Its "sums" come from the device (`arriving`): loss, supervised tokens, tokens, visual tokens, processes that
-    got a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
+    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens, processes that got
+    a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
     loss, supervised, tokens, visual_tokens, signals, norm = line.pop("sums").tolist()
     if signals:
         ending.now.stop = True  # every process reads this at the same step

@@ -7,6 +7,7 @@ Run by hand, alone on the machine: `python tests/bench.py SUITE ...`
     growth      our step as pictures and the number of expressions grow
     start       from an empty process to the end of the first step
     inference   reading a picture, and a token of the answer: Image-LoRA against LoRA merged into the weights
+    gpu         steps and inference at the full 3B and 7B, on a GPU alone: see bench_gpu.py
 
 Times are medians over rounds; in each round all sides run in turn, and a ratio is the median over the rounds of the
 round's ratio, so that a machine whose speed drifts does not favour one side. A step is forward and backward; memory is
@@ -16,8 +17,6 @@ and 10 vision blocks. Each suite writes results/bench-SUITE.json.
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import platform
 import subprocess
@@ -31,12 +30,14 @@ from statistics import median
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")
 
+import bench_gpu
 import torch
 from conftest import ROOT
 from sides import (
     DEPTH,
     SHAPES,
     Floor,
+    answering,
     build_checkpoint,
     image_lora,
     our_step,
@@ -46,8 +47,8 @@ from sides import (
     transformers_side,
     with_updates,
 )
+from timing import against, measure, peak_above, wait
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from data import Processor
 from imagelora import LoRA
@@ -57,57 +58,6 @@ NEW_TOKENS = 24
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
-
-
-def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak_above(run, device):
-    """Bytes by which memory rises during run()."""
-    gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back to the system
-    Path("/proc/self/clear_refs").write_text("5")  # the highest level starts again from here
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
-
-
-def resident(what):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
-
-
-def measure(sides, device, rounds, memory=True, warm=True):
-    """{name: run} -> {name: {"seconds": [a round each], "bytes": ...}}; each side first runs uncounted, if not warm
-    already, then, if asked, once for its memory."""
-    for run in sides.values() if warm else ():
-        run()  # the weights of the mapped file come into memory, buffers are made
-    results = {
-        name: {"seconds": []} | ({"bytes": peak_above(run, device)} if memory else {}) for name, run in sides.items()
-    }
-    for _ in tqdm(range(rounds), desc=str(next(iter(sides))), leave=False):
-        for name, run in sides.items():
-            wait(device)
-            start = time.perf_counter()
-            run()
-            wait(device)
-            results[name]["seconds"].append(time.perf_counter() - start)
-    return results
-
-
-def against(results, ours, theirs):
-    """Median over the rounds of ours / theirs, and the ratio of memory."""
-    time_ratio = median(a / b for a, b in zip(results[ours]["seconds"], results[theirs]["seconds"]))
-    if "bytes" not in results[ours]:
-        return {"time": time_ratio}
-    return {"time": time_ratio, "memory": results[ours]["bytes"] / results[theirs]["bytes"]}
 
 
 def matmul_rate(args):
@@ -316,16 +266,7 @@ def start(args, folder):
 def inference(args, vlm, processor, theirs):
     """LoRA merged into the weights is the frozen network with other numbers in it: that is the side "LoRA, merged"."""
     batch = processor([replace(rows(448, 1)[0], answer=None)]).to(args.device)
-    _, position, visible, cache = vlm.prefill(batch, NEW_TOKENS)
-
-    def reading():
-        vlm.prefill(batch, NEW_TOKENS)
-
-    def writing():
-        for _ in range(NEW_TOKENS):
-            vlm.decode_one_token(batch.input_ids[:, -1], position + 1, visible, cache)
-            cache.length -= 1
-
+    reading, writing = answering(vlm, batch, NEW_TOKENS)
     adapter, lora = image_lora(vlm).to(args.device), LoRA(vlm.config).to(args.device)
     updates = {"image-lora": adapter.updates, "lora, merged": {}, "lora, not merged": lora.updates}
     report = {"ratios": {}}
@@ -349,8 +290,8 @@ SUITES = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suites", nargs="+", choices=SUITES)
-    parser.add_argument("--size", choices=SHAPES, default="3b")
+    parser.add_argument("suites", nargs="+", choices=[*SUITES, "gpu"])
+    parser.add_argument("--size", choices=SHAPES, help="of the model (default: 3b; gpu: both)")
     parser.add_argument("--layers", type=int, help="decoder layers (12 on a CPU, else all)")
     parser.add_argument("--blocks", type=int, help="vision blocks (10 on a CPU, else all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
@@ -358,6 +299,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the random checkpoint is kept (default: a temporary folder)")
     args = parser.parse_args()
+    if "gpu" in args.suites:
+        return bench_gpu.main([args.size] if args.size else list(SHAPES), args.device, 3 * args.rounds)
+    args.size = args.size or "3b"
     on_gpu = args.device.type == "cuda"
     args.layers = args.layers or (DEPTH[args.size][0] if on_gpu else 12)
     args.blocks = args.blocks or (DEPTH[args.size][1] if on_gpu else 10)

@@ -25,19 +25,21 @@ EXPRESSIONS = (
 NEW_TOKENS = 24
 
 
+def raw_config(size, layers, blocks):
+    """The parsed config.json of this shape."""
+    raw = json.loads((ROOT / "tiny/config.json").read_text()) | SHAPES[size] | {"vocab_size": 151936}
+    raw |= {"num_hidden_layers": layers, "tie_word_embeddings": size == "3b", "max_position_embeddings": 128000}
+    raw["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    full = [b for b in (7, 15, 23, 31) if b < blocks] or [blocks - 1]
+    raw["vision_config"] |= VISION | REAL_PATCHES | {"depth": blocks, "fullatt_block_indexes": full}
+    raw["vision_config"]["out_hidden_size"] = raw["hidden_size"]
+    return raw
+
+
 def build_checkpoint(folder, args):
     """Random weights of the asked shape, written once, and a processor for them."""
-    raw = json.loads((ROOT / "tiny/config.json").read_text()) | SHAPES[args.size] | {"vocab_size": 151936}
-    raw |= {
-        "num_hidden_layers": args.layers,
-        "tie_word_embeddings": args.size == "3b",
-        "max_position_embeddings": 128000,
-    }
-    raw["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
-    full = [b for b in (7, 15, 23, 31) if b < args.blocks] or [args.blocks - 1]
-    raw["vision_config"] |= VISION | REAL_PATCHES | {"depth": args.blocks, "fullatt_block_indexes": full}
-    raw["vision_config"]["out_hidden_size"] = raw["hidden_size"]
     if not (folder / "model.safetensors").exists():
+        raw = raw_config(args.size, args.layers, args.blocks)
         VLM.from_scratch(Config.from_dict(raw), dtype=args.dtype).save(folder)
     (folder / "tokenizer.json").write_bytes((ROOT / "tiny/tokenizer.json").read_bytes())
     preprocessor = json.loads((ROOT / "tiny/preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
@@ -76,9 +78,11 @@ def with_updates(vlm, updates, run):
     """run() with the updates {(layer, path): module} in their places for its duration."""
     for (layer, path), update in updates.items():
         vlm.model.layers[layer].self_attn.adapters[path].append(update)
-    run()
-    for layer, path in updates:
-        vlm.model.layers[layer].self_attn.adapters[path].clear()
+    try:
+        run()
+    finally:
+        for layer, path in updates:
+            vlm.model.layers[layer].self_attn.adapters[path].clear()
 
 
 def our_step(vlm, adapter, batch):
@@ -88,17 +92,35 @@ def our_step(vlm, adapter, batch):
         p.grad = None
 
 
+def answering(vlm, batch, count):
+    """(reading, writing) of a batch of questions: the prefill, and the decoding of `count` tokens after it."""
+    _, position, visible, cache = vlm.prefill(batch, count)
+    token = batch.input_ids.flatten()[batch.answer_index]  # the last of each question
+
+    def writing():
+        for _ in range(count):
+            vlm.decode_one_token(token, position + 1, visible, cache)
+            cache.length -= 1
+
+    return lambda: vlm.prefill(batch, count), writing
+
+
 def transformers_side(folder, vlm, args):
-    """transformers' model on our tensors (its own copies are dropped), with peft's LoRA on q, k, v, o."""
-    from peft import LoraConfig, get_peft_model
+    """transformers' model of a checkpoint on our tensors, with peft's LoRA on q, k, v, o."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=args.dtype)
+    return with_peft(Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=args.dtype), vlm)
+
+
+def with_peft(model, vlm):
+    """transformers' model, of whatever weights, on our tensors (its own are dropped), with peft's LoRA on q, k, v, o."""
+    from peft import LoraConfig, get_peft_model
+
     ours = dict(vlm.named_parameters())
     for name, p in model.named_parameters():
         name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
         p.data = ours[name].data
-    model.to(args.device)
+    model.to(vlm.device)
     targets = r"model\.language_model\..*\.(q|k|v|o)_proj"
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
 

@@ -147,9 +147,10 @@ def runs_table():
 
 
 def bench_rows(file):
-    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth."""
+    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth; or they
+    are in the report."""
     r = json.loads(file.read_text())
-    rows = []
+    rows = r.get("table", [])
     for name, ratio in r.get("ratios", {}).items():
         memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
         rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
