@@ -75,6 +75,17 @@ def test_fused_attention_equals_the_one_by_hand(name):
     torch.testing.assert_close(fused_attention(q, k, v, None), attend(q, k, v, None)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_fused_attention_in_bfloat16_is_as_close_to_the_exact_numbers_as_the_one_by_hand(name):
+    q, k, v, mask = tensors(name)
+    half = [y.bfloat16() for y in (q, k, v)]  # flash attention takes no float32
+    for m in (mask, None):
+        exact = attend(*(y.float() for y in half), m)[0]
+        ours, by_hand = (fused_attention(*half, m), attend(*half, m)[0])
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - exact).norm() <= 1.5 * (by_hand.float() - exact).norm()
+
+
 class Writes(TorchDispatchMode):
     """The largest tensor that an operation writes: views of its inputs are not counted."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from conftest import (
+    DEVICE,
     ROOT,
     SMALL_CONFIGS,
     randomised,
@@ -79,13 +80,15 @@ def test_greedy_generation_equals(pair, name):
 
 def test_bfloat16_is_no_further_from_float32_than_the_reference(pair):
     folder, vlm, _, _ = pair
-    half, half_reference = VLM.from_pretrained(folder, dtype=torch.bfloat16), Reference(folder, torch.bfloat16)
+    half, half_reference = VLM.from_pretrained(folder, torch.bfloat16, DEVICE), Reference(folder, torch.bfloat16)
+    half_reference.model.to(DEVICE)
     ours = theirs = 0.0
     for name in ("one image", "ragged windows", "two images", "text only"):
         batch, inputs = both(pair, name)
         exact = vlm(batch)
-        ours += (half(batch).float() - exact).square().sum().item()
-        theirs += (half_reference.logits(inputs).float() - exact).square().sum().item()
+        inputs = {key: tensor.to(DEVICE) for key, tensor in inputs.items()}
+        ours += (half(batch.to(DEVICE)).float().cpu() - exact).square().sum().item()
+        theirs += (half_reference.logits(inputs).float().cpu() - exact).square().sum().item()
     assert ours <= theirs
 
 

@@ -16,6 +16,7 @@ import train
 from data import Example
 from files import read_safetensors
 from harness import report
+from harness.encodings import StepBatches
 from model import VLM
 
 REPORT = {
@@ -301,6 +302,25 @@ def test_rows_about_one_picture_stay_together_and_every_epoch_has_every_row_once
     assert order[:17] != order[17:]
     assert order == list(islice(train.row_order(examples, seed=3), 34))
     assert order != list(islice(train.row_order(examples, seed=4), 34))
+
+
+def test_rows_of_like_length_share_a_batch_which_saves_padding_and_keeps_the_loss(vlm, processor):
+    lengths = (2, 60, 3, 55, 4, 58, 1, 62)
+    examples = [Example([], "word " * n, "yes") for n in lengths] + [Example([picture(60, 60)], "What?", "a ring")]
+    made = StepBatches(processor, examples, {}, size=2, share_images=True)
+    together, again = made[list(range(9))], made[list(range(9))]
+    in_order = [processor(examples[i : i + 2]) for i in range(0, 9, 2)]
+
+    def of(batches, value):
+        return sum((batch.attention_mask == value).sum().item() for batch in batches)
+
+    def loss(batches):
+        return sum(vlm.loss(batch) * len(batch.answer_ids) for batch in batches)
+
+    assert of(together, 1) == of(in_order, 1)
+    assert of(together, 0) < of(in_order, 0) / 10
+    torch.testing.assert_close(loss(together), loss(in_order), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(together, again, strict=True))
 
 
 def test_the_rate_rises_then_follows_a_cosine_to_a_tenth():
