@@ -99,14 +99,13 @@ def fused_attention(q, k, v, mask, causal=True):
         heads = q.reshape(len(q), G, groups, -1)  # [B, G, H / G, K]
         return fused_attention(heads, k, v, mask, causal).reshape(q.shape)
 
-    # Who reads a KV head once for all of its query heads: the CPU's kernel, and flash attention, which takes no mask, no
-    # float32 and no GPU older than 8.0. The kernel for the rest, "efficient", wants as many KV heads as query heads; to
-    # ask it for groups all the same leads, without a word, to plain products that write all the weights.
+    # Two kernels read a KV head once for all of its query heads: the CPU's, and on a GPU flash attention, which takes no
+    # mask, no float32 and no GPU before compute capability 8.0. The kernel for the rest wants as many KV heads as query
+    # heads. Asked for groups where no kernel takes them, torch falls back to plain products that write all the weights.
     on_cpu = q.device.type == "cpu"
-    reads_groups = on_cpu or can_use_flash_attention(SDPAParams(q, k, v, mask, 0.0, causal, True))
-    if groups > 1 and not reads_groups:
+    if groups > 1 and not (on_cpu or can_use_flash_attention(SDPAParams(q, k, v, mask, 0.0, causal, True))):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    options = {"attn_mask": mask, "is_causal": causal, "enable_gqa": groups > 1 and reads_groups}
+    options = {"attn_mask": mask, "is_causal": causal, "enable_gqa": k.shape[1] < q.shape[1]}
     if on_cpu:  # its fused kernel is several times slower in bfloat16, so it runs in float32
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options).to(q.dtype)
