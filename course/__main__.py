@@ -30,9 +30,8 @@ def show(number):
     for sentence, found in judge(number, all_checks=False):
         print(f"  {'red  ' if found else 'green'}  {sentence}")
         if found:
-            print(
-                f"\n    {found}\n\n    Read course/lesson{number}/lesson.md, change course/lesson{number}/exercise.py,"
-            )
+            print("\n    " + found.replace("\n", "\n    "))
+            print(f"\n    Read course/lesson{number}/lesson.md, change course/lesson{number}/exercise.py,")
             print(f"    then run: python -m course {number}")
             return False
     return True

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example, Processor, load
 from model import VLM
@@ -74,6 +75,13 @@ def tensor(what, got, *shape):
 def require(condition, sentence):
     if not condition:
         raise Wrong(sentence)
+
+
+def operations(task):
+    """The floating-point operations of the matrix products in task()."""
+    with FlopCounterMode(display=False) as counter:
+        task()
+    return counter.get_total_flops()
 
 
 # ------------------------------------------------------------------------------------------------------ the real model

@@ -28,16 +28,9 @@ LESSONS = {  # number: title
     7: "The budget over the layers, and tau",
     8: "An experiment of your own",
 }
-BACK_DOORS = {
-    "importlib",
-    "builtins",
-    "sys",
-    "os",
-    "subprocess",
-    "__import__",
-    "exec",
-    "eval",
-}  # ways around an import that is seen
+ALLOWED = {"torch", "math", "itertools", "functools", "collections", "statistics", "typing"}  # to import
+MODULES = {"importlib", "builtins", "sys", "os", "subprocess", "inspect", "gc"}  # ways around an import that is seen
+FUNCTIONS = {"__import__", "__builtins__", "exec", "eval", "compile", "open", "globals"}
 
 
 def exercise_file(number):
@@ -69,20 +62,20 @@ def has_holes(file):
 
 
 def refuse_imports(tree):
-    """Raise Wrong if the file imports a module of this project, or hides where an import leads."""
+    """Raise Wrong if the file imports more than it needs, or hides where an import leads."""
     for node in ast.walk(tree):
-        names = []
+        refused = set()
         if isinstance(node, ast.Import):
-            names = [alias.name.split(".")[0] for alias in node.names]
+            refused = {alias.name.split(".")[0] for alias in node.names} - ALLOWED
         if isinstance(node, ast.ImportFrom):
-            names = [(node.module or "course").split(".")[0]]
+            refused = {"." * node.level + (node.module or "").split(".")[0]} - ALLOWED
+            refused |= {alias.name for alias in node.names} & MODULES
         if isinstance(node, ast.Name):
-            names = [node.id] if node.id in BACK_DOORS else []
-        for name in names:
-            if name in BACK_DOORS or (ROOT / f"{name}.py").exists() or (ROOT / name).is_dir():
-                raise Wrong(
-                    f"the exercise takes its answer from elsewhere ({name}): write it yourself, with torch alone"
-                )
+            refused = {node.id} & (MODULES | FUNCTIONS)
+        if isinstance(node, ast.Attribute):
+            refused = {node.attr} if node.attr in MODULES or node.attr.startswith("__") else set()
+        for name in refused:
+            raise Wrong(f"the exercise takes its answer from elsewhere ({name}): write it yourself, with torch alone")
 
 
 def problem(task, file):

@@ -1,18 +1,22 @@
-"""The pictures of the lessons, drawn with Pillow from the real tiny model: `python -m course.pictures [FOLDER]`.
+"""The pictures of the course, drawn with Pillow: `python -m course.pictures [FOLDER]`.
 
 Each goes to lessonN/picture.png under the folder, by default course/. Their background is white, for dark pages too.
-The picture of lesson 5 is docs/method.png.
+The picture of lesson 5 is docs/method.png. Most are drawn from the real tiny model; costs.png from results/main.json;
+lesson8/boxes.png from lesson8/boxes.json, the first answers of the demo's run, which `first_boxes` takes from its folder.
 """
 
+import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
 
 from backbones.layers import weights_kept
 from course.checks import scenes, sum_in_words, tiny
-from data import Example
+from data import Example, load
+from files import read_json, write_text
 from harness.figures import (
     BLACK,
     BLUE,
@@ -22,8 +26,11 @@ from harness.figures import (
     PALE,
     arrow,
     canvas,
+    costs,
+    examples,
     font,
     head_map,
+    save,
     shade,
 )
 from imagelora import ImageLoRA
@@ -31,6 +38,7 @@ from model import attend
 from probe import head_scores, select_heads
 
 HERE = Path(__file__).parent
+BOXES = HERE / "lesson8/boxes.json"
 
 
 def row_of_tokens():
@@ -195,14 +203,57 @@ def four_verdicts():
     return picture
 
 
+def first_boxes(run, count=6):
+    """Keep the first boxes in fog of a run, nothing chosen: `python -c "from course.pictures import first_boxes;
+    first_boxes('runs/demo')"`. Base and tuned answer the same held-out questions."""
+    lines = (Path(run) / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = {"base": {}, "tuned": {}}
+    for answer in map(json.loads, lines):
+        if answer["data"] == "scenes-fog" and answer["kind"] == "grounding":
+            answers[answer["when"]][answer["source"]] = answer["parsed"]
+    found = [{when: answers[when][source] for when in answers} for source in [*answers["base"]][:count]]
+    command = read_json(Path(run) / "report.json")["command"]
+    write_text(BOXES, json.dumps({"command": command, "answers": found}) + "\n")
+
+
+def before_and_after(path):
+    """Lesson 8: the same held-out scenes with the box of the base model and that of the tuned one."""
+    asked = [example for example in load("scenes-fog", None, "val", 20) if not isinstance(example.answer, str)]
+    items = []
+    for example, answers in zip(asked, read_json(BOXES)["answers"]):
+        items.append({"image": example.images[0], "caption": example.caption, "reference": example.answer} | answers)
+    examples(path, items, columns=3, side=260)
+
+
+def what_it_costs(path):
+    """Of the suite `main`: boxes in fog against the adapter's FLOPs."""
+    ((_, rows),) = read_json(HERE.parent / "results/main.json")["tables"]
+
+    def points(names):
+        return {label: (fmean(rows[name]["FLOPs a step"]) / 1e6, rows[name]["boxes"]) for label, name in names.items()}
+
+    probed = {n: f"Image-LoRA, {n} probed heads" for n in ("3", "6", "12")} | {"all 24": "Image-LoRA, all heads"}
+    random = {n: f"Image-LoRA, {n} random heads" for n in ("3", "6", "12")}
+    lora = {"v": "LoRA v", "q, k, v, o": "LoRA q,k,v,o"}
+    series = {
+        "Image-LoRA, probed heads": (BLUE, True, points(probed)),
+        "random heads": (GREY, False, points(random)),
+        "LoRA, all tokens": (ORANGE, True, points(lora)),
+    }
+    title = "Boxes found in fog: mean and standard deviation of five seeds"
+    costs(path, title, "FLOPs of the adapter in a training step, in millions", rows["base"]["boxes"][0], series)
+
+
 def draw(folder):
-    """Write all pictures into the folders lessonN of `folder`."""
+    """Write all pictures into `folder` and its folders lessonN."""
     scores = probed()
     pictures = {1: row_of_tokens(), 2: who_looks_at_whom(), 3: low_rank(), 4: what_changes()}
     pictures |= {7: three_taus(scores), 8: four_verdicts()}
     for number, picture in pictures.items():
-        picture.save(folder / f"lesson{number}/picture.png", optimize=True)
+        save(picture, folder / f"lesson{number}/picture.png", optimize=True)
     head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
+    before_and_after(folder / "lesson8/boxes.png")
+    what_it_costs(folder / "costs.png")
 
 
 if __name__ == "__main__":

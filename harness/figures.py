@@ -3,6 +3,7 @@
     method        where Image-LoRA touches attention: `python -m harness.figures docs/method.png`
     head_map      the influence of every value head, the selected ones outlined
     curve         the training loss and the accuracy
+    costs         accuracies of several seeds against a cost
     examples      images with the reference's box and the models' boxes
 
 A "picture" is what is drawn here; an "image" is what the model sees. The colours are those of Okabe and Ito, which
@@ -12,6 +13,7 @@ people with any colour vision can distinguish. What matters is also said by line
 import math
 import re
 import sys
+from statistics import mean, stdev
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -159,6 +161,58 @@ def curve(path, losses, evaluations):
         title = "accuracy on the first held-out rows"
         plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), title, ORANGE, percent=True, dots=True)
     save(picture, path)
+
+
+def costs(path, title, x_title, base, series):
+    """Accuracy against cost: a mark for the mean of the seeds, a bar for -+ one standard deviation.
+
+    base: the accuracy of the frozen model, a dashed line; series: {name: (colour, filled, {label: (cost, [accuracy of
+    each seed])})}. The cost has a logarithmic axis. Marks that are not filled have their labels below.
+    """
+    picture, pen = canvas(860, 530)
+    x1, y1, x2, y2 = 80, 110, 830, 450
+    points = [point for _, _, found in series.values() for point in found.values()]
+    x_range = [math.log10(f(cost for cost, _ in points) * room) for f, room in ((min, 0.7), (max, 1.6))]
+    y_range = base - 0.02, max(max(values) for _, values in points) + 0.03
+
+    def at(x, y):
+        px = x1 + (math.log10(x) - x_range[0]) / (x_range[1] - x_range[0]) * (x2 - x1)
+        return px, y2 - (y - y_range[0]) / (y_range[1] - y_range[0]) * (y2 - y1)
+
+    # The axes, and the frozen model.
+    pen.text((20, 16), title, BLACK, font(22))
+    for tick in nice_ticks(*y_range):
+        y = at(1, tick)[1]
+        pen.line((x1, y, x2, y), (225, 225, 225))
+        pen.text((x1 - 8, y), f"{100 * tick:.0f} %", BLACK, font(16), anchor="rm")
+    for tick in [m * 10**e for e in range(10) for m in (1, 2, 5) if x_range[0] < math.log10(m * 10**e) < x_range[1]]:
+        x = at(tick, base)[0]
+        pen.line((x, y2, x, y2 + 6), BLACK)
+        pen.text((x, y2 + 10), f"{tick:,}", BLACK, font(16), anchor="mt")
+    pen.text(((x1 + x2) / 2, y2 + 38), x_title, BLACK, font(17), anchor="mt")
+    pen.line((x1, y1, x1, y2, x2, y2), BLACK)
+    y = at(1, base)[1]
+    for x in range(x1, x2, 16):
+        pen.line((x, y, x + 8, y), BLACK, 2)
+    pen.text((x2, y - 8), f"frozen model, {100 * base:.1f} %", BLACK, font(16), anchor="rs")
+
+    # Each series: its name above, its points joined by a line.
+    left = x1
+    for name, (colour, filled, found) in series.items():
+        ink = {"fill": colour if filled else WHITE, "outline": colour, "width": 3}
+        pen.ellipse((left, 67, left + 14, 81), **ink)
+        pen.text((left + 22, 74), name, BLACK, font(17), anchor="lm")
+        left += 56 + text_width(name, 17)
+        pen.line([at(cost, mean(values)) for cost, values in found.values()], colour, 2)
+        for label, (cost, values) in found.items():
+            (x, y), low, high = at(cost, mean(values)), mean(values) - stdev(values), mean(values) + stdev(values)
+            low, high = at(cost, low)[1], at(cost, high)[1]
+            pen.line((x, low, x, high), colour, 3)
+            for end in (low, high):
+                pen.line((x - 6, end, x + 6, end), colour, 3)
+            pen.ellipse((x - 7, y - 7, x + 7, y + 7), **ink)
+            pen.text((x, high - 8 if filled else low + 8), label, BLACK, font(16), anchor="ms" if filled else "mt")
+    save(picture, path, optimize=True)
 
 
 def outlined(pen, box, colour, width, dash=0):

@@ -1,5 +1,7 @@
 """What the pictures show is what is so."""
 
+import math
+
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -7,10 +9,12 @@ from PIL import Image
 from harness.figures import (
     BLUE,
     GREEN,
+    GREY,
     ORANGE,
     PALE,
     PALE_ORANGE,
     WHITE,
+    costs,
     curve,
     examples,
     head_map,
@@ -103,3 +107,15 @@ def test_examples_draw_each_box_on_its_image_and_leave_out_what_is_not_there(tmp
     assert picture.getpixel((left + 60 * scale, top + 90 * scale)) == BLUE  # the lower edge of the answer
     assert ORANGE not in colours_in(picture, (0, 0, *picture.size))  # no base model in this run
     assert not {GREEN, BLUE} & colours_in(picture, (second, top, second + 300, top + 300))
+
+
+def test_a_picture_of_costs_has_its_colours_and_leaves_open_what_is_not_filled(tmp_path):
+    series = {"ours": (BLUE, True, {"3": (5, [0.7, 0.8])}), "random": (GREY, False, {"3": (50, [0.6, 0.7])})}
+    costs(tmp_path / "costs.png", "?", "FLOPs", 0.5, series)
+    picture = Image.open(tmp_path / "costs.png").convert("RGB")
+    y_of = lambda y: 450 - (y - 0.48) / (0.83 - 0.48) * 340
+    x_of = lambda x: 80 + math.log10(x / 3.5) / math.log10(80 / 3.5) * 750
+    assert picture.getpixel(at(5, 0.75)) == BLUE  # the mean of the seeds
+    assert picture.getpixel(at(50, 0.65)) == WHITE
+    x, y = at(5, 0.75 - 0.05 * math.sqrt(2))  # one standard deviation below
+    assert picture.getpixel((x + 5, y)) == BLUE and picture.getpixel((x + 5, y + 5)) == WHITE

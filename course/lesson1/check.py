@@ -55,10 +55,10 @@ def the_mask(student):
         (right[:1].expand_as(right), "the span of row 0 is used for all rows: each row has its own images"),
         (first, "only the first image of a row is found: there may be more"),
         (spans, "the text between two images is counted: from the first to the last image token is not all image"),
-        (right[0], "this is the mask of row 0 alone: return [B, T]"),
+        (right[0], "this is the mask of row 0 alone: return [batch, T]"),
         (right.long(), "the mask has numbers: make it bool"),
         (right.float(), "the mask has numbers: make it bool"),
-        (right.flatten().nonzero()[:, 0], "these are positions: the mask is bool, [B, T]"),
+        (right.flatten().nonzero()[:, 0], "these are positions: the mask is bool, [batch, T]"),
     ]
     compare("visual_mask", student.visual_mask(ids.clone(), image), right, mistakes)
 
@@ -75,7 +75,7 @@ def the_model_sees_the_image(student):
 
 
 def places(batch):
-    """(answer_start [B], length [B]) of a batch with answers."""
+    """(answer_start [batch], length [batch]) of a batch with answers."""
     return (batch.labels != IGNORED).int().argmax(dim=1), batch.attention_mask.sum(dim=1)
 
 

@@ -1,6 +1,6 @@
 """Lesson 1: what a vision-language model reads. Read lesson.md first. Check yourself: python -m course 1
 
-Letters: B batch, T tokens of the longest row.
+Letters: T tokens of the longest row; batch: the rows of a batch.
 """
 
 import torch  # noqa: F401 (for what you write)
@@ -16,17 +16,17 @@ def visual_tokens(width, height, patch_size, merge):
 
 
 def visual_mask(input_ids, image_token):
-    """Where the visual tokens are: bool [B, T], True at each of them.
+    """Where the visual tokens are: bool [batch, T], True at each of them.
 
-    input_ids [B, T]: the rows, padded; image_token: the id of <|image_pad|>, one of which stands for each visual token.
+    input_ids [batch, T]: the rows, padded; image_token: the id of <|image_pad|>, one of which stands for each visual token.
     """
     raise NotImplementedError
 
 
 def make_labels(input_ids, answer_start, length):
-    """The labels: a token's own id where it is supervised, -100 everywhere else. [B, T].
+    """The labels: a token's own id where it is supervised, -100 everywhere else. [batch, T].
 
-    input_ids [B, T], padded on the right; answer_start [B]: the position of the first token of each row's answer;
-    length [B]: how many tokens the row has without padding, the end token of the answer included.
+    input_ids [batch, T], padded on the right; answer_start [batch]: the position of the first token of each row's
+    answer; length [batch]: how many tokens the row has without padding, the end token of the answer included.
     """
     raise NotImplementedError

@@ -2,7 +2,16 @@
 
 import torch
 
-from course.checks import Wrong, compare, frozen, mixed, require, tensor, tiny
+from course.checks import (
+    Wrong,
+    compare,
+    frozen,
+    mixed,
+    operations,
+    require,
+    tensor,
+    tiny,
+)
 from imagelora import LoRA, LoRALayer
 
 
@@ -42,6 +51,17 @@ def the_formula(student):
     got = student.lora(y, x, A, B, alpha)
     require(torch.equal(y, before), "y itself was changed (`+=` does that): write `y + ...`")
     compare("lora", got, y + alpha / 4 * update, mistakes)
+
+
+def the_products_go_from_left_to_right(student):
+    """lora makes thin products only: 2 * batch * T * R * (D + O) floating-point operations, never a D x O matrix."""
+    rows, T, D, O, R = 2, 30, 40, 25, 3
+    x, y, A, B = torch.randn(rows, T, D), torch.randn(rows, T, O), torch.randn(D, R), torch.randn(R, O)
+    large = "A @ B is made first, the large matrix that LoRA avoids: multiply from left to right, x @ A @ B"
+    none = "no product was counted: use @"
+    mistakes = [(2 * D * R * O + 2 * rows * T * D * O, large), (0, none)]
+    flops = operations(lambda: student.lora(y, x, A, B, 8))
+    compare("the operations of lora", flops, 2 * rows * T * R * (D + O), mistakes)
 
 
 def parameters_are_counted(student):
@@ -121,6 +141,7 @@ def it_learns_and_text_changes(student):
 CHECKS = [
     start_has_the_right_shapes,
     the_formula,
+    the_products_go_from_left_to_right,
     parameters_are_counted,
     at_the_start_the_model_is_the_frozen_one,
     it_learns_and_text_changes,

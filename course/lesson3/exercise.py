@@ -1,6 +1,7 @@
 """Lesson 3: LoRA in ten lines. Read lesson.md first. Check yourself: python -m course 3
 
-Letters: B batch, T tokens of a row, D inputs of the layer, O its outputs, R rank.
+Letters: T tokens of a row, D inputs of the layer, O its outputs, R rank; batch: the rows of a batch. A and B are the
+factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
@@ -9,8 +10,8 @@ import torch  # noqa: F401 (for what you write)
 def lora_start(inputs, outputs, rank):
     """The two factors of a LoRA at the start.
 
-    Returns (A, B): A [inputs, rank], random (normal, any small standard deviation); B [rank, outputs], such that the
-    adapted layer is exactly the frozen one.
+    inputs D; outputs O; rank R. Returns (A, B): A [D, R], random (normal, any small standard deviation); B [R, O], such
+    that the adapted layer is exactly the frozen one.
     """
     raise NotImplementedError
 
@@ -18,8 +19,8 @@ def lora_start(inputs, outputs, rank):
 def lora(y, x, A, B, alpha):
     """The adapted output: y + (alpha / R) x A B.
 
-    y [B, T, O]: the frozen layer's output; x [B, T, D]: its input; A [D, R]; B [R, O]; alpha: a number.
-    Returns [B, T, O]. y itself stays as it is.
+    y [batch, T, O]: the frozen layer's output; x [batch, T, D]: its input; A [D, R]; B [R, O]; alpha: a number.
+    Returns [batch, T, O]. y itself stays as it is. The cost is 2 * batch * T * R * (D + O) operations.
     """
     raise NotImplementedError
 

@@ -1,25 +1,26 @@
 """What lesson 4 checks."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from course.checks import (
     Wrong,
     compare,
     frozen,
     mixed,
+    operations,
     require,
     tiny,
     with_updates,
 )
 
 
-def example(B=2, T=6, D=6, V=8, R=3):
+def example(rows=2, T=6, D=6, O=8, R=3):
     """(v, x, visual_mask, A, B, s) at random; each row has its own visual tokens."""
-    visual_mask = torch.zeros(B, T, dtype=torch.bool)
-    for row in range(B):
+    visual_mask = torch.zeros(rows, T, dtype=torch.bool)
+    for row in range(rows):
         visual_mask[row, 1 + row : 3 + row + row] = True
-    return torch.randn(B, T, V), torch.randn(B, T, D), visual_mask, torch.randn(D, R), torch.randn(R, V), 0.7
+    v, x, A, B = torch.randn(rows, T, O), torch.randn(rows, T, D), torch.randn(D, R), torch.randn(R, O)
+    return v, x, visual_mask, A, B, 0.7
 
 
 def the_formula(student):
@@ -44,7 +45,7 @@ def the_formula(student):
             got = student.masked_update(v, x, visual_mask, A, B, s)
         except RuntimeError as error:
             if "must match the size" in str(error):
-                raise Wrong("the mask has the wrong shape: make it [B, T, 1] with visual_mask[..., None]") from None
+                raise Wrong("the mask has the wrong shape: make it [batch, T, 1] with visual_mask[..., None]") from None
             raise
         require(torch.equal(v, before), "v itself was changed: write `v + ...`, or change a copy, v.clone()")
         compare("masked_update", got, v + s * M * update, mistakes)
@@ -77,12 +78,11 @@ def the_fast_path(student):
 
 
 def the_cost_follows_the_visual_tokens(student):
-    """gathered_update multiplies for the visual tokens only: 2 * N * R * (D + V) floating-point operations."""
+    """gathered_update multiplies for the visual tokens only: 2 * N * R * (D + O) floating-point operations."""
     v, x, visual_mask, A, B, s = example(2, T=30, D=10)
     index = visual_mask.flatten().nonzero()[:, 0]
-    with FlopCounterMode(display=False) as counter:
-        student.gathered_update(v, x, index, A, B, s)
-    N, R, flops = len(index), A.shape[1], counter.get_total_flops()
+    flops = operations(lambda: student.gathered_update(v, x, index, A, B, s))
+    N, R = len(index), A.shape[1]
     mistakes = [
         (
             2 * 60 * R * (10 + 8),

@@ -1,7 +1,7 @@
 """Lesson 5: heads. Read lesson.md first. Check yourself: python -m course 5
 
-Letters: B batch, T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the
-layer, K size of a head, R rank, n selected heads of the layer.
+Letters: T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the layer, K size
+of a head, R rank, n selected heads of the layer; batch: the rows of a batch. A and B are the factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
@@ -19,9 +19,10 @@ def image_lora_start(hidden, head_size, heads, rank):
 def image_lora(v, x, visual_mask, A, B, gamma, alpha, heads):
     """V~^(h) = V^(h) + s * M X A B^(h) for the selected heads h, with s = (alpha / R) * gamma / sqrt(n).
 
-    v [B, T, G*K]: the frozen values, head after head; x [B, T, D]; visual_mask [B, T] bool; A [D, R]; B [n, R, K];
-    gamma, alpha: numbers; heads: n numbers from 0 to G - 1, in the order of B. Returns [B, T, G*K]; v stays as it is.
-    Hint: v.unflatten(-1, (-1, K)) is [B, T, G, K], and .flatten(2) is the way back.
+    v [batch, T, G*K]: the frozen values, head after head; x [batch, T, D]; visual_mask [batch, T] bool; A [D, R];
+    B [n, R, K]; gamma, alpha: numbers; heads: n numbers from 0 to G - 1, in the order of B. Returns [batch, T, G*K];
+    v stays as it is.
+    Hint: v.unflatten(-1, (-1, K)) is [batch, T, G, K], and .flatten(2) is the way back.
     """
     raise NotImplementedError
 

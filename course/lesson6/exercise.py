@@ -1,7 +1,7 @@
 """Lesson 6: the probe. Read lesson.md first. Check yourself: python -m course 6
 
-Letters: S probe examples, B batch, T tokens of a row, D size of a layer's input, L layers, G value heads of a layer,
-K size of a head.
+Letters: S probe examples, T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size of a
+head; batch: the rows of a batch. A and B are the factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
@@ -11,7 +11,7 @@ def gradient_of_B(dV, x, visual_mask, A):
     """dLoss/dB^(h) of a rank-1 Image-LoRA at B = 0, for all heads of a layer, by the chain rule.
 
     The layer computes V~^(h) = V^(h) + M X A B^(h), with s = 1.
-    dV [B, T, G, K]: dLoss/dV~; x [B, T, D]: the layer's input; visual_mask [B, T] bool; A [D, 1].
+    dV [batch, T, G, K]: dLoss/dV~; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool; A [D, 1].
     Returns [G, K], one row for each head. Use matrix products and sums, no autograd.
     """
     raise NotImplementedError

@@ -79,8 +79,9 @@ def full_layers_pass_on(student):
 
 
 def the_sum_is_exact(student):
-    """rounded gives whole numbers with exactly the sum, by the largest remainders."""
-    for values in ([0.1, 1.7, 0.55, 0.65], [0.6, 0.3, 4.1], [3.0, 1.0], [2.7, 1.6, 0.4, 0.3]):
+    """rounded gives whole numbers with exactly the sum, by the largest remainders; of equal ones the lower layer is first."""
+    ties = [1.5, 0.25, 0.75, 0.5]
+    for values in ([0.1, 1.7, 0.55, 0.65], [0.6, 0.3, 4.1], [3.0, 1.0], [2.7, 1.6, 0.4, 0.3], ties):
         shares = torch.tensor(values)
         down, total = [int(x) for x in values], round(sum(values))
         order = sorted(range(len(values)), key=lambda i: -(values[i] - down[i]))
@@ -89,6 +90,8 @@ def the_sum_is_exact(student):
         lump = [n + (total - sum(down)) * (i == order[0]) for i, n in enumerate(down)]
         by_share = sorted(range(len(values)), key=lambda i: -values[i])
         largest = [n + (i in by_share[: total - sum(down)]) for i, n in enumerate(down)]
+        backwards = sorted(range(len(values)), key=lambda i: (down[i] - values[i], -i))
+        higher = [n + (i in backwards[: total - sum(down)]) for i, n in enumerate(down)]
         mistakes = [
             (down, "rounded down only: heads are missing (a weak spot of the authors' script, too)"),
             (
@@ -99,6 +102,7 @@ def the_sum_is_exact(student):
             (first, "what is missing went to the first layers: it goes to the largest remainders"),
             (lump, "what is missing went to one layer: give one head each"),
             (largest, "what is missing went to the largest shares: it goes to the largest remainders"),
+            (higher, "of equal remainders the lower layer comes first: sort with stable=True, the largest first"),
         ]
         got = student.rounded(shares)
         if torch.is_tensor(got) or any(torch.is_tensor(n) or not isinstance(n, int) for n in got or []):

@@ -22,7 +22,8 @@ def limited(shares, G):
 
 
 def rounded(shares):
-    """Whole numbers: round down, then give what is missing to those with the largest remainders, one head each.
+    """Whole numbers: round down, then give what is missing to those with the largest remainders, one head each. Of equal
+    remainders the lower layer comes first.
 
     shares [L]: add up to a whole number, up to rounding errors. Returns a list of L ints with exactly this sum.
     """

@@ -10,17 +10,18 @@ from files import InputError, read_json
 
 ROOT = Path(__file__).parent.parent.parent  # where the folders of the runs are
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-FREE = (
-    "seed",
-    "probe_seed",
-    "out",
-    "given",
-    "device",
-    "workers",
-    "base",
-    "resume",
-)  # may differ between runs of a side
-FIELDS = ("claim", "margin", "measure", "a", "b", "changed", "interval", "verdict", "did_not_show")
+FREE = ("seed", "probe_seed", "out", "device", "workers", "base", "resume")  # may differ between any two runs
+FIELDS = {  # of my_experiment: the kind, and the kind in words
+    "claim": (str, "a sentence"),
+    "margin": ((int, float), "a number"),
+    "measure": (str, "a name"),
+    "a": (list, "a list of folders"),
+    "b": (list, "a list of folders"),
+    "changed": (list, "a list of flags"),
+    "interval": ((list, tuple), "two numbers, [low, high]"),
+    "verdict": (str, "a word"),
+    "did_not_show": (str, "a sentence"),
+}
 POINTS = "this is in points: 2 points are a share of 0.02"
 
 
@@ -69,7 +70,8 @@ def the_verdict(student):
         (-0.06, 0.05, "undecided", "an interval that holds 0 and large differences is no proof of equality"),
         (-0.01, 0.05, "undecided", "it holds 0, so it is not better; it leaves the margin, so it is not equivalent"),
         (-0.05, 0.01, "undecided", "it holds 0, so it is not worse; it leaves the margin, so it is not equivalent"),
-        (0.005, 0.01, "better", "better comes first, also where the difference is within the margin"),
+        (0.005, 0.01, "better", "it is above 0, so there is a difference, if a small one: better comes first"),
+        (-0.01, -0.005, "worse", "it is below 0, so there is a difference, if a small one: worse comes first"),
     ]
     for low, high, right, words in cases:
         got = student.verdict(low, high, 0.02)
@@ -77,52 +79,92 @@ def the_verdict(student):
             raise Wrong(f"verdict({low}, {high}, 0.02): {got!r} is not {right!r}{': ' * bool(words)}{words}")
 
 
-def reports(e):
-    """The reports of both sides. Raises Wrong for a folder without one."""
-    try:
-        return [[read_json(ROOT / folder / "report.json") for folder in e[side]] for side in "ab"]
-    except InputError as error:
-        raise Wrong(f"{error}: a run that has ended leaves report.json in its folder") from None
+def say(faults):
+    """Raise Wrong with all faults, one a line."""
+    require(not faults, "\n".join(faults))
+
+
+def experiment(student, *fields):
+    """The student's dict. Raises Wrong if one of these fields is missing, or of another kind."""
+    e, faults = student.my_experiment(), []
+    require(isinstance(e, dict), "my_experiment: return a dict")
+    for field in fields:
+        kind, words = FIELDS[field]
+        if e.get(field) in (None, "", []):
+            faults.append(f"{field}: missing")
+        elif not isinstance(e[field], kind):
+            faults.append(f"{field}: {e[field]!r} is not {words}")
+    say(faults)
+    return e
 
 
 def it_is_described(student):
     """my_experiment says what is claimed, by which measure, and what did not show."""
-    e = student.my_experiment()
-    missing = [field for field in FIELDS if not isinstance(e, dict) or e.get(field) in (None, "", [])]
-    require(not missing, f"my_experiment: {', '.join(missing)} missing")
-    for field in ("claim", "did_not_show"):
-        require(len(e[field].split()) >= 6, f"{field}: {e[field]!r} is too short for a sentence that can be wrong")
-    require(0 < e["margin"] <= 0.2, f"margin: {e['margin']}; {POINTS}")
+    e, faults = experiment(student, *FIELDS), []
+    if len(e["claim"].split()) < 6:
+        faults.append(f"claim: {e['claim']!r} is too short for a sentence that can be wrong")
+    if len(e["did_not_show"].split()) < 6:
+        faults.append(f"did_not_show: {e['did_not_show']!r} is too short: what is it that these runs do not tell?")
+    if not 0 < e["margin"] <= 0.2:
+        faults.append(f"margin: {e['margin']}; {POINTS}")
+    if len(e["interval"]) != 2:
+        faults.append(f"interval: {e['interval']} is not [low, high]")
+    say(faults)
+
+
+def reports(e):
+    """The reports of both sides. Raises Wrong for folders without one."""
+    sides, faults = ([], []), []
+    for side, name in zip(sides, "ab"):
+        for folder in e[name]:
+            try:
+                side.append(read_json(ROOT / folder / "report.json"))
+            except InputError as error:
+                faults.append(f"{error}: a run that has ended leaves report.json in its folder")
+    say(faults)
+    return sides
+
+
+def different(one, other):
+    """The flags in which two runs differ. What was on neither command line only follows from another flag."""
+    one, other = one["arguments"], other["arguments"]
+    given = {*one["given"], *other["given"]} - {*FREE}
+    return sorted(flag for flag in given if one[flag] != other[flag])
+
+
+def as_argument(flag):
+    """The flags "--no-norm", "no-norm" and "norm" are the same."""
+    return flag.lstrip("-").replace("-", "_").removeprefix("no_")
 
 
 def runs_are_pairs(student):
     """There are three seeds or more, the same on both sides, and a differs from b in what you say, nothing else."""
-    e = student.my_experiment()
-    folders = [str(folder) for side in "ab" for folder in e[side]]
-    require(len(set(folders)) == len(folders), "a folder is named twice: each run counts once")
+    e = experiment(student, "a", "b", "changed")
     a, b = reports(e)
-    require(
-        len(a) >= 3 and len(b) >= 3, "fewer than three seeds: a difference of one or two runs has no useful interval"
-    )
-    require(len(a) == len(b), f"{len(a)} runs against {len(b)}: a pair is two runs of the same seed")
+    faults, folders = [], e["a"] + e["b"]
     seeds = [[report["seed"] for report in side] for side in (a, b)]
-    require(len(set(seeds[0])) == len(seeds[0]), f"the seeds of a are {seeds[0]}: each run needs its own")
-    require(
-        seeds[0] == seeds[1], f"the seeds are {seeds[0]} and {seeds[1]}: give both sides the same, in the same order"
-    )
 
-    def different(one, other):
-        one, other = one["arguments"], other["arguments"]
-        return sorted(
-            name for name in one.keys() | other.keys() if name not in FREE and one.get(name) != other.get(name)
-        )
+    if len({*folders}) < len(folders):
+        faults.append("a folder is named twice: each run counts once")
+    elif len({*seeds[0]}) < len(seeds[0]):
+        faults.append(f"the seeds of a are {seeds[0]}: each run needs its own")
+    if min(len(a), len(b)) < 3:
+        faults.append("fewer than three seeds: a difference of one or two runs has no useful interval")
+    if max(len(a), len(b)) > 10:
+        faults.append("more than ten seeds: the table of t ends there")
+    if len(a) != len(b):
+        faults.append(f"{len(a)} runs against {len(b)}: a pair is two runs of the same seed")
+    elif seeds[0] != seeds[1]:
+        faults.append(f"the seeds are {seeds[0]} and {seeds[1]}: give both sides the same, in the same order")
 
-    for side in (a, b):
-        mixed = sorted({name for report in side for name in different(side[0], report)})
-        require(not mixed, f"the runs of one side differ in {', '.join(mixed)}: only the seed may differ")
-    changed = different(a[0], b[0])
-    words = ", ".join(changed) or "nothing"
-    require(sorted(e["changed"]) == changed, f"a and b differ in {words}; `changed` says {', '.join(e['changed'])}")
+    for name, side in zip("ab", (a, b)):
+        mixed = sorted({flag for report in side for flag in different(side[0], report)})
+        if mixed:
+            faults.append(f"the runs of {name} differ in {', '.join(mixed)}: only the seed may differ")
+    changed, said = different(a[0], b[0]), sorted(map(as_argument, e["changed"]))
+    if said != changed:
+        faults.append(f"a and b differ in {', '.join(changed) or 'nothing'}; `changed` says {', '.join(said)}")
+    say(faults)
 
 
 def near(found, right, tolerance):
@@ -131,22 +173,26 @@ def near(found, right, tolerance):
 
 def the_result(student):
     """The interval and the verdict follow from the reports."""
-    e = student.my_experiment()
-    values = []
+    e = experiment(student, "a", "b", "measure", "margin", "interval", "verdict")
+    values, faults = [], []
     for side in reports(e):
-        known = side[0]["tuned"]["by_kind"]
-        require(e["measure"] == "accuracy" or e["measure"] in known, f"measure: choose accuracy or {', '.join(known)}")
-        values.append([({"accuracy": r["tuned"]["accuracy"]} | r["tuned"]["by_kind"])[e["measure"]] for r in side])
+        measured = [{"accuracy": report["tuned"]["accuracy"]} | report["tuned"]["by_kind"] for report in side]
+        require(e["measure"] in measured[0], f"measure: choose {', '.join(measured[0])}")
+        values.append([of_run[e["measure"]] for of_run in measured])
+    require(len(values[0]) == len(values[1]) > 1, "a and b: name as many runs on both sides, three or more")
+
     _, low, high = paired(*values)
-    found = list(e["interval"])
-    if not near(found, [low, high], 0.0015):
-        require(not near(found, [100 * low, 100 * high], 0.15), f"interval: {POINTS}")
-        require(not near(found, [-high, -low], 0.0015), "interval: the sign is wrong, it is a - b")
-        raise Wrong(f"interval: the reports give [{low:.3f}, {high:.3f}], not {found}")
-    right = student.verdict(low, high, e["margin"])
-    require(
-        e["verdict"] == right, f"verdict: {e['verdict']!r}, but the interval [{low:.3f}, {high:.3f}] says {right!r}"
-    )
+    found, right = list(e["interval"]), f"[{low:.3f}, {high:.3f}]"
+    if near(found, [100 * low, 100 * high], 0.15):
+        faults.append(f"interval: {POINTS}")
+    elif near(found, [-high, -low], 0.0015):
+        faults.append("interval: the sign is wrong, it is a - b")
+    elif not near(found, [low, high], 0.0015):
+        faults.append(f"interval: the reports give {right}, not {found}")
+    verdict = student.verdict(low, high, e["margin"])
+    if e["verdict"] != verdict:
+        faults.append(f"verdict: {e['verdict']!r}, but of {right} your `verdict` says {verdict!r}")
+    say(faults)
 
 
 CHECKS = [the_interval, the_verdict, it_is_described, runs_are_pairs, the_result]

@@ -17,8 +17,12 @@ def paired_interval(a, b):
 def verdict(low, high, margin):
     """What the interval says, the first of these that is true:
 
-    "better": all of it is above 0; "worse": all of it is below 0; "equivalent": all of it is between -margin and margin;
-    "undecided": anything else.
+    "better"      all of it is above 0
+    "worse"       all of it is below 0
+    "equivalent"  all of it is between -margin and margin
+    "undecided"   anything else
+
+    So "better" says that there is a difference, not that it is as large as the margin.
     """
     raise NotImplementedError
 
@@ -30,9 +34,9 @@ def my_experiment():
     margin         from which difference on it would matter, a share (0.02 is 2 points); decided before the runs
     measure        a name in the reports' tuned.by_kind, "scenes-fog grounding" say, or "accuracy"
     a, b           the folders of the runs, from the project's folder: ["runs/a-0", "runs/a-1", ...], the same seeds in both
-    changed        the arguments in which a and b differ, ["selection"] say
+    changed        the flags in which a and b differ, without dashes: ["selection"] for --selection, ["norm"] for --no-norm
     interval       [low, high] of a - b, shares
-    verdict        one of the four words
-    did_not_show   one sentence: what the runs did not show
+    verdict        one of the four words, for this interval and your margin
+    did_not_show   one sentence: what these runs do not tell
     """
     raise NotImplementedError

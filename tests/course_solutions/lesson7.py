@@ -20,6 +20,6 @@ def limited(shares, G):
 def rounded(shares):
     down = (shares + 1e-5).floor()
     missing = round(shares.sum().item() - down.sum().item())
-    order = (shares - down).argsort(descending=True)
+    order = (shares - down).argsort(descending=True, stable=True)
     down[order[:missing]] += 1
     return down.int().tolist()
