@@ -113,8 +113,10 @@ def test_a_picture_of_costs_has_its_colours_and_leaves_open_what_is_not_filled(t
     series = {"ours": (BLUE, True, {"3": (5, [0.7, 0.8])}), "random": (GREY, False, {"3": (50, [0.6, 0.7])})}
     costs(tmp_path / "costs.png", "?", "FLOPs", 0.5, series)
     picture = Image.open(tmp_path / "costs.png").convert("RGB")
-    y_of = lambda y: 450 - (y - 0.48) / (0.83 - 0.48) * 340
-    x_of = lambda x: 80 + math.log10(x / 3.5) / math.log10(80 / 3.5) * 750
+
+    def at(x, y):
+        return round(80 + math.log10(x / 3.5) / math.log10(80 / 3.5) * 750), round(450 - (y - 0.48) / 0.35 * 340)
+
     assert picture.getpixel(at(5, 0.75)) == BLUE  # the mean of the seeds
     assert picture.getpixel(at(50, 0.65)) == WHITE
     x, y = at(5, 0.75 - 0.05 * math.sqrt(2))  # one standard deviation below

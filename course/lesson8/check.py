@@ -64,8 +64,8 @@ def the_interval(student):
 def the_verdict(student):
     """verdict names what an interval says, and does not take "not significant" for "equal"."""
     cases = [
-        (0.01, 0.05, "better", ""),
-        (-0.05, -0.01, "worse", ""),
+        (0.01, 0.05, "better", "all of it is above 0; the margin is asked for after that"),
+        (-0.05, -0.01, "worse", "all of it is below 0; the margin is asked for after that"),
         (-0.01, 0.015, "equivalent", "an interval within the margin on both sides of 0 says equivalent"),
         (-0.06, 0.05, "undecided", "an interval that holds 0 and large differences is no proof of equality"),
         (-0.01, 0.05, "undecided", "it holds 0, so it is not better; it leaves the margin, so it is not equivalent"),
@@ -76,7 +76,7 @@ def the_verdict(student):
     for low, high, right, words in cases:
         got = student.verdict(low, high, 0.02)
         if got != right:
-            raise Wrong(f"verdict({low}, {high}, 0.02): {got!r} is not {right!r}{': ' * bool(words)}{words}")
+            raise Wrong(f"verdict({low}, {high}, 0.02): {got!r} is not {right!r}: {words}")
 
 
 def say(faults):
