@@ -22,7 +22,7 @@ Run the cells from top to bottom. All but the first and the last run on a CPU. W
 `REPOSITORY` to the address of your copy, or upload its folder and set `FOLDER`."""
 
 FETCH = """# network
-# Colab's own torch stays as it is: what is installed comes without what it depends on.
+# Colab's own torch stays: with --no-deps pip installs these packages alone, in the versions that the project is tested with.
 import os
 import subprocess
 import sys
