@@ -32,7 +32,7 @@ from backbones.checkpoint import read_config
 from backbones.layers import compute_twice
 from data import Processor
 from files import InputError, read_metadata
-from harness import ending, report
+from harness import ending, planning, report
 from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
@@ -63,7 +63,7 @@ def run(args, command):
     device, dtype, mixed = choose_device(args.device, args.dtype, full=args.method == "full")
     limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
     scratch_seed = args.seed if args.from_scratch else None
-    vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed, args.shard)
+    vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed, args.shard, args.quantize)
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if args.prompt:
@@ -163,12 +163,12 @@ def run(args, command):
     report.print_end(measured | {"method": method}, predictions, main_data, out)
 
 
-def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, shard=False):
+def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, shard=False, quantize=None):
     """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights; shard:
     each process holds a part of every layer."""
     folder = Path(__file__).parent / "tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
-    load = partial(VLM.from_pretrained, folder)
+    load = partial(VLM.from_pretrained, folder, quantize=quantize)
     if scratch_seed is not None:
         load = partial(VLM.from_scratch, read_config(folder), scratch_seed)
     vlm = load_sharded(load, dtype, device) if shard else load(dtype, device)
@@ -329,7 +329,9 @@ def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     with ending.in_one_line():
         args = arguments(argv)
-        if args.score:
+        if args.plan:
+            planning.show(args.model, planning.plan(args, VLM, METHODS, choose_heads))
+        elif args.score:
             score_again(args.score)
         elif args.show:
             report.show_rows(args)

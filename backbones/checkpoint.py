@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from backbones import FAMILIES
+from backbones.nf4 import nf4_layers, use_nf4
 from backbones.qwen import check_number
 from files import (
     InputError,
@@ -83,13 +84,16 @@ def read_tokenizer(path_or_hub_id):
         return tokenizer
 
 
-def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
+def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quantize=None):
     """Load a checkpoint in the hub's layout: a folder, or a model id that is downloaded once.
 
     The safetensors files are memory-mapped and each tensor goes straight to `dtype` (None: the file's) and `device`; one
-    that changes neither stays in the file. Returns the model frozen and in eval mode. Raises InputError for a missing,
-    surplus, doubled or misshapen tensor.
+    that changes neither stays in the file. With quantize="nf4" each projection of the decoder's layers goes straight to 4
+    bits (backbones/nf4.py). Returns the model frozen and in eval mode. Raises InputError for a missing, surplus, doubled or
+    misshapen tensor.
     """
+    if quantize not in (None, "nf4"):
+        raise ValueError(f"quantize is {quantize!r}; it can be None or 'nf4'")
     folder = checkpoint_folder(path_or_hub_id)
     config = read_config(folder)
     with torch.device("meta"):  # names and shapes without memory
@@ -97,6 +101,9 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
 
     # Every tensor of the files is used exactly once.
     expected = {name: tuple(p.shape) for name, p in vlm.state_dict().items()}
+    if quantize:
+        use_nf4(vlm)
+    in_4_bits = nf4_layers(vlm)  # {name: the layer that keeps this weight}
     tensors = {}
     for file in checkpoint_files(folder):
         for name, tensor in read_safetensors(file, device):
@@ -109,11 +116,14 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu"):
                 raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
             if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN, if there is one
                 raise InputError(f"{file}: {name} holds NaN or infinity; copy or download it again")
-            tensors[name] = tensor.to(dtype)
+            if name in in_4_bits:
+                tensors[name] = in_4_bits[name].keep(tensor, sample(tensor))
+            else:
+                tensors[name] = tensor.to(dtype)
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
-    vlm.load_state_dict(tensors, assign=True)
+    vlm.load_state_dict({name: t for name, t in tensors.items() if name not in in_4_bits}, assign=True)
     return vlm.requires_grad_(False).eval()
 
 
@@ -146,7 +156,10 @@ def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
 
 
 def save(self, path):
-    """Write config.json, generation_config.json and model.safetensors into the folder `path`, with the hub's names."""
+    """Write config.json, generation_config.json and model.safetensors into the folder `path`, with the hub's names.
+    Raises InputError for a model in 4 bits."""
+    if nf4_layers(self):
+        raise InputError(f"{path}: a model in 4 bits is not saved; load it without --quantize, and save that")
     folder = Path(path)
     weights = {hub_name(name, self.config.family): t for name, t in self.state_dict().items()}
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
@@ -160,13 +173,17 @@ def save(self, path):
 def fingerprint(self):
     """Which model this is: a hash of the configuration and of 16 values of every tensor.
 
-    The values are hashed as bfloat16, so that one checkpoint has one fingerprint in every dtype.
+    The values are hashed as bfloat16, so that one checkpoint has one fingerprint in every dtype. A model in 4 bits has the
+    hash of the weights that it was made of, and says that it is in 4 bits: it answers differently, so an adapter of the one
+    is refused by the other.
     """
     config = {k: v for k, v in asdict(self.config).items() if k not in ("raw", "generation", "end_tokens")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for _, p in sorted(self.named_parameters()):
-        digest.update(str(sample(p.detach()).to(torch.bfloat16).view(torch.int16).tolist()).encode())
-    return digest.hexdigest()[:32]
+    in_4_bits = {name: layer.stored for name, layer in nf4_layers(self).items()}
+    values = {name: sample(p.detach()) for name, p in self.named_parameters()} | in_4_bits
+    for name in sorted(values):
+        digest.update(str(values[name].to(torch.bfloat16).view(torch.int16).tolist()).encode())
+    return digest.hexdigest()[:32] + (" with --quantize nf4" if in_4_bits else "")
 
 
 def sample(tensor, count=16):
@@ -176,9 +193,9 @@ def sample(tensor, count=16):
     return tensor.reshape(-1)[index]
 
 
-def checkpoint_folder(path_or_hub_id):
+def checkpoint_folder(path_or_hub_id, weights=True):
     """A local folder as it is, without touching the network; a hub id ("Qwen/Qwen2.5-VL-3B-Instruct") downloaded
-    (json and safetensors files only) into the hub's cache. Raises InputError if there is neither."""
+    (json and, with the weights, safetensors files only) into the hub's cache. Raises InputError if there is neither."""
     folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder
@@ -188,8 +205,9 @@ def checkpoint_folder(path_or_hub_id):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path_or_hub_id}: no such folder, and the hub did not give it: {reason}") from None

@@ -108,7 +108,7 @@ def model_and_examples(more, data="", split="test", limit=300):
     args = train.arguments(f"{COMMON} {data} {more}".split())
     device, dtype, _ = choose_device(args.device, args.dtype)
     limits = train.pixel_limits(args.min_pixels, args.max_pixels, None)
-    vlm, processor = train.load_model(args.model, dtype, device, *limits)
+    vlm, processor = train.load_model(args.model, dtype, device, *limits, quantize=args.quantize)
 
     most = args.limit if split == "train" else args.eval_limit
     limit = min(limit, most or limit)

@@ -198,6 +198,8 @@ def nonsense(found):
         return "--image and --predict exclude each other"
     if found["method"] == "full" and found["dtype"] == "float16":
         return "--method full: --dtype must be float32 or bfloat16"
+    if found["quantize"] and (found["method"] == "full" or found["from_scratch"] or found["shard"]):
+        return "--quantize is for a checkpoint's frozen weights: not with --method full, --from-scratch or --shard"
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
     return refused(found) if found["shard"] else None
@@ -283,6 +285,7 @@ def make_parser(methods, criteria):
     add("--image", "with --prompt or --find: ask about these images", [], nargs="*", type=path, metavar="FILE")
     add("--predict", "with --prompt or --find: ask about every image of a folder", type=path, metavar="FOLDER")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
+    add("--plan", "print what training will need: memory, FLOPs, time; load nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", type=file, metavar="FILE")
     add(
         "--show",
@@ -303,6 +306,7 @@ def make_parser(methods, criteria):
     )
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
+    add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
 
     add = group("data")
     add("--train-split", "split to probe and train on", "train", type=words, metavar="NAME")

@@ -12,6 +12,7 @@ from statistics import mean, median
 
 import torch
 
+from backbones import nf4
 from data import load
 from files import InputError, write_text
 from harness import ending, figures
@@ -53,13 +54,15 @@ def show_rows(args):
 def show_model(model, vlm):
     """Print what was loaded. model: as --model says it."""
     dtype = str(vlm.dtype).removeprefix("torch.")
-    print(f"model    {model}: {size(vlm):,} parameters in {dtype} on {vlm.device}")
+    weights, memory = nf4.size(vlm)
+    in_4_bits = ", the decoder's projections in nf4" if nf4.nf4_layers(vlm) else ""
+    print(f"model    {model}: {weights:,} parameters in {dtype}{in_4_bits} on {vlm.device}; {memory / 2**20:,.0f} MiB")
     if model == "tiny":
         print("         it knows drawn scenes alone: of photographs it can say nothing")
 
 
 def size(vlm):
-    return sum(p.numel() for p in vlm.parameters())
+    return nf4.size(vlm)[0]
 
 
 def show_method(vlm, method, parameters, steps, rows, lr, heads):

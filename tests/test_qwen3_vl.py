@@ -349,7 +349,7 @@ def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(share
 
 def test_the_docs_say_what_fits_as_it_follows_from_the_shapes(shared):
     config = fits.read_config_file(shared / "qwen3-vl/config_2b.json")
-    assert fits.table_line("Qwen3-VL-2B", config, torch.bfloat16) in (ROOT / "docs/families.md").read_text()
+    assert fits.table_line("Qwen3-VL-2B", config, "bfloat16, nf4") in (ROOT / "docs/families.md").read_text()
 
 
 def test_the_two_tiny_models_of_the_deepstack_suite_differ_by_nothing_but_deepstack(tmp_path, monkeypatch):

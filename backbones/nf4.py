@@ -1,0 +1,120 @@
+"""A frozen decoder in 4 bits a weight: NF4 of QLoRA (arXiv 2305.14314), by hand.
+
+    block    64 weights that follow one another along the input share a scale: the largest of their absolute values
+    code     weight / scale lies between -1 and 1; it is rounded to the nearest of 16 levels, whose number takes 4 bits
+    again    weight' = level[code] * scale, each time the weight is needed
+
+Trained weights are about normally distributed. So the levels are quantiles of the normal distribution, close together
+around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact.
+Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits: together 4.25 bits
+a weight in place of 16. (QLoRA rounds the scales a second time, for 4.127.)
+
+In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is. Norms and
+biases are small. The embedding table is read a few rows at a time; where it is also the head, its rounding would reach the
+logits at once. The vision encoder makes the very tokens that the adapter works on.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from backbones.layers import Linear, linear
+
+BLOCK = 64  # weights that share a scale
+LEVELS = torch.tensor([  # QLoRA, appendix E; a test derives them from the normal distribution
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+])  # fmt: skip
+
+
+@functools.cache
+def tables(device):
+    """The 15 middles between neighbouring levels; and [256, 2], the two levels that a byte holds."""
+    byte = torch.arange(256)
+    pairs = torch.stack([LEVELS[byte >> 4], LEVELS[byte & 15]], dim=1)
+    return ((LEVELS[1:] + LEVELS[:-1]) / 2).to(device), pairs.to(device)
+
+
+def quantize(weight):
+    """[outputs, inputs] -> codes uint8 [outputs, blocks * 32], two in a byte, and scales bfloat16 [outputs, blocks]. The
+    last block of a row is filled up with zeros."""
+    weight = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # [outputs, blocks, 64]
+    scales = weight.abs().amax(dim=-1).bfloat16()
+    share = weight / scales.float().clamp(min=1e-38)[..., None]  # a block of zeros has the scale 0
+    middles, _ = tables(weight.device)
+    codes = torch.bucketize(share, middles, out_int32=True).to(torch.uint8).flatten(1)  # how many middles are below
+    return codes[:, 0::2] << 4 | codes[:, 1::2], scales
+
+
+def dequantize(codes, scales, inputs, dtype):
+    """The way back -> [outputs, inputs]. A byte is looked up at once, for two weights."""
+    _, pairs = tables(codes.device)
+    weight = F.embedding(codes.int(), pairs).view(*scales.shape, BLOCK)  # [outputs, blocks, 64] float32
+    return weight.mul_(scales[..., None]).flatten(1)[:, :inputs].to(dtype)
+
+
+class Product(torch.autograd.Function):
+    """x W^T + b, x [rows, inputs], with a W that lives for the length of this product only. An ordinary product would keep
+    it for the backward pass, and soon every weight would be there in full. This one keeps nothing and makes W again."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return F.linear(x, layer.dequantized(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.layer.dequantized(grad.dtype), None
+
+
+class NF4Linear(nn.Module):
+    """A Linear whose weight is kept in 4 bits. stored: some of its values before, for the fingerprint."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.outputs, self.inputs = plain.weight.shape
+        blocks = -(-self.inputs // BLOCK)
+        codes = plain.weight.new_empty(self.outputs, blocks * BLOCK // 2, dtype=torch.uint8)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("scales", codes.new_empty(self.outputs, blocks, dtype=torch.bfloat16), persistent=False)
+        self.bias, self.stored = plain.bias, None
+
+    def keep(self, weight, stored):
+        (self.codes, self.scales), self.stored = quantize(weight), stored
+
+    def dequantized(self, dtype):
+        return dequantize(self.codes, self.scales, self.inputs, dtype)
+
+    @property
+    def weight(self):
+        """For who only reads it, such as the criterion weight-norm."""
+        return self.dequantized(torch.float32)
+
+    def forward(self, x):
+        if torch.is_grad_enabled():  # else nothing is kept anyway
+            return Product.apply(x.flatten(0, -2), self).unflatten(0, x.shape[:-1])
+        return linear(x, self.dequantized(x.dtype), self.bias)
+
+
+def use_nf4(vlm):
+    """Make every projection of the decoder's layers an NF4Linear, still empty."""
+    for layer in vlm.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, module in list(part.named_children()):
+                if isinstance(module, Linear):
+                    setattr(part, name, NF4Linear(module))
+
+
+def nf4_layers(vlm):
+    """{name of its weight: NF4Linear} of those that the model, or a part of it, has."""
+    return {f"{name}.weight": module for name, module in vlm.named_modules() if isinstance(module, NF4Linear)}
+
+
+def size(module):
+    """(weights, their bytes) of a model or a part of it, in 4 bits or not."""
+    in_4_bits = sum(layer.outputs * layer.inputs for layer in nf4_layers(module).values())
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(p.numel() for p in module.parameters()) + in_4_bits, sum(t.nbytes for t in tensors)
