@@ -17,6 +17,8 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
+import torch
+
 from course.judge import LESSONS, ROOT, exercise_file, grade, has_holes, judge
 from files import InputError
 
@@ -58,6 +60,9 @@ def main(argv=None):
     parser.add_argument("--grade", action="store_true", help="print points by lesson as JSON")
     parser.add_argument("--hand-out", metavar="FOLDER", help="write a copy for students into a new folder")
     args = parser.parse_args(argv)
+    torch.set_num_threads(
+        1
+    )  # the models are small: more threads would wait for each other, and longer on a busy machine
 
     if args.hand_out:
         try:

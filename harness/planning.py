@@ -1,8 +1,8 @@
 """--plan: what a training will need, from its flags and the shapes of the model, before anything is loaded.
 
 What the data would say is assumed: images as large as --max-pixels allows, questions as long as RefCOCO's, each about an
-image of its own or seven about one; and where a probe is to choose, heads that are spread evenly, the lowest layer among
-them. Memory is counted (harness/shapes.py). FLOPs follow from the number of weights, and time from a share of what the
+image of its own or seven about one; and where a probe is to choose, equal scores, with which the lowest layers come first.
+Memory is counted (harness/shapes.py). FLOPs follow from the number of weights, and time from a share of what the
 makers of some cards say of them: it is an order of magnitude.
 """
 

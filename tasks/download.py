@@ -11,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,12 +62,16 @@ def locked(folder):
         lock.release()
 
 
+class Stopped(InputError):
+    """Another download failed first."""
+
+
 def tried(fetch, url, stop):
     """Call fetch() until it succeeds, at most TRIES times. Raises InputError, naming the address, if nothing is there, if
     too much is there or if all tries fail; begins no further try once the Event `stop` is set."""
     for attempt in range(TRIES):
         if stop.wait(PAUSE if attempt else 0):
-            raise InputError(f"{url}: stopped")
+            raise Stopped(f"{url}: stopped")
         try:
             fetch()
             return
@@ -134,14 +138,23 @@ def fetch_images(names, folder, base_url=COCO_IMAGES):
             try:
                 jobs = [pool.submit(fetch_image, base_url, images / name, stop) for name in names]
                 for job in as_completed(jobs):
-                    job.result()
+                    with suppress(Stopped):  # the one that failed is still to come
+                        job.result()
                     bar.update()
             finally:  # on an error or Ctrl-C whatever is queued ends at once; the lock is held until all have ended
                 stop.set()
 
 
 def fetch_image(base_url, file, stop):
-    """Fetch one image; what does not decode is fetched once more."""
+    """Fetch one image; what does not decode is fetched once more. An image that fails stops those that are queued."""
+    try:
+        fetch_complete(base_url, file, stop)
+    except InputError:
+        stop.set()
+        raise
+
+
+def fetch_complete(base_url, file, stop):
     url, part = base_url + quote(file.name, errors="replace"), file.with_name(file.name + ".part")
 
     def fetch():

@@ -184,6 +184,7 @@ def test_learning_rates_are_never_searched_unasked(tmp_path, monkeypatch):
 def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
     monkeypatch.setattr(heads, "FEW", 2)
+    monkeypatch.setattr(train.report, "draw", lambda *_: None)  # the pictures of each run
     monkeypatch.setattr(analyses, "SWITCHES", {"no 1/sqrt(n)": ""})
     rows = {  # enough for the analyses
         "ablation": ("as in the paper", "no 1/sqrt(n)"),
@@ -196,6 +197,7 @@ def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
         few[name] = (question, {row: flags[row] for row in rows.get(name, flags)})
     monkeypatch.setattr(command, "SUITES", few)
     more = f"--model {checkpoint} --heads 6 --steps 2 --limit 10 --eval-limit 6 --probe-samples 2 --max-new-tokens 4"
+    more += " --eval scenes-fog"
     flags = ["--seeds", "0", "--runs", str(out / "runs"), "--out", str(out), *quick, "--more", f"{more} --save-every 1"]
     command.main(["all", *flags])
 

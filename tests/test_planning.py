@@ -7,7 +7,7 @@ from statistics import median
 import plan_check
 import pytest
 import torch
-from conftest import ROOT, SMALL_CONFIGS, picture, small_config, write_checkpoint
+from conftest import ROOT, by_hand, picture, small_config, write_checkpoint
 from short_run import run, stopped
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +27,10 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=SMALL_CONFIGS)
+FAMILY = ["qwen2_5_vl", pytest.param("qwen3_vl", marks=by_hand)]
+
+
+@pytest.fixture(scope="module", params=FAMILY)
 def checkpoint(request, tmp_path_factory):
     """Of each family: every test here holds for both."""
     return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
@@ -160,13 +163,13 @@ def test_the_assumed_lengths_are_those_of_refcoco(shared, tmp_path):
 @pytest.mark.parametrize(("full", "checkpointing"), [(False, False), (False, True), (True, False)])
 def test_flops_are_those_that_torch_counts(full, checkpointing):
     """On a deeper model, where the last MLP, of which little is computed, weighs less. Attention is in neither number."""
-    config = FAMILIES["qwen2_5_vl"].Config.from_dict(small_config() | {"num_hidden_layers": 24})
+    config = FAMILIES["qwen2_5_vl"].Config.from_dict(small_config() | {"num_hidden_layers": 16})
     vlm = shapes.on_meta(VLM, config, torch.float32, None, checkpointing)
     adapter = None
     if full:
         vlm.requires_grad_(True)
     else:
-        heads = {"heads": {layer: [0] for layer in range(24)}}
+        heads = {"heads": {layer: [0] for layer in range(16)}}
         adapter = shapes.adapted(vlm, ImageLoRA, SETTINGS["image-lora"] | heads)
     batch = shapes.batch_of(config, 2, 1, 32)
     with FlopCounterMode(display=False) as counter:
@@ -288,6 +291,7 @@ def test_of_a_hub_id_only_json_files_are_fetched(only_config, monkeypatch, capsy
 SPEED = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
 
 
+@by_hand
 @pytest.mark.parametrize("flags", [[], ["--quantize=nf4", "--checkpointing"]], ids=str)
 def test_the_3b_needs_what_the_docs_say(shared, tmp_path, capsys, flags):
     shutil.copyfile(shared / "qwen2.5-vl/config_3b.json", tmp_path / "config.json")

@@ -15,6 +15,7 @@ import torch
 from cases import CASES
 from conftest import (
     ROOT,
+    by_hand,
     picture,
     randomised,
     small_config,
@@ -314,7 +315,7 @@ def test_what_only_saves_time_or_memory_changes_no_result(ran, checkpoint, tmp_p
     assert other["base"] == report["base"]
 
 
-@pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1")
+@by_hand
 def test_two_processes_that_share_a_step_end_where_one_does(ran, checkpoint, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
     args = ["--model", checkpoint, "--data", "scenes-day", *SMALL_RUN, "--out", tmp_path]
@@ -347,6 +348,7 @@ def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(share
     assert equal(whole, adapter_of(tmp_path / "run"))
 
 
+@by_hand
 def test_the_docs_say_what_fits_as_it_follows_from_the_shapes(shared):
     config = fits.read_config_file(shared / "qwen3-vl/config_2b.json")
     assert fits.table_line("Qwen3-VL-2B", config, "bfloat16, nf4") in (ROOT / "docs/families.md").read_text()

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, write_checkpoint
+from conftest import ROOT, by_hand, write_checkpoint
 from short_run import SMALL_RUN, adapter_of
 
 import train
@@ -90,10 +90,7 @@ def start(folder, count, *words):
     return [subprocess.Popen(command, env=env | {"RANK": str(rank)}, **options) for rank in range(count)]
 
 
-only_by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1")
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=only_by_hand)])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=by_hand)])
 def ran(request, tmp_path_factory):
     """(folder of one process's run, folder of the sharded one, what each of its processes says at the end)."""
     folder = tmp_path_factory.mktemp("sharded")
@@ -146,7 +143,7 @@ def test_a_sharded_model_is_not_saved(ran):
     assert all("a sharded model is not saved; load it without --shard" in part["save"] for part in parts)
 
 
-@only_by_hand
+@by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_process_that_is_killed_within_a_pass_ends_the_others_with_a_line(checkpoint, tmp_path):
     flags = ["--model", checkpoint, "--data=scenes-day", *SMALL_RUN, "--out", tmp_path / "run"]

@@ -82,8 +82,16 @@ def test_an_image_that_is_not_there_is_named_without_a_second_try_and_ends_the_r
     monkeypatch.setattr(download, "WORKERS", 1)
     with pytest.raises(InputError, match=rf"^{web.address}absent.jpg: not found \(404\)$"):
         fetch_images(["absent.jpg", *(f"later {i}.jpg" for i in range(500))], tmp_path, web.address)
-    assert web.seen[0] == ("absent.jpg", None) and len(web.seen) < 100
+    assert web.seen == [("absent.jpg", None)]
     assert in_cache(tmp_path) == {}
+
+
+def test_with_several_workers_the_line_names_the_image_that_failed_first(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 60)  # the others wait for their second try
+    others = [f"later{i}.jpg" for i in range(20)]
+    web.faults |= {name: [503] for name in others}
+    with pytest.raises(InputError, match=r"absent.jpg: not found \(404\)$"):
+        fetch_images(["absent.jpg", *others], tmp_path, web.address)
 
 
 def test_after_an_error_what_was_fetched_stays(web, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import ROOT, picture, small_config
+from conftest import ROOT, by_hand, picture, small_config
 from PIL import Image
 from short_run import SMALL_RUN, adapter_of, equal, run
 
@@ -244,6 +244,7 @@ def test_training_goes_on_from_an_adapter_in_the_heads_that_both_have(finished, 
         assert (everything[f"layers.{layer}.B"][new].abs() < 1e-8).all()  # they start at zero
 
 
+@by_hand
 def test_two_processes_that_share_a_step_end_where_one_does(finished, checkpoint, tmp_path):
     out, report = finished
     command = [
