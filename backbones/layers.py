@@ -24,9 +24,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x = F.rms_norm(
-            x.float(), self.weight.shape, self.weight.float(), self.eps
-        )  # on a GPU one kernel in place of six
+        weight = self.weight.float()
+        x = F.rms_norm(x.float(), weight.shape, weight, self.eps)  # on a GPU one kernel in place of six
         return x.to(self.weight.dtype)
 
 

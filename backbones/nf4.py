@@ -5,8 +5,8 @@
     again    weight' = level[code] * scale, each time the weight is needed
 
 Trained weights are about normally distributed. So the levels are quantiles of the normal distribution, close together
-around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact.
-Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits: together 4.25 bits
+around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact, up
+to bfloat16. Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits: together 4.25 bits
 a weight in place of 16. (QLoRA rounds the scales a second time, for 4.127.)
 
 In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is. Norms and

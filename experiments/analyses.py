@@ -91,7 +91,8 @@ def compare_pairs(reports):
 
 
 def compare_roads(reports):
-    """A table: what each method gains over its base, with DeepStack and without; and sentences on the difference."""
+    """A table: what each method gains over its base, with DeepStack and without. Sentences: the difference of the two, and
+    that of how far Image-LoRA is from LoRA."""
     table, sentences = {}, []
     for method in ("LoRA", "Image-LoRA", "Image-LoRA, all heads"):
         gains = {}
@@ -100,6 +101,11 @@ def compare_roads(reports):
             gains[f"gain {road}"] = [accuracy(report) - base for report in reports[f"{road}, {method}"]]
         table[method] = gains
         sentences.append(compared(f"Gain of {method}, with DeepStack against without", *gains.values()))
+        if method != "LoRA":
+            from_lora = []
+            for road, ours in gains.items():
+                from_lora.append([a - b for a, b in zip(ours, table["LoRA"][road])])
+            sentences.append(compared(f"{method} less LoRA, with DeepStack against without", *from_lora))
     return [("Gain over the base", table)], sentences
 
 
@@ -180,7 +186,11 @@ def ablation(reports, seeds, rates, launcher, _):
 
 def criteria(reports, *_):
     others = [criterion for criterion in reports if criterion != "random"]
-    return agreement(reports), compare_rows(reports, others, "random")
+    found = accuracies(reports)
+    without_data = []
+    if "weight-norm" in found:
+        without_data = [compared("weight-norm, against rank1", found["weight-norm"], found["rank1"])]
+    return agreement(reports), [*compare_rows(reports, others, "random"), *without_data]
 
 
 def ratio(reports, seeds, rates, launcher, out):

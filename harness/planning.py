@@ -22,12 +22,8 @@ QUESTIONS = 7  # about an image of RefCOCO
 SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB, of cards
 GIB = 2**30
 RESERVE = 2 * GIB  # of a card: for the CUDA context, and for what the allocator cannot use
-RATES = {
-    "T4": (8.1, 65),
-    "L4": (30.3, 121),
-    "A100": (19.5, 312),
-    "H100": (67, 989),
-}  # TFLOP/s, float32 and 16 bits, dense
+# TFLOP/s in float32 and in 16 bits, dense
+RATES = {"T4": (8.1, 65), "L4": (30.3, 121), "A100": (19.5, 312), "H100": (67, 989)}
 MALLOC = ", to which the C library's malloc may add a third"  # on a CPU: docs/speed.md
 SHARE = 0.4  # of that rate, which a step is assumed to reach
 
@@ -44,7 +40,7 @@ def step_flops(vlm, batch, full, checkpointing):
 
 def asked(args):
     """(device, dtype) of the training; the GPU need not be here. Raises InputError for flags that do not go with --plan."""
-    for name in ("prompt", "eval_only", "probe_only", "resume", "score", "show", "shard"):
+    for name in ("find", "prompt", "eval_only", "probe_only", "resume", "score", "show", "shard"):
         if getattr(args, name):
             raise InputError(f"--plan is for a training: leave out --{name.replace('_', '-')}")
     device, gpu = args.device.partition(":")[0], torch.cuda.is_available()
@@ -117,7 +113,7 @@ def show(model, found):
     on_gpu = found["device"] == "cuda"
     for b in found["batches"]:
         print(f"\n{b['questions']} question{'s' * (b['questions'] > 1)} about an image: ", end="")
-        print(f"{b['rows']} rows of {b['tokens']} tokens, {b['visual_tokens']:,} of them visual")
+        print(f"{b['rows']} row{'s' * (b['rows'] > 1)} of {b['tokens']} tokens, {b['visual_tokens']:,} of them visual")
         print(f"  kept for the backward pass {gib(b['kept']):>11}, at most beside it {gib(b['most'] - b['kept'])}")
         print(f"  together                   {gib(b['together']):>11}{card(b['together']) if on_gpu else MALLOC}")
         print(f"  FLOPs of a step            {b['flops']:11.3g}, of the adapter {b['adapter_flops']:.3g}")

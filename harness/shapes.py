@@ -18,11 +18,10 @@ from backbones import nf4
 from backbones.layers import compute_twice
 from data import Batch
 
-BEFORE, QUESTION, ANSWER = (
-    16,
-    50,
-    27,
-)  # tokens of RefCOCO, medians: around the image; of a question; of these, its answer
+# Tokens of RefCOCO, medians.
+BEFORE = 16  # around the image
+QUESTION = 50  # a question with its answer
+ANSWER = 27  # of these, the answer
 
 
 class Memory(TorchDispatchMode):

@@ -103,4 +103,7 @@ def test_what_deepstack_changes_is_the_difference_of_two_gains():
     [(_, table)], sentences = compare_roads(reports)
     assert table["Image-LoRA"]["gain with DeepStack"] == pytest.approx([0.19, 0.21])
     assert table["Image-LoRA"]["gain without"] == pytest.approx([0.24, 0.26])
-    assert len(sentences) == 3 and all("-5.0 points" in sentence for sentence in sentences)
+    of_gains = [s for s in sentences if s.startswith("Gain of")]
+    from_lora = [s for s in sentences if " less LoRA, " in s]
+    assert len(of_gains) == 3 and all("-5.0 points" in sentence for sentence in of_gains)
+    assert len(from_lora) == 2 and all("0.0 points" in sentence for sentence in from_lora)

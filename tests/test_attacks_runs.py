@@ -1,8 +1,8 @@
 """Runs that are stopped or killed: no work is lost, and one line says how to continue.
 
 `IMAGELORA_ATTACKS=1 python -m pytest -s tests/test_attacks_runs.py` runs all of them: 20 kills at random moments, 5 of
-them during a write, 6 signals to real processes, a terminal that is closed, a killed process of two. The ordinary suite
-runs a few.
+them during a write, 6 signals to real processes, a terminal that is closed, a killed process of two; so does CI. In the
+ordinary suite signals come from within, and a run that is to be resumed ends at a chosen step (tests/test_train.py).
 """
 
 import os
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, by_hand
 from short_run import SMALL_RUN, adapter_of, at_loss, equal, run, stopped
 
 import train
@@ -24,8 +24,6 @@ from files import InputError
 from harness import ending, processes
 from model import VLM
 
-ALL = os.environ.get("IMAGELORA_ATTACKS") == "1"
-only_by_hand = pytest.mark.skipif(not ALL, reason="set IMAGELORA_ATTACKS=1")
 STEPS = 4  # of SMALL_RUN, after three batches of the probe
 
 
@@ -123,12 +121,11 @@ def small_process(checkpoint, out, start, *words, more=(), environment=None, **o
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}), **options)
 
 
+@by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 @pytest.mark.parametrize(
     ("name", "group"),
-    [("SIGINT", "group"), *((n, g) for n in ("SIGTERM", "SIGHUP", "SIGINT") for g in ("one", "group"))][
-        : 6 if ALL else 1
-    ],
+    [(n, g) for n in ("SIGTERM", "SIGHUP", "SIGINT") for g in ("one", "group")],
 )
 def test_a_real_process_with_workers_ends_with_all_its_children(finished, checkpoint, tmp_path, name, group):
     process = small_process(checkpoint, tmp_path / "run", START, name, group, 3 + 2, more=["--workers=1"])
@@ -146,7 +143,7 @@ def test_a_real_process_with_workers_ends_with_all_its_children(finished, checkp
     assert equal(adapter_of(finished[0]), adapter_of(tmp_path / "run"))
 
 
-@only_by_hand
+@by_hand
 def test_a_closed_terminal_ends_a_run_like_any_signal(finished, checkpoint, tmp_path):
     import pty
 
@@ -195,9 +192,10 @@ train.main(sys.argv[4:])
 sys.setprofile(None)
 print("moments", count["anywhere"], count["writing"])
 """
-KILLS = {"anywhere": 15, "writing": 5} if ALL else {"anywhere": 0, "writing": 1}
+KILLS = {"anywhere": 15, "writing": 5}
 
 
+@by_hand
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_runs_killed_at_random_moments_end_in_the_same_adapter(finished, checkpoint, tmp_path, capsys):
     """A moment is a call of a function, of all those of a run; or of those while a file is written."""
@@ -228,7 +226,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_adapter(finished, checkpo
         print(f" {len(said)} kills at random moments of {', '.join(moments)}; from steps {' '.join(said)}", end="")
 
 
-@only_by_hand
+@by_hand
 @pytest.mark.parametrize(
     ("name", "codes", "said"),
     [

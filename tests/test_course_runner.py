@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, by_hand
 from course_reports import write_reports
 from PIL import Image, ImageChops, ImageStat
 
@@ -147,6 +147,7 @@ def test_the_notebook_is_the_one_that_the_lessons_give():
     assert notebook.FILE.read_text(encoding="utf-8") == notebook.notebook(), "run: python -m course.notebook"
 
 
+@by_hand
 def test_the_notebook_runs_offline_from_top_to_bottom(copy):
     """But for the cells that say that they need the network; the demo is shortened."""
     short = '"--steps=2", "--limit=8", "--batch=4", "--probe-samples=2", "--eval-every=0"'

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, by_hand
 
 import train
 from experiments import __main__ as command
@@ -181,6 +181,7 @@ def test_learning_rates_are_never_searched_unasked(tmp_path, monkeypatch):
         command.rates_for(new, "--model other")
 
 
+@by_hand
 def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     """On two steps of training: that the tables are there, finite and of the right shape, not what they say."""
     monkeypatch.setattr(heads, "FEW", 2)

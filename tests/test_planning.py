@@ -257,7 +257,7 @@ def test_where_a_probe_will_choose_the_lowest_layer_is_among_the_planned_ones(ch
     ("flags", "said"),
     [
         (["--eval-only"], "leave out --eval-only"),
-        (["--find", "a ring"], "leave out --prompt"),
+        (["--find", "a ring"], "leave out --find"),
         (["--probe-only"], "leave out --probe-only"),
         (["--resume", "runs/x"], "leave out --resume"),
         (["--score", __file__], "leave out --score"),

@@ -1,6 +1,7 @@
-"""Two tiny models of the Qwen3-VL family, one with DeepStack and one without, and nothing else between them. They are for
-one question (the suite `deepstack` of experiments/): does DeepStack, a second road for what an image shows, cost
-Image-LoRA what it gains? They are not in the repository; both are made in an hour:
+"""Two tiny models of the Qwen3-VL family, one with DeepStack and one without, otherwise the same. (DeepStack's mergers are
+a third more weights.) They are for one question (the suite `deepstack` of experiments/): does DeepStack, a second road for
+what an image shows, cost Image-LoRA what it gains? They are not in the repository; both are made in 74 minutes, side by
+side on two cores:
 
     python tiny/deepstack.py                        writes runs/deepstack/with-start and without-start
     python train.py --model runs/deepstack/with-start --out runs/deepstack/with PRETRAINING
