@@ -204,7 +204,7 @@ def test_config_json_is_enough(only_config, checkpoint, capsys):
     assert text.startswith(f"plan     {only_config} in float32 on cpu: computed from shapes, not measured")
     assert f"{sum(p.numel() for p in vlm.visual.parameters()):,} weights" in text
     assert f"{sum(p.numel() for p in vlm.model.layers.parameters()):,} weights" in text
-    assert "1 question about an image: 4 rows of" in text and "4 questions about an image: 1 rows of" in text
+    assert "1 question about an image: 4 rows of" in text and "4 questions about an image: 1 row of" in text
     assert list(only_config.iterdir()) == [only_config / "config.json"]
 
 

@@ -1,7 +1,7 @@
 """--shard: several processes, each of which holds a part of every layer, end where one process does.
 
-`IMAGELORA_ATTACKS=1 python -m pytest tests/test_sharding.py` runs all of them; the ordinary suite has no three processes and
-no kill.
+`IMAGELORA_ATTACKS=1 python -m pytest tests/test_sharding.py` runs all of them, as CI does; the ordinary suite starts no
+processes here.
 """
 
 import json
@@ -90,7 +90,7 @@ def start(folder, count, *words):
     return [subprocess.Popen(command, env=env | {"RANK": str(rank)}, **options) for rank in range(count)]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=by_hand)])
+@pytest.fixture(scope="module", params=[pytest.param(count, marks=by_hand) for count in RUNS])
 def ran(request, tmp_path_factory):
     """(folder of one process's run, folder of the sharded one, what each of its processes says at the end)."""
     folder = tmp_path_factory.mktemp("sharded")
