@@ -224,6 +224,7 @@ def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     capsys.readouterr()
 
 
+@by_hand
 def test_a_run_that_fails_is_one_line(checkpoint, out, monkeypatch, capsys):
     monkeypatch.setitem(suites.SUITES, "main", ("?", {"row": "--heads 99"}))
     more = f"--model {checkpoint} --limit 40 --eval-limit 6"

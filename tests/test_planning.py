@@ -160,6 +160,7 @@ def test_the_assumed_lengths_are_those_of_refcoco(shared, tmp_path):
         assert median(real) == pytest.approx(assumed, abs=2)
 
 
+@by_hand
 @pytest.mark.parametrize(("full", "checkpointing"), [(False, False), (False, True), (True, False)])
 def test_flops_are_those_that_torch_counts(full, checkpointing):
     """On a deeper model, where the last MLP, of which little is computed, weighs less. Attention is in neither number."""

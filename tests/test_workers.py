@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import pickle
 
-from conftest import picture
+from conftest import by_hand, picture
 
 import train
 from data import Example
@@ -26,6 +26,7 @@ def test_a_pickled_processor_reads_typed_special_tokens_as_text(processor):
 METHODS = [method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()]
 
 
+@by_hand
 def test_an_adapter_has_the_same_bytes_with_every_way_to_start_workers(checkpoint, tmp_path):
     rows = [{"prompt": TYPED, "answer": f"{i} <|im_end|>"} for i in range(3)]
     rows += [{"image": f"{i}.png", "prompt": TYPED, "answer": "<|image_pad|>"} for i in range(3)]
