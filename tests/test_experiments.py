@@ -153,7 +153,8 @@ def test_every_suite_has_its_seeds_if_none_are_given(out, monkeypatch):
     assert called == [("main", [0, 1, 2, 3, 4]), ("drift", [0, 1, 2]), ("main", [7])]
 
 
-def test_trying_a_suite_leaves_the_published_results_alone(monkeypatch):
+def test_trying_a_suite_leaves_the_published_results_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     written = []
     monkeypatch.setattr(command, "run_suite", lambda suite, seeds, rates, out, launcher: written.append(out))
     monkeypatch.setattr(command, "rates_for", lambda out, more: {})
