@@ -29,7 +29,7 @@ from pathlib import Path
 import train
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
-from experiments.suites import COMMON, MORE_SEEDS, NEEDS, SEEDS, SUITES
+from experiments.suites import COMMON, MORE_SEEDS, NEED_MODELS, SEEDS, SUITES
 from experiments.tables import (
     RESULTS,
     is_published,
@@ -159,7 +159,7 @@ def main(argv=None):
     launcher = Launcher(args.runs, args.jobs or cores, cores, args.more)
     suites = [name for name in args.suites if name in SUITES]
     if "all" in args.suites:
-        suites = [name for name in SUITES if name not in NEEDS]
+        suites = [name for name in SUITES if name not in NEED_MODELS]
     try:
         # What is wrong with the flags is said before anything runs.
         train.arguments(f"{COMMON} {args.more}".split())

@@ -151,7 +151,7 @@ SUITES = {
         crossed(TWO_ROADS, BASE | LORA | OURS | ALL_HEADS),
     ),
 }
-NEEDS = {"deepstack": "tiny/deepstack.py"}  # suites whose models must be made first, and what makes them
+NEED_MODELS = ("deepstack",)  # suites whose models must be made first, by tiny/deepstack.py
 
 OURS_SEARCHED = [
     "",
