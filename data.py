@@ -16,7 +16,7 @@ One row is Qwen's chat template (Qwen3-VL: no system turn), with an <|image_pad|
     the answer<|im_end|>
 
 Only the last line is supervised. Prompt and answer are tokenised separately and concatenated, so the labels are right
-by construction. The data sets themselves, with their prompts and metrics, are in tasks/.
+by construction. The data sets themselves, with their prompts and metrics, are in parts/tasks/.
 
 Letters: B batch, T sequence length, P image patches, N visual tokens in the batch, D hidden size.
 """
@@ -33,13 +33,13 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-import tasks
-from backbones import FAMILIES
-from backbones.checkpoint import read_config, read_preprocessor, read_tokenizer
-from files import InputError, write_text
-from tasks.boxes import box_to_model
-from tasks.images import MAX_RATIO, Visual, open_image, resized_size
-from tasks.rows import BOX_ANSWER, PLACE
+from parts import tasks
+from parts.backbones import FAMILIES
+from parts.backbones.checkpoint import read_config, read_preprocessor, read_tokenizer
+from parts.files import InputError, write_text
+from parts.tasks.boxes import box_to_model
+from parts.tasks.images import MAX_RATIO, Visual, open_image, resized_size
+from parts.tasks.rows import BOX_ANSWER, PLACE
 
 IGNORED = -100  # the label of a token that is not supervised
 

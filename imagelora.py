@@ -30,7 +30,7 @@ import json
 import torch
 from torch import nn
 
-import files
+from parts import files
 
 FORMAT = "2"  # of adapter files; in format 1 gamma was called gate
 

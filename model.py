@@ -7,7 +7,7 @@ that begins with `v = self.adapted("v", ...)`. Everything else in this file stay
     token ids -> embedding table -------------------+-> Decoder -> head -> logits -> loss, text
 
 Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no translation
-table. The vision encoder of a model family is in backbones/; so are norm, MLP and rotation, which all models share.
+table. The vision encoder of a model family is in parts/backbones/; so are norm, MLP and rotation, which all models share.
 
 Letters: B batch, T sequence length, S keys (T, or the length of the cache), N visual tokens in the batch, D hidden
 size, H query heads, G value (KV) heads, K head size, L layers, V vocabulary, Q questions that are being answered.
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones import FAMILIES, checkpoint
-from backbones.layers import (
+from parts.backbones import FAMILIES, checkpoint
+from parts.backbones.layers import (
     MLP,
     Linear,
     RMSNorm,

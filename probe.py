@@ -22,8 +22,8 @@ import random
 import torch
 from torch import nn
 
-from files import read_json, reading, write_text
 from imagelora import ImageLoRA, check_heads
+from parts.files import read_json, reading, write_text
 
 
 def gradients(vlm, batches, updates, parameters):
@@ -86,7 +86,7 @@ def head_scores(vlm, batches, criterion="rank1", seed=0):
     the batches of squared gradient norms.
 
     batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
-    criterion: a name in CRITERIA (further ones are in variants/criteria.py); seed: draws the probe's A. Raises
+    criterion: a name in CRITERIA (further ones are in harness/criteria.py); seed: draws the probe's A. Raises
     ValueError for an unknown criterion, no batch, or a batch without visual tokens.
     """
     if criterion not in CRITERIA:

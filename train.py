@@ -28,11 +28,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import probe
-from backbones.checkpoint import read_config
-from backbones.layers import compute_twice
 from data import Processor
-from files import InputError, read_metadata
-from harness import ending, planning, report
+from harness import (  # each adds to METHODS or CRITERIA
+    ablations,
+    criteria,
+    ending,
+    planning,
+    report,
+)
+from harness.ablations import continue_from
 from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
@@ -43,7 +47,9 @@ from harness.sharding import empty_passes, load_sharded
 from harness.state import make_folder, pixel_limits, restore, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
-from variants.ablations import continue_from  # variants adds to METHODS and CRITERIA
+from parts.backbones.checkpoint import read_config
+from parts.backbones.layers import compute_twice
+from parts.files import InputError, read_metadata
 
 
 def arguments(argv=None):
@@ -166,7 +172,7 @@ def run(args, command):
 def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, shard=False, quantize=None):
     """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights; shard:
     each process holds a part of every layer."""
-    folder = Path(__file__).parent / "tiny" if model == "tiny" else model
+    folder = Path(__file__).parent / "parts/tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
     load = partial(VLM.from_pretrained, folder, quantize=quantize)
     if scratch_seed is not None:

@@ -20,9 +20,9 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks f
 import torch
 
 from course.judge import LESSONS, ROOT, exercise_file, grade, has_holes, judge
-from files import InputError
+from parts.files import InputError
 
-COPIED = ("backbones", "tasks", "variants", "harness", "tiny", "course", "docs", "results")  # rooms of the hand-out
+COPIED = ("parts", "harness", "course", "docs", "experiments/results")  # rooms of the hand-out
 LEFT_OUT = ("teacher.md", "__pycache__", "*.part", "runs")
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data import Example, Processor, load
 from model import VLM
 
-TINY = Path(__file__).parent.parent / "tiny"
+TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
 class Wrong(Exception):

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from course.judge import LESSONS, ROOT
-from files import write_text
+from parts.files import write_text
 
 FILE = ROOT / "course/colab.ipynb"
 IN_SHORT = (3, 4, 5, 6)

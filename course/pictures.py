@@ -13,10 +13,8 @@ from statistics import fmean
 import torch
 from PIL import Image
 
-from backbones.layers import weights_kept
 from course.checks import scenes, sum_in_words, tiny
 from data import Example, load
-from files import read_json, write_text
 from harness.figures import (
     BLACK,
     BLUE,
@@ -35,6 +33,8 @@ from harness.figures import (
 )
 from imagelora import ImageLoRA
 from model import attend
+from parts.backbones.layers import weights_kept
+from parts.files import read_json, write_text
 from probe import head_scores, select_heads
 
 HERE = Path(__file__).parent
@@ -227,7 +227,7 @@ def before_and_after(path):
 
 def what_it_costs(path):
     """Of the suite `main`: boxes in fog against the adapter's FLOPs."""
-    ((_, rows),) = read_json(HERE.parent / "results/main.json")["tables"]
+    ((_, rows),) = read_json(HERE.parent / "experiments/results/main.json")["tables"]
 
     def points(names):
         return {label: (fmean(rows[name]["FLOPs a step"]) / 1e6, rows[name]["boxes"]) for label, name in names.items()}

@@ -1,9 +1,9 @@
 """Experiments: the paper's tables, its review's demands and its open questions, each one command.
 
     python -m experiments main                      run a suite; its tables go to runs/results
-    python -m experiments all --publish             run all but deepstack; tables go to results/ and docs/experiments.md
+    python -m experiments all --publish             run all but deepstack; tables go to results/ and experiments/README.md
     python -m experiments rates --publish           search the learning rates that the suites use
-    python -m experiments docs                      fill the tables of docs/experiments.md from results/
+    python -m experiments docs                      fill the tables of experiments/README.md from results/
     python -m experiments rates drift --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
 
 A suite is a question and rows. A row is a name and flags for train.py, and runs once for each seed. All rows of a seed
@@ -14,8 +14,8 @@ An interrupted run continues from its last saved state. So the same command cont
 of --more come last, so they win: with another model say also how many --heads, with other data what to --eval on.
 
 A suite writes SUITE.json, SUITE.png (the first column of each table) and SUITE.md into --out. With --publish they become
-the project's own: in results/, and the tables in docs/experiments.md. The suite `deepstack` needs two models, which
-`python tiny/deepstack.py` makes.
+the project's own: in results/, and the tables in experiments/README.md. The suite `deepstack` needs two models, which
+`python parts/tiny/deepstack.py` makes.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from experiments.tables import (
     refresh_page,
     write_suite,
 )
-from files import InputError
 from harness.arguments import SEED, Parser, Range, path
 from harness.processes import one_line
 from harness.report import commit
 from harness.state import check_place
+from parts.files import InputError
 
 TRIED = Path("runs/results")  # where results go that are not published
 
@@ -128,7 +128,7 @@ def parse_args(argv=None):
         dest="out",
         action="store_const",
         const=RESULTS,
-        help="make them the project's own: results/ and docs/experiments.md",
+        help="make them the project's own: results/ and experiments/README.md",
     )
     parser.add_argument("--more", default="", help='further flags for every run, such as "--steps 50"')
     args = parser.parse_args(argv)

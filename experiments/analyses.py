@@ -14,8 +14,8 @@ from experiments.inside import attending, normalization
 from experiments.stage import folder, scores_of
 from experiments.suites import ALONE, NEW_WORDS, SWITCHES, TWO_ROADS
 from experiments.tables import accuracies, accuracy, values
-from files import reading
-from tasks.rows import json_rows
+from parts.files import reading
+from parts.tasks.rows import json_rows
 
 # ========== Against LoRA ==========
 

@@ -6,7 +6,6 @@ from itertools import cycle
 
 import torch
 
-from backbones.layers import weights_kept
 from experiments import charts
 from experiments.comparisons import compared
 from experiments.runs import run_rows, selection_file
@@ -18,7 +17,8 @@ from experiments.stage import (
 )
 from experiments.tables import accuracies, measured
 from model import attend
-from tasks.images import open_image
+from parts.backbones.layers import weights_kept
+from parts.tasks.images import open_image
 
 # ========== Updates ==========
 

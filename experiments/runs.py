@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from backbones.qwen import check_number
 from experiments.suites import COMMON, SEARCHED
 from experiments.tables import MEASURES, accuracy
-from files import InputError, read_json, reading, write_text
+from parts.backbones.qwen import check_number
+from parts.files import InputError, read_json, reading, write_text
 from probe import save_selection
 
 ROOT = Path(__file__).parent.parent

@@ -13,15 +13,15 @@ import torch
 import train
 from data import Processor
 from experiments.suites import COMMON
-from files import read_json, reading
 from harness.encodings import encode_images, load_examples
 from harness.evaluate import evaluate
 from harness.processes import choose_device
 from harness.state import read_state
 from imagelora import load_adapter
 from model import VLM
+from parts.files import read_json, reading
+from parts.tasks import TASKS
 from probe import head_scores
-from tasks import TASKS
 
 # What a run left
 

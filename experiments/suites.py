@@ -1,6 +1,6 @@
 """The suites, as data: a question, and rows. A row is a name and flags for train.py; a new row is one line here."""
 
-from variants.criteria import CRITERIA
+from harness.criteria import CRITERIA
 
 STEPS = 150  # one pass over the 4,800 rows
 ALL, HALF, FEW = 24, 12, 6  # heads of the tiny model; FEW, a quarter of them, is the authors' default budget
@@ -151,7 +151,7 @@ SUITES = {
         crossed(TWO_ROADS, BASE | LORA | OURS | ALL_HEADS),
     ),
 }
-NEED_MODELS = ("deepstack",)  # suites whose models must be made first, by tiny/deepstack.py
+NEED_MODELS = ("deepstack",)  # suites whose models must be made first, by parts/tiny/deepstack.py
 
 OURS_SEARCHED = [
     "",

@@ -11,11 +11,11 @@ from statistics import mean, stdev
 
 from experiments.charts import KINDS, Panel, blocks
 from experiments.suites import FEW
-from files import InputError, read_json, reading, write_text
+from parts.files import InputError, read_json, reading, write_text
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"  # the project's own results, which its page shows
-PAGE = ROOT / "docs/experiments.md"
+RESULTS = ROOT / "experiments/results"  # the project's own results, which its page shows
+PAGE = ROOT / "experiments/README.md"
 
 
 # Reports -> columns
@@ -198,13 +198,13 @@ def measured_section(suite, results):
     with reading(results / f"{suite}.json", "the results of a suite"):
         result = read_json(results / f"{suite}.json")
         tables = markdown(result)
-    pictures = [f"![{result['question']}](../results/{file.name})\n" for file in sorted(results.glob(f"{suite}*.png"))]
-    numbers = f"The numbers of every seed: [{suite}.json](../results/{suite}.json).\n"
+    pictures = [f"![{result['question']}](results/{file.name})\n" for file in sorted(results.glob(f"{suite}*.png"))]
+    numbers = f"The numbers of every seed: [{suite}.json](results/{suite}.json).\n"
     return "\n".join([tables, *pictures, numbers])
 
 
 def refresh_page():
-    """Fill docs/experiments.md from the project's own results, and draw their pictures again."""
+    """Fill experiments/README.md from the project's own results, and draw their pictures again."""
     page = PAGE.read_text(encoding="utf-8")
     write_text(PAGE, filled(page, RESULTS))
     for suite in places(page):

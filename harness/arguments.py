@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from files import InputError
 from harness.evaluate import CURVE_ROWS
 from harness.sharding import refused
-from tasks import TASKS
-from tasks.download import ANNOTATIONS, COCO_IMAGES
-from tasks.rows import GROUNDING_PROMPT
-from tasks.scenes import DEMO_LOOK, DRAWN
+from parts.files import InputError
+from parts.tasks import TASKS
+from parts.tasks.download import ANNOTATIONS, COCO_IMAGES
+from parts.tasks.rows import GROUNDING_PROMPT
+from parts.tasks.scenes import DEMO_LOOK, DRAWN
 
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
@@ -334,7 +334,7 @@ def make_parser(methods, criteria):
     add("--targets", "projections that --method lora adapts", "qkvo", type=words, metavar="LETTERS")
     add("--continue-from", "start from an Image-LoRA, in the heads it also has", type=file, metavar="ADAPTER")
 
-    add = group("ablations: one decision of the method taken otherwise, see variants/ablations.py")
+    add = group("ablations: one decision of the method taken otherwise, see harness/ablations.py")
     add("--path", "projection that Image-LoRA adapts", "v", choices=("v", "k", "q", "o"))
     add("--tokens", "tokens that it adapts", "visual", choices=("visual", "text", "all"))
     add("--norm", "1 / sqrt(n), the selection-size normalization", True, action=yes_no)

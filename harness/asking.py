@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from data import Example
-from files import InputError, write_text
 from harness import figures
 from harness.encodings import like_batches
 from harness.processes import progress
-from tasks.boxes import box_from_model, parse_box
-from tasks.images import open_image
+from parts.files import InputError, write_text
+from parts.tasks.boxes import box_from_model, parse_box
+from parts.tasks.images import open_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of --predict
 

@@ -6,11 +6,11 @@ from statistics import median
 import torch
 
 from data import load
-from files import InputError
 from harness.processes import RANK, WORLD, progress
-from tasks import default_root
-from tasks.boxes import small_targets
-from tasks.rows import with_preamble
+from parts.files import InputError
+from parts.tasks import default_root
+from parts.tasks.boxes import small_targets
+from parts.tasks.rows import with_preamble
 
 
 def load_examples(processor, name, root, split, limit, room=0, preamble=0, **fetching):

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from files import InputError
 from harness.processes import RANK, WORLD, all_processes, gone, one_line, together
+from parts.files import InputError
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows: two
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")

@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 
 from data import Example
-from files import InputError, reading
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
 from harness.sharding import empty_passes
-from tasks import score
-from tasks.boxes import compare_boxes, in_another_scale, parse_box
-from tasks.rows import json_rows
+from parts.files import InputError, reading
+from parts.tasks import score
+from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
+from parts.tasks.rows import json_rows
 
 CURVE_ROWS = 100  # rows by which accuracy is measured on the way
 TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these

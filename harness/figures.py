@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 from PIL import Image, ImageDraw, ImageFont
 
-from files import writing
+from parts.files import writing
 
 BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
 ORANGE, BLUE, GREEN, PALE_ORANGE = (230, 159, 0), (0, 114, 178), (0, 158, 115), (252, 240, 214)

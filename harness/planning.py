@@ -10,13 +10,13 @@ import math
 
 import torch
 
-from backbones import nf4
-from backbones.checkpoint import checkpoint_folder, read_config
-from files import InputError
 from harness.arguments import MAX_PIXELS
 from harness.processes import choose_device
 from harness.report import HERE
 from harness.shapes import adapted, batch_of, on_meta, step_memory
+from parts.backbones import nf4
+from parts.backbones.checkpoint import checkpoint_folder, read_config
+from parts.files import InputError
 
 QUESTIONS = 7  # about an image of RefCOCO
 SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB, of cards

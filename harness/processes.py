@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import InputError
+from parts.files import InputError
 
 RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run

@@ -12,16 +12,16 @@ from statistics import mean, median
 
 import torch
 
-from backbones import nf4
 from data import load
-from files import InputError, write_text
 from harness import ending, figures
 from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
 from harness.state import check_place
-from tasks import default_root
-from tasks.images import open_image
-from tasks.scenes import DRAWN
+from parts.backbones import nf4
+from parts.files import InputError, write_text
+from parts.tasks import default_root
+from parts.tasks.images import open_image
+from parts.tasks.scenes import DRAWN
 
 HERE = Path(__file__).parent.parent
 STARTED = time.perf_counter()

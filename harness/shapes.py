@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from backbones import nf4
-from backbones.layers import compute_twice
 from data import Batch
+from parts.backbones import nf4
+from parts.backbones.layers import compute_twice
 
 # Tokens of RefCOCO, medians.
 BEFORE = 16  # around the image

@@ -11,8 +11,8 @@ none left takes part in those of the others with one token, whose result counts 
 import torch
 import torch.distributed as dist
 
-from files import InputError
 from harness.processes import WORLD, together
+from parts.files import InputError
 
 ALONE = "--shard: there is only this process; start one for each card: torchrun --nproc-per-node=4 train.py --shard ..."
 

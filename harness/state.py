@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
-from backbones.qwen import check_number
-from files import (
+from harness import ending
+from harness.arguments import MAX_PIXELS
+from harness.processes import RANK
+from parts.backbones.qwen import check_number
+from parts.files import (
     InputError,
     parse_json,
     read_json,
@@ -24,9 +27,6 @@ from files import (
     write_text,
     writing,
 )
-from harness import ending
-from harness.arguments import MAX_PIXELS
-from harness.processes import RANK
 
 FORMAT = 2  # of arguments.json and state.pt; 1 had no checksums
 TENSORS = ("parameters", "optimizer")  # of a state; the rest is plain data

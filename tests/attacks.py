@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from files import InputError
 from harness.processes import one_line
+from parts.files import InputError
 
 MANY = os.environ.get("IMAGELORA_ATTACKS") == "1"
 SECONDS, MEBIBYTES = 2, 500  # of CPU time, which one case may take; by which all may raise the memory

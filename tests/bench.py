@@ -329,7 +329,7 @@ def main():
             about |= {"torch": torch.__version__, "python": platform.python_version()}
             about |= {"command": f"python tests/bench.py {suite}"}
             place = f"-{args.size}" if on_gpu else ""
-            file = ROOT / f"results/bench-{suite}{place}.json"
+            file = ROOT / f"experiments/results/bench-{suite}{place}.json"
             file.write_text(json.dumps(about | report, indent=1) + "\n")
             for name, ratio in report.get("ratios", {}).items():
                 print(f"{suite:12}{name:48}" + "".join(f"{what} {value:.3f}   " for what, value in ratio.items()))

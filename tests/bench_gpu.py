@@ -40,11 +40,11 @@ from sides import (
 from timing import against, measure
 from torch import nn
 
-from backbones.checkpoint import read_preprocessor, read_tokenizer
-from backbones.qwen2_5_vl import Config
 from data import Processor
 from imagelora import LoRA
 from model import VLM
+from parts.backbones.checkpoint import read_preprocessor, read_tokenizer
+from parts.backbones.qwen2_5_vl import Config
 
 IMAGES = {448: 256, 896: 1024, 1792: 4096}  # side in pixels: visual tokens
 COLUMNS = ["model", "visual tokens", "expressions", "step", "tokens a second", "memory beyond weights", "share"]
@@ -76,8 +76,8 @@ def models(raw, device, dtype):
             nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
     with torch.device(device):
         other = Qwen2_5_VLForConditionalGeneration._from_config(Qwen2_5_VLConfig.from_dict(raw), dtype=dtype)
-    preprocessor = read_preprocessor(ROOT / "tiny") | REAL_PREPROCESSOR
-    processor = Processor(config, read_tokenizer(ROOT / "tiny"), preprocessor, max_pixels=max(IMAGES) ** 2)
+    preprocessor = read_preprocessor(ROOT / "parts/tiny") | REAL_PREPROCESSOR
+    processor = Processor(config, read_tokenizer(ROOT / "parts/tiny"), preprocessor, max_pixels=max(IMAGES) ** 2)
     return vlm, processor, with_peft(other, vlm)
 
 
@@ -174,4 +174,4 @@ def main(sizes, device, rounds):
             table = [table_row(line) for line in lines]
             print(table[-1], flush=True)
             report = about | {"matmul_flops_per_second": rates, "lines": lines, "table": table}
-            (ROOT / "results/bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+            (ROOT / "experiments/results/bench-gpu.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -6,7 +6,7 @@ import os
 import random
 import time
 
-from files import InputError
+from parts.files import InputError
 
 TIMES = 10 if os.environ.get("IMAGELORA_ATTACKS") else 1
 SECONDS = 2  # of the processor, for one input; the usual one takes some milliseconds

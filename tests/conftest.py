@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 from attacks import count  # noqa: F401 (a fixture)
 
-from backbones import FAMILIES
 from data import Example, Processor
 from model import VLM
+from parts.backbones import FAMILIES
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(int(os.environ.get("IMAGELORA_TEST_THREADS", "1")))  # one, unless a run asks for more
@@ -83,14 +83,14 @@ QWEN3_PREPROCESSOR = {
 }
 
 
-def small_config(base=ROOT / "tiny/config.json", tied=False):
+def small_config(base=ROOT / "parts/tiny/config.json", tied=False):
     """The parsed config.json of a small model with the tokens of `base`."""
     raw = json.loads(Path(base).read_text()) | SMALL | {"tie_word_embeddings": tied}
     raw["vision_config"] = raw["vision_config"] | SMALL_VISION | REAL_PATCHES | {"fullatt_block_indexes": [1]}
     return raw
 
 
-def small_qwen3_config(base=ROOT / "tiny/config.json", tied=False):
+def small_qwen3_config(base=ROOT / "parts/tiny/config.json", tied=False):
     """The same of a small Qwen3-VL."""
     base = json.loads(Path(base).read_text())
     tokens = ("bos_token_id", "eos_token_id", "vocab_size", "max_position_embeddings")
@@ -107,7 +107,7 @@ def small_qwen3_config(base=ROOT / "tiny/config.json", tied=False):
 SMALL_CONFIGS = {"qwen2_5_vl": small_config, "qwen3_vl": small_qwen3_config}  # of each family
 
 
-def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "tiny", raw=None, family="qwen2_5_vl"):
+def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "parts/tiny", raw=None, family="qwen2_5_vl"):
     """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
     raw = raw or SMALL_CONFIGS[family](source / "config.json", tied)
     vlm = VLM.from_scratch(FAMILIES[raw["model_type"]].Config.from_dict(raw), seed)

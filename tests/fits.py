@@ -17,11 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from backbones import FAMILIES, nf4
 from harness.planning import GIB, RESERVE
 from harness.shapes import adapted, batch_of, on_meta, step_memory
 from imagelora import ImageLoRA
 from model import VLM
+from parts.backbones import FAMILIES, nf4
 
 CARDS = (8, 16, 24, 80)  # GB
 VISUAL = 392  # visual tokens of a row

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from conftest import ROOT, picture
 
-from tasks import download
+from parts.tasks import download
 
 
 def jpeg(seed, size=200):
@@ -95,8 +95,8 @@ def serving(monkeypatch):
 
 @contextmanager
 def elsewhere(code, **env):
-    """Run code, with all of tasks/download.py at hand, in another process; it ends with the block."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tasks.download import *; {code}"
+    """Run code, with all of parts/tasks/download.py at hand, in another process; it ends with the block."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parts.tasks.download import *; {code}"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | env, stdout=-1, stderr=-1, text=True
     ) as process:

@@ -26,12 +26,12 @@ from conftest import ROOT, small_config
 from timing import peak_above
 
 import train
-from backbones import FAMILIES
-from backbones.layers import compute_twice
 from harness.planning import plan
 from harness.shapes import ANSWER, BEFORE, batch_of
 from imagelora import METHODS
 from model import VLM
+from parts.backbones import FAMILIES
+from parts.backbones.layers import compute_twice
 
 SIZES = {  # of the decoder and, half as wide, of the encoder
     "width 512, 8 layers": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8},
@@ -134,7 +134,7 @@ def main():
                 rows.append({"model": size, "method": name} | json.loads(done.stdout.splitlines()[-1]))
                 print(table_line(rows[-1]), flush=True)
     where = {"torch": torch.__version__, "machine": platform.machine(), "command": "python tests/plan_check.py"}
-    (ROOT / "results/plan-check.json").write_text(json.dumps({"checks": rows} | where, indent=1) + "\n")
+    (ROOT / "experiments/results/plan-check.json").write_text(json.dumps({"checks": rows} | where, indent=1) + "\n")
 
 
 if __name__ == "__main__":

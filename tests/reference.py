@@ -1,5 +1,5 @@
 """transformers on the same weights and the same examples: the other side of the comparison. Imported only where it is
-installed (requirements-dev.txt); makes the golden tensors: `python tests/reference.py`."""
+installed (tests/requirements.txt); makes the golden tensors: `python tests/reference.py`."""
 
 import sys
 from pathlib import Path
@@ -123,7 +123,7 @@ def main():
     from cases import CASES
     from conftest import write_checkpoint
 
-    from files import write_safetensors
+    from parts.files import write_safetensors
 
     for family, (file, tail) in GOLDEN.items():
         with tempfile.TemporaryDirectory() as folder:

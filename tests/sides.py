@@ -6,11 +6,11 @@ import torch
 from conftest import REAL_PATCHES, REAL_PREPROCESSOR, ROOT, picture
 from torch import nn
 
-from backbones.qwen2_5_vl import Config
 from data import Example
 from imagelora import ImageLoRA
 from model import VLM
-from tasks.rows import GROUNDING_PROMPT
+from parts.backbones.qwen2_5_vl import Config
+from parts.tasks.rows import GROUNDING_PROMPT
 
 SHAPES = {  # of the published models; the tokens are those of the tiny model, in the full vocabulary
     "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
@@ -27,7 +27,7 @@ NEW_TOKENS = 24
 
 def raw_config(size, layers, blocks):
     """The parsed config.json of this shape."""
-    raw = json.loads((ROOT / "tiny/config.json").read_text()) | SHAPES[size] | {"vocab_size": 151936}
+    raw = json.loads((ROOT / "parts/tiny/config.json").read_text()) | SHAPES[size] | {"vocab_size": 151936}
     raw |= {"num_hidden_layers": layers, "tie_word_embeddings": size == "3b", "max_position_embeddings": 128000}
     raw["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
     full = [b for b in (7, 15, 23, 31) if b < blocks] or [blocks - 1]
@@ -41,8 +41,8 @@ def build_checkpoint(folder, args):
     if not (folder / "model.safetensors").exists():
         raw = raw_config(args.size, args.layers, args.blocks)
         VLM.from_scratch(Config.from_dict(raw), dtype=args.dtype).save(folder)
-    (folder / "tokenizer.json").write_bytes((ROOT / "tiny/tokenizer.json").read_bytes())
-    preprocessor = json.loads((ROOT / "tiny/preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
+    (folder / "tokenizer.json").write_bytes((ROOT / "parts/tiny/tokenizer.json").read_bytes())
+    preprocessor = json.loads((ROOT / "parts/tiny/preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 

@@ -9,8 +9,8 @@ from conftest import randomised
 from experiments.analyses import compare_roads
 from experiments.heads import costliest, without_each_head, without_head
 from experiments.inside import uneven, update_norms
+from harness.ablations import Ablation
 from imagelora import ImageLoRA, LoRA
-from variants.ablations import Ablation
 
 HEADS = {0: [1], 2: [0, 1]}
 

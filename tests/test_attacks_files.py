@@ -19,18 +19,18 @@ from local_web import zipped
 from task_folders import MAKERS, make_refer, write_json
 
 from data import Processor, load
-from files import (
+from harness.state import pixel_limits
+from imagelora import ImageLoRA, LoRA, load_adapter
+from model import VLM
+from parts.files import (
     InputError,
     read_json,
     read_metadata,
     read_safetensors,
     write_safetensors,
 )
-from harness.state import pixel_limits
-from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM
-from tasks.download import unpack
-from tasks.rows import read_bytes
+from parts.tasks.download import unpack
+from parts.tasks.rows import read_bytes
 
 # -- data files
 

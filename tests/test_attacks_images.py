@@ -17,8 +17,14 @@ from PIL import Image
 from task_folders import write_lines
 
 from data import load
-from files import InputError
-from tasks.images import MAX_FRAMES, MAX_PIXELS, image_size, open_image, video_frames
+from parts.files import InputError
+from parts.tasks.images import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    image_size,
+    open_image,
+    video_frames,
+)
 
 
 def saved(image, form, **options):
@@ -286,7 +292,7 @@ LARGEST = """
 import io, resource, sys
 sys.path.insert(0, sys.argv[1])
 from PIL import Image
-from tasks.images import MAX_PIXELS, open_image
+from parts.tasks.images import MAX_PIXELS, open_image
 side, exif = int(MAX_PIXELS**0.5), Image.Exif()
 exif[0x0112] = 6
 Image.new(sys.argv[3], (side, side)).save(sys.argv[4], sys.argv[2], exif=exif)
@@ -294,7 +300,7 @@ Image.new(sys.argv[3], (side, side)).save(sys.argv[4], sys.argv[2], exif=exif)
 OPEN_LARGEST = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from tasks.images import open_image
+from parts.tasks.images import open_image
 open_image(sys.argv[4])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -14,9 +14,9 @@ from task_folders import animated, write_json, write_lines
 from test_attacks_images import other_formats
 
 from data import load
-from files import InputError
-from tasks import download
-from tasks.download import fetch_annotations, fetch_images
+from parts.files import InputError
+from parts.tasks import download
+from parts.tasks.download import fetch_annotations, fetch_images
 
 # -- names in annotations
 

@@ -11,11 +11,11 @@ from conftest import write_checkpoint
 from short_run import SMALL_RUN, adapter_of, at_loss, equal, run, stopped
 
 import train
-from files import InputError, read_safetensors, write_safetensors
 from harness import encodings, ending, state
+from harness.ablations import continue_from
 from imagelora import ImageLoRA, LoRA
 from model import VLM
-from variants.ablations import continue_from
+from parts.files import InputError, read_safetensors, write_safetensors
 
 STEPS = 4  # of SMALL_RUN, after three batches of the probe
 HEADS = {0: [1], 2: [0, 1]}

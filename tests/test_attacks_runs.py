@@ -20,9 +20,9 @@ from conftest import ROOT, by_hand
 from short_run import SMALL_RUN, adapter_of, at_loss, equal, run, stopped
 
 import train
-from files import InputError
 from harness import ending, processes
 from model import VLM
+from parts.files import InputError
 
 STEPS = 4  # of SMALL_RUN, after three batches of the probe
 

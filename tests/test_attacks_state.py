@@ -17,7 +17,6 @@ import train
 from data import Example
 from experiments.runs import RATES, SEARCHED, read_rates, read_report
 from experiments.tables import measured_section
-from files import InputError, read_metadata, write_safetensors, write_text
 from harness import figures, report
 from harness.evaluate import score_again
 from harness.state import (
@@ -30,8 +29,9 @@ from harness.state import (
     start,
 )
 from imagelora import ImageLoRA
+from parts.files import InputError, read_metadata, write_safetensors, write_text
+from parts.tasks.rows import json_rows
 from probe import load_selection, save_selection
-from tasks.rows import json_rows
 
 # -- what a run leaves
 

@@ -14,12 +14,12 @@ import torch
 from cases import CASES
 from conftest import ROOT, small_config, write_checkpoint
 
-from backbones.checkpoint import read_config, sample
-from backbones.layers import linear
-from backbones.qwen import group_patches
-from backbones.qwen2_5_vl import Config
-from files import InputError, read_metadata, read_safetensors, write_safetensors
 from model import VLM
+from parts.backbones.checkpoint import read_config, sample
+from parts.backbones.layers import linear
+from parts.backbones.qwen import group_patches
+from parts.backbones.qwen2_5_vl import Config
+from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
 
 def test_patches_are_grouped_with_those_they_attend_to():
@@ -246,7 +246,7 @@ def hub(checkpoint):
 LOADED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from files import InputError
+from parts.files import InputError
 from model import VLM
 for name in sys.argv[2:]:
     try:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import small_config
 
-pytest.importorskip("transformers", reason="transformers is not installed (requirements-dev.txt)")
-pytest.importorskip("peft", reason="peft is not installed (requirements-dev.txt)")
+pytest.importorskip("transformers", reason="transformers is not installed (tests/requirements.txt)")
+pytest.importorskip("peft", reason="peft is not installed (tests/requirements.txt)")
 import bench
 import bench_gpu
 

@@ -7,10 +7,10 @@ from conftest import ROOT
 from course_mistakes import MISTAKES
 from course_reports import write_reports
 
-from backbones.layers import fused_attention
 from course.checks import tiny
 from course.judge import LESSONS, judge
 from course.lesson8 import check as lesson8
+from parts.backbones.layers import fused_attention
 
 SOLUTIONS = ROOT / "tests/course_solutions"
 

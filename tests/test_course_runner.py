@@ -42,7 +42,7 @@ def copy(tmp_path_factory):
 
 def test_the_hand_out_has_neither_solutions_nor_answers(copy):
     names = {file.relative_to(copy).as_posix() for file in copy.rglob("*") if file.is_file()}
-    assert {"train.py", "course/lesson8/check.py", "tiny/model.safetensors", "docs/method.png"} <= names
+    assert {"train.py", "course/lesson8/check.py", "parts/tiny/model.safetensors", "docs/method.png"} <= names
     assert not [name for name in names if "solution" in name or "teacher" in name or name.startswith("tests/")]
 
 
@@ -203,7 +203,7 @@ ANSWERS = {  # lesson: what holds lines like those of its solution, so nobody is
     5: ("ImageLoRALayer", "ImageLoRA.flops"),
     6: ("rank1_gradients", "`rank1`"),
     7: ("select_heads",),
-    8: ("docs/experiments.md",),
+    8: ("experiments/README.md",),
 }
 
 
@@ -248,7 +248,7 @@ def test_every_command_and_flag_that_a_page_names_exists(capsys):
 
 
 def test_a_real_report_has_what_lesson_8_reads_of_it():
-    report = json.loads((ROOT / "results/demo.json").read_text())
+    report = json.loads((ROOT / "experiments/results/demo.json").read_text())
     assert {"seed", "arguments", "tuned"} <= report.keys()
     assert {"selection", "heads", *lesson8.FREE} <= report["arguments"].keys()
     assert "scenes-fog grounding" in report["tuned"]["by_kind"] and 0 <= report["tuned"]["accuracy"] <= 1

@@ -9,11 +9,11 @@ from conftest import ROOT, picture, small_config
 from PIL import Image
 
 from data import Example, Processor
-from files import InputError
 from harness.evaluate import prediction
-from tasks.images import Visual
-from tasks.rows import GROUNDING_PROMPT
-from tiny.build import build_config, build_tokenizer
+from parts.files import InputError
+from parts.tasks.images import Visual
+from parts.tasks.rows import GROUNDING_PROMPT
+from parts.tiny.build import build_config, build_tokenizer
 
 # -- boxes and scores
 
@@ -189,9 +189,9 @@ def test_pixel_limits_come_from_the_checkpoint_and_can_be_set(checkpoint, tmp_pa
 
 def test_the_committed_tokenizer_and_configuration_are_what_build_makes():
     tokenizer = build_tokenizer()
-    committed = (ROOT / "tiny/tokenizer.json").read_text()
+    committed = (ROOT / "parts/tiny/tokenizer.json").read_text()
     assert json.loads(tokenizer.to_str()) == json.loads(committed)
-    assert build_config(tokenizer) == json.loads((ROOT / "tiny/config.json").read_text())
+    assert build_config(tokenizer) == json.loads((ROOT / "parts/tiny/config.json").read_text())
 
 
 # -- bad input: one line that names the file, the row or the value

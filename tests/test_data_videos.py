@@ -3,7 +3,7 @@
 from conftest import picture
 
 from data import Example, Processor
-from tasks.images import Visual
+from parts.tasks.images import Visual
 
 
 def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(processor):

@@ -14,16 +14,16 @@ from conftest import ROOT, picture
 
 import imagelora
 import probe
-import tasks
 import train
 from experiments import __main__ as command
 from model import VLM
-from tasks.scenes import DRAWN
+from parts import tasks
+from parts.tasks.scenes import DRAWN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {file: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 EVERYTHING = "\n".join(PAGES.values())
-RESULTS = sorted((ROOT / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "experiments/results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
 REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
@@ -80,10 +80,10 @@ def test_every_link_leads_to_a_file(file):
 
 
 def test_every_file_of_the_results_is_linked():
-    """But for the suites' own, whose tables docs/experiments.md is filled from (tests/test_experiments.py)."""
+    """But for the suites' own, whose tables experiments/README.md is filled from (tests/test_experiments.py)."""
     suites = {file.name for file in RESULTS if "tables" in json.loads(file.read_text())}
-    linked = set(re.findall(r"results/([\w.-]+)\)", EVERYTHING))
-    assert {file.name for file in (ROOT / "results").iterdir()} - suites - linked == set()
+    linked = set(re.findall(r"experiments/results/([\w.-]+)\)", EVERYTHING))
+    assert {file.name for file in (ROOT / "experiments/results").iterdir()} - suites - linked == set()
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
@@ -168,7 +168,7 @@ def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
 
 
 def test_the_front_page_quotes_the_speed_that_was_measured():
-    ratios = json.loads((ROOT / "results/bench-steps.json").read_text())["ratios"]
+    ratios = json.loads((ROOT / "experiments/results/bench-steps.json").read_text())["ratios"]
     one, seven = ratios["one expression a row"], ratios["seven expressions a picture"]
     said = " ".join(README.split())
     assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in said
@@ -191,7 +191,7 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
 
 
 def main_suite():
-    """The first table of `main` in docs/experiments.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
+    """The first table of `main` in experiments/README.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
     lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
     return {row[0]: dict(zip(header, row)) for row in rows}
@@ -208,7 +208,7 @@ def front_table():
 
 def printed():
     """What the demo prints, from its report."""
-    r = json.loads((ROOT / "results/demo.json").read_text())
+    r = json.loads((ROOT / "experiments/results/demo.json").read_text())
     heads = ", ".join(f"layer {layer}: {hs}" for layer, hs in r["heads"].items())
     lines = [
         "```",
@@ -276,7 +276,7 @@ def run_snippet(name, known, **replaced):
 def test_the_snippet_in_python_runs(tmp_path, monkeypatch):
     picture(80, 60).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    found = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "tiny")})
+    found = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "parts/tiny")})
     assert all(p.grad is not None for p in found["adapter"].parameters())
     assert all(p.grad is None for p in found["vlm"].parameters())
 
@@ -303,7 +303,7 @@ def test_the_method_of_the_front_page_is_attached_saved_and_loaded(tmp_path, che
 
 def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
     monkeypatch.setitem(probe.CRITERIA, "late", run_snippet("late", {"torch": torch})["late"])
-    vlm = VLM.from_pretrained(ROOT / "tiny")
+    vlm = VLM.from_pretrained(ROOT / "parts/tiny")
     scores = probe.head_scores(vlm, [], "late")
     heads = probe.select_heads(scores, 2 * vlm.config.value_heads, tau=1)
     assert scores.shape == (vlm.config.layers, vlm.config.value_heads)

@@ -16,8 +16,8 @@ from experiments import __main__ as command
 from experiments import analyses, heads, runs, suites, tables
 from experiments.runs import Launcher, flag_set, rate
 from experiments.tables import PAGE, RESULTS, filled, markdown, places
-from files import InputError
 from harness.arguments import evaluation_sets
+from parts.files import InputError
 
 # Runs
 
@@ -282,7 +282,7 @@ def test_the_pages_links_and_pictures_are_there():
         assert there, link
     for file in RESULTS.glob("*.json"):
         if file.stem in suites.SUITES:
-            assert f"(../results/{file.stem}.png)" in page and f"(../results/{file.name})" in page
+            assert f"(results/{file.stem}.png)" in page and f"(results/{file.name})" in page
 
 
 def small_result(value):
@@ -323,4 +323,4 @@ def test_a_suite_of_the_project_goes_into_the_page_and_docs_fills_it(tmp_path, m
     (results / "one.json").write_text(json.dumps(small_result(2)))
     command.main(["docs"])
     assert "| a | 2.00 |" in page.read_text()
-    assert ROOT / "docs/experiments.md" == PAGE
+    assert ROOT / "experiments/README.md" == PAGE

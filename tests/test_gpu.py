@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from backbones.layers import RMSNorm, compute_twice, fused_attention
 from data import Example, Processor
 from imagelora import ImageLoRA, LoRA
 from model import VLM, attend
-from tasks.images import Visual
+from parts.backbones.layers import RMSNorm, compute_twice, fused_attention
+from parts.tasks.images import Visual
 
 ADAPTERS = {
     "image-lora": lambda config: ImageLoRA(config, {1: [0], 2: [0, 1]}),

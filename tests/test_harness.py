@@ -15,10 +15,10 @@ from short_run import SMALL_RUN, adapter_of, equal, run
 
 import train
 from data import load
-from files import read_safetensors, write_safetensors
 from model import VLM
-from tasks.images import file_size
-from tasks.rows import GROUNDING_PROMPT
+from parts.files import read_safetensors, write_safetensors
+from parts.tasks.images import file_size
+from parts.tasks.rows import GROUNDING_PROMPT
 
 
 def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):

@@ -19,23 +19,19 @@ BUDGETS = {
     "data.py": 390,
     "probe.py": 180,
     "train.py": 350,
-    "files.py": 120,
+    "parts/files.py": 120,
 }
 LECTURES = ("imagelora.py", "model.py", "data.py", "probe.py", "train.py")
-ARROWS = {  # room: the rooms that it may import, and with them those that these may import; every room may use files
-    "files": (),
-    "backbones": (),
-    "tasks": (),
-    "imagelora": (),
-    "model": ("backbones",),
+ARROWS = {  # room: the rooms that it may import, and with them those that these may import
+    "parts": (),
+    "imagelora": ("parts",),
+    "model": ("parts",),
     "probe": ("imagelora",),
-    "variants": ("probe",),
-    "data": ("tasks", "backbones"),  # positions and the scale of boxes belong to the model family
-    "harness": ("data",),
-    "train": ("harness", "variants", "model"),
+    "data": ("parts",),  # positions and the scale of boxes belong to the model family
+    "harness": ("data", "model", "probe"),
+    "train": ("harness",),
     "experiments": ("train",),
     "course": ("train",),
-    "tiny": ("tasks", "model"),
 }
 SOURCES = [*ROOT.glob("*.py"), *(file for folder in ARROWS for file in (ROOT / folder).rglob("*.py"))]
 SOURCES = sorted(file.relative_to(ROOT) for file in SOURCES)
@@ -84,7 +80,7 @@ def module_file(module):
 
 def reachable(start):
     """The rooms that a room may import."""
-    found, left = {start, "files"}, [start]
+    found, left = {start}, [start]
     while left:
         for below in ARROWS[left.pop()]:
             if below not in found:

@@ -7,11 +7,11 @@ import torch
 from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.layers import compute_twice, weights_kept
 from data import Example, Processor
-from files import InputError, read_metadata, read_safetensors, write_safetensors
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM, Attention, attend
+from parts.backbones.layers import compute_twice, weights_kept
+from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
 HEADS = {0: [1], 2: [0, 1]}
 

@@ -8,11 +8,11 @@ import torch
 from cases import CASES
 from conftest import SMALL_CONFIGS, picture, write_checkpoint
 
-from backbones.layers import fused_attention, weights_kept
 from data import Example, Processor
-from files import read_safetensors
 from model import attend, attention_mask
-from tasks.images import Visual
+from parts.backbones.layers import fused_attention, weights_kept
+from parts.files import read_safetensors
+from parts.tasks.images import Visual
 
 FILES = {"qwen2_5_vl": "golden.safetensors", "qwen3_vl": "golden-qwen3.safetensors"}
 GOLDEN = {family: dict(read_safetensors(Path(__file__).parent / file)) for family, file in FILES.items()}

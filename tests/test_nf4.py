@@ -10,12 +10,12 @@ from conftest import ROOT, SMALL_CONFIGS, picture, randomised, write_checkpoint
 from short_run import adapter_of, equal, run, stopped
 
 import train
-from backbones import nf4
-from backbones.layers import Linear, compute_twice
 from data import Example, Processor
-from files import InputError
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
+from parts.backbones import nf4
+from parts.backbones.layers import Linear, compute_twice
+from parts.files import InputError
 
 HEADS = {0: [1], 2: [0, 1]}
 DECODER = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
@@ -236,13 +236,13 @@ def test_a_model_in_4_bits_is_not_saved(small, tmp_path):
 
 def test_the_tiny_model_in_4_bits_answers_nearly_the_same():
     """docs/speed.md has the figures of more rows."""
-    processor = Processor.from_pretrained(ROOT / "tiny")
+    processor = Processor.from_pretrained(ROOT / "parts/tiny")
     batch = processor([Example([picture(112, 112)], "Where is the ring?", "[1, 2, 3, 4]")])
-    exact, small = VLM.from_pretrained(ROOT / "tiny"), VLM.from_pretrained(ROOT / "tiny", quantize="nf4")
+    exact, small = VLM.from_pretrained(ROOT / "parts/tiny"), VLM.from_pretrained(ROOT / "parts/tiny", quantize="nf4")
     change = (small(batch) - exact(batch)).square().mean().sqrt() / exact(batch).std()
     assert 0.01 < change.item() < 0.3
     assert math.isclose(small.loss(batch).item(), exact.loss(batch).item(), rel_tol=0.2)
-    config = json.loads((ROOT / "tiny/config.json").read_text())
+    config = json.loads((ROOT / "parts/tiny/config.json").read_text())
     weights = sum(layer.outputs * layer.inputs for layer in nf4.nf4_layers(small).values())
     assert nf4.size(exact)[1] - nf4.size(small)[1] == pytest.approx(weights * (4 - 4.25 / 8), rel=0.01)
     assert len(nf4.nf4_layers(small)) == 7 * config["num_hidden_layers"]

@@ -12,13 +12,13 @@ from short_run import run, stopped
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from backbones import FAMILIES, nf4
-from backbones import checkpoint as checkpoints
-from backbones.layers import compute_twice
 from data import Example, Processor, load
 from harness import planning, shapes
 from imagelora import METHODS, ImageLoRA, LoRA
 from model import VLM
+from parts.backbones import FAMILIES, nf4
+from parts.backbones import checkpoint as checkpoints
+from parts.backbones.layers import compute_twice
 
 HEADS = {0: [1], 2: [0, 1]}
 SETTINGS = {
@@ -302,7 +302,7 @@ def test_the_3b_needs_what_the_docs_say(shared, tmp_path, capsys, flags):
 
 def test_the_docs_show_what_was_measured_and_the_plan_was_right():
     """By `python tests/plan_check.py`."""
-    rows = json.loads((ROOT / "results/plan-check.json").read_text())["checks"]
+    rows = json.loads((ROOT / "experiments/results/plan-check.json").read_text())["checks"]
     assert {row["model"] for row in rows} == plan_check.SIZES.keys()
     for row in rows:
         assert plan_check.table_line(row) in SPEED

@@ -7,8 +7,8 @@ import torch
 from conftest import picture, randomised
 
 from data import Example
-from files import InputError
 from imagelora import ImageLoRA
+from parts.files import InputError
 from probe import (
     head_scores,
     load_selection,

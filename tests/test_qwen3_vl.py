@@ -26,19 +26,19 @@ from short_run import SMALL_RUN, adapter_of, equal, run
 from task_folders import MAKERS
 
 import train
-from backbones.checkpoint import hub_name, our_name, read_config
-from backbones.qwen3_vl import Config, table_entries
 from data import Example, Processor, load
-from files import InputError, read_json, read_safetensors, write_safetensors
 from harness.encodings import encode_images
 from harness.evaluate import prediction
 from imagelora import ImageLoRA, load_adapter
 from model import VLM
-from tasks import TASKS, score
-from tasks.boxes import box_from_model, box_to_model, in_another_scale
-from tasks.images import Visual
-from tasks.rows import BOX_ANSWER
-from tiny import deepstack
+from parts.backbones.checkpoint import hub_name, our_name, read_config
+from parts.backbones.qwen3_vl import Config, table_entries
+from parts.files import InputError, read_json, read_safetensors, write_safetensors
+from parts.tasks import TASKS, score
+from parts.tasks.boxes import box_from_model, box_to_model, in_another_scale
+from parts.tasks.images import Visual
+from parts.tasks.rows import BOX_ANSWER
+from parts.tiny import deepstack
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ from PIL import Image
 from data import Example, Processor, load
 from imagelora import ImageLoRA
 from model import VLM
-from tasks.images import Visual
-from tiny.build import PREPROCESSOR
+from parts.tasks.images import Visual
+from parts.tiny.build import PREPROCESSOR
 
-pytest.importorskip("transformers", reason="transformers is not installed (requirements-dev.txt)")
+pytest.importorskip("transformers", reason="transformers is not installed (tests/requirements.txt)")
 from reference import Reference
 
 
@@ -103,9 +103,9 @@ def test_what_transformers_saves_loads_here_and_the_other_way_round(pair, tmp_pa
 
 def test_transformers_loads_the_tiny_model_and_agrees():
     processor, reference, vlm = (
-        Processor.from_pretrained(ROOT / "tiny"),
-        Reference(ROOT / "tiny"),
-        VLM.from_pretrained(ROOT / "tiny"),
+        Processor.from_pretrained(ROOT / "parts/tiny"),
+        Reference(ROOT / "parts/tiny"),
+        VLM.from_pretrained(ROOT / "parts/tiny"),
     )
     examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
     batch, inputs = processor(examples), reference.inputs(examples)

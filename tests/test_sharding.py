@@ -18,8 +18,8 @@ from conftest import ROOT, by_hand, write_checkpoint
 from short_run import SMALL_RUN, adapter_of
 
 import train
-from files import InputError
 from harness import ending, processes, sharding
+from parts.files import InputError
 
 SMALL = ["--data=scenes", "--limit=15", "--steps=3", "--probe-samples=2", "--eval=scenes-day", "--also=sums"]
 SMALL += ["--eval-limit=5", "--eval-batch=2", "--eval-every=2", "--max-new-tokens=30"]
@@ -32,7 +32,7 @@ import gc, json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import model, train
-from files import InputError
+from parts.files import InputError
 
 loaded, passes, calls = [], [], []
 load, attention = train.load_model, model.Attention.forward

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from local_web import elsewhere, serving, zipped
 
-from files import InputError
-from tasks import download
-from tasks.download import fetch_annotations
+from parts.files import InputError
+from parts.tasks import download
+from parts.tasks.download import fetch_annotations
 
 
 @pytest.fixture

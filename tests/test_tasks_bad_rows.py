@@ -9,7 +9,7 @@ from conftest import picture
 from task_folders import write_json, write_lines
 
 from data import load
-from files import InputError
+from parts.files import InputError
 
 
 def jsonl_of(tmp_path, *rows):

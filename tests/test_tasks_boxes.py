@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tasks import score
-from tasks.boxes import (
+from parts.tasks import score
+from parts.tasks.boxes import (
     ask_for_sizes,
     box_from_model,
     box_to_model,

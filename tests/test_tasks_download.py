@@ -5,9 +5,9 @@ import threading
 import pytest
 from local_web import IMAGE, IMAGES, NAME, elsewhere, serving
 
-from files import InputError
-from tasks import download
-from tasks.download import cache_folder, fetch_images
+from parts.files import InputError
+from parts.tasks import download
+from parts.tasks.download import cache_folder, fetch_images
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from PIL import Image
 from task_folders import animated
 
 from data import Example
-from files import InputError
-from tasks.images import (
+from parts.files import InputError
+from parts.tasks.images import (
     Frame,
     Visual,
     image_size,
@@ -131,7 +131,7 @@ def test_the_size_of_a_visual_is_asked_once_and_is_that_of_the_open_image(tmp_pa
     assert visual.size == open_image(file).size == (40, 80)
     with Image.open(file) as image:  # a PIL image may carry the tag too
         assert Visual(image).size == open_image(image).size == (40, 80)
-    monkeypatch.setattr("tasks.images.image_size", None)
+    monkeypatch.setattr("parts.tasks.images.image_size", None)
     assert visual.size == (40, 80)
 
 

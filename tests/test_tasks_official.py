@@ -19,13 +19,13 @@ from task_folders import (
 )
 
 from data import Processor, load
-from files import InputError, read_json
 from harness.encodings import load_examples
 from harness.evaluate import prediction
-from tasks import TASKS, score
-from tasks.boxes import box_to_model
-from tasks.images import resized_size
-from tasks.rows import BOX_ANSWER
+from parts.files import InputError, read_json
+from parts.tasks import TASKS, score
+from parts.tasks.boxes import box_to_model
+from parts.tasks.images import resized_size
+from parts.tasks.rows import BOX_ANSWER
 
 LOCATE = "Locate {} in this image and output the bbox coordinates in JSON format."
 ONE_WORD = "what number, 0?\nAnswer the question using a single word or phrase."

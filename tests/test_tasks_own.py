@@ -9,11 +9,11 @@ from task_folders import animated, make_frames, write_json, write_lines
 
 import train
 from data import load
-from files import InputError
 from harness.arguments import evaluation_sets
 from harness.figures import GREEN
-from tasks.images import Frame
-from tasks.rows import GROUNDING_PROMPT
+from parts.files import InputError
+from parts.tasks.images import Frame
+from parts.tasks.rows import GROUNDING_PROMPT
 
 
 @pytest.fixture

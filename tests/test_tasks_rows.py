@@ -17,12 +17,12 @@ from task_folders import (
     write_lines,
 )
 
-import tasks
 from data import Example, load
-from files import InputError
-from tasks import TASKS
-from tasks.images import Frame, image_size
-from tasks.rows import GROUNDING_PROMPT, own_split
+from parts import tasks
+from parts.files import InputError
+from parts.tasks import TASKS
+from parts.tasks.images import Frame, image_size
+from parts.tasks.rows import GROUNDING_PROMPT, own_split
 
 
 def test_refcoco_splits_and_boxes(tmp_path):

@@ -20,9 +20,9 @@ from task_folders import (
 import data
 import train
 from harness.evaluate import score_again
-from tasks import TASKS, Task, score
-from tasks.rows import json_rows
-from tasks.scenes import DRAWN
+from parts.tasks import TASKS, Task, score
+from parts.tasks.rows import json_rows
+from parts.tasks.scenes import DRAWN
 
 
 def test_every_data_set_that_is_not_drawn_is_tested_here():

@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 from PIL import ImageChops
 
-from backbones.qwen2_5_vl import Config
 from data import Processor, load
 from model import VLM
-from tasks.scenes import (
+from parts.backbones.qwen2_5_vl import Config
+from parts.tasks.scenes import (
     DEMO_LOOK,
     KNOWN,
     LOOKS,
@@ -23,7 +23,7 @@ from tasks.scenes import (
     rows,
     scene_of,
 )
-from tiny.grow import grown
+from parts.tiny.grow import grown
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -86,7 +86,7 @@ def test_the_demo_trains_on_three_scenes_in_its_look_for_one_by_day():
 
 
 def test_almost_half_of_the_demos_tokens_are_visual():
-    processor = Processor.from_pretrained(ROOT / "tiny")
+    processor = Processor.from_pretrained(ROOT / "parts/tiny")
     counts = [processor.count(e) for e in load("scenes", None, "train", 200)]
     visual, tokens = sum(v for _, v in counts), sum(t for t, _ in counts)
     assert {v for _, v in counts} == {49} and visual / tokens >= 0.45
@@ -94,12 +94,12 @@ def test_almost_half_of_the_demos_tokens_are_visual():
 
 def test_a_grown_model_says_what_it_said(tmp_path):
     """A layer more changes nothing at first, and tokens keep their rows under another tokenizer."""
-    processor = Processor.from_pretrained(ROOT / "tiny")
-    raw = json.loads((ROOT / "tiny/config.json").read_text())
+    processor = Processor.from_pretrained(ROOT / "parts/tiny")
+    raw = json.loads((ROOT / "parts/tiny/config.json").read_text())
     small = VLM.from_scratch(Config.from_dict(raw | {"num_hidden_layers": raw["num_hidden_layers"] - 1}), seed=1)
     small.save(tmp_path)
     processor.save(tmp_path)
     large = VLM.from_scratch(Config.from_dict(raw))
-    large.load_state_dict(grown(tmp_path, ROOT / "tiny"))
+    large.load_state_dict(grown(tmp_path, ROOT / "parts/tiny"))
     batch = processor(load("scenes", None, "train", 3))
     torch.testing.assert_close(large(batch), small(batch))

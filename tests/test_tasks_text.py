@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import SHARED
 
-from tasks import gsm8k, metrics, nextqa, score, textvqa, vilp
+from parts.tasks import gsm8k, metrics, nextqa, score, textvqa, vilp
 
 SIZE = (100, 100)  # of an image that the model sees as it is
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import picture
 
 import train
-from files import InputError
 from harness.processes import Terminal, all_processes, one_line, progress
+from parts.files import InputError
 
 STEERING = "\x1b[31mred\x1b]0;title\x07 \x9b2J bell\x07 back\b nul\0 return\r\u202ereversed\u2028"
 CHINESE = "红色的杯子在哪里?"

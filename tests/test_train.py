@@ -14,10 +14,10 @@ from short_run import SMALL_RUN, adapter_of, equal, run
 
 import train
 from data import Example
-from files import read_safetensors
 from harness import report
 from harness.encodings import StepBatches
 from model import VLM
+from parts.files import read_safetensors
 
 REPORT = {
     "method", "seed", "data", "steps", "trainable_parameters", "adapter_flops_per_step", "train_seconds",
@@ -94,7 +94,7 @@ def test_from_scratch_needs_no_weights(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(small_config()))
     for name in ("tokenizer.json", "preprocessor_config.json"):
-        (tmp_path / "model" / name).write_text((ROOT / "tiny" / name).read_text())
+        (tmp_path / "model" / name).write_text((ROOT / "parts/tiny" / name).read_text())
     report = run(tmp_path / "model", tmp_path / "out", "--method", "full", "--from-scratch", "--lr", "1e-3")
     assert report["base"]["accuracy"] is None and report["tuned"]["accuracy"] is not None
     log = [json.loads(line)["loss"] for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]

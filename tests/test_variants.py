@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data import Example
-from files import InputError
+from harness.ablations import Ablation, continue_from
 from imagelora import ImageLoRA, load_adapter
+from parts.files import InputError
 from probe import head_scores
-from variants.ablations import Ablation, continue_from
 
 HEADS = {0: [1], 2: [0, 1]}
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from backbones.layers import fused_attention
 from course.checks import compare, frozen, require, scenes, tiny
+from parts.backbones.layers import fused_attention
 
 
 def random_heads(B=2, H=6, G=2, T=5, K=4):

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from course.checks import Wrong, compare, require
-from files import InputError, read_json
+from parts.files import InputError, read_json
 
 ROOT = Path(__file__).parent.parent.parent  # where the folders of the runs are
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

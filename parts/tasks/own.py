@@ -23,8 +23,8 @@ import re
 import zlib
 from pathlib import Path
 
-from files import InputError, reading
-from tasks.rows import PLACE, json_rows
+from parts.files import InputError, reading
+from parts.tasks.rows import PLACE, json_rows
 
 FILM = "<video>"  # where a video is in a prompt that says so
 VISUALS = ("image", "images", "video", "videos")  # the keys under which images and videos are read

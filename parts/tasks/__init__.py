@@ -9,22 +9,22 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from files import InputError
-from tasks import gsm8k, nextqa, own, refcoco, scenes, screenspot, textvqa, vilp
-from tasks.boxes import score_iou, score_point
-from tasks.download import (
+from parts.files import InputError
+from parts.tasks import gsm8k, nextqa, own, refcoco, scenes, screenspot, textvqa, vilp
+from parts.tasks.boxes import score_iou, score_point
+from parts.tasks.download import (
     ANNOTATIONS,
     COCO_IMAGES,
     cache_folder,
     fetch_annotations,
     fetch_images,
 )
-from tasks.images import sample, within
-from tasks.rows import all_checked, score_exact
+from parts.tasks.images import sample, within
+from parts.tasks.rows import all_checked, score_exact
 
 
 class Task(NamedTuple):
-    """rows: the loader, (name, root, split) -> (row, source) pairs; tasks/rows.py has the keys of a row.
+    """rows: the loader, (name, root, split) -> (row, source) pairs; parts/tasks/rows.py has the keys of a row.
     metrics: of this task alone, by name; each (text, reference, size, resized) -> (parsed or None, 0.0 to 1.0)."""
 
     rows: Callable

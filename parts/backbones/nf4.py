@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.layers import Linear, linear
+from parts.backbones.layers import Linear, linear
 
 BLOCK = 64  # weights that share a scale
 LEVELS = torch.tensor([  # QLoRA, appendix E; a test derives them from the normal distribution

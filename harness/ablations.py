@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from files import InputError, parse_json, read_metadata, reading
 from imagelora import (
     METHODS,
     Adapter,
@@ -12,6 +11,7 @@ from imagelora import (
     check_heads,
     load_adapter,
 )
+from parts.files import InputError, parse_json, read_metadata, reading
 
 CHOICES = {"path": ("v", "k", "q", "o"), "tokens": ("visual", "text", "all"), "shared": ("layer", "model", "none")}
 

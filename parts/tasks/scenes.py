@@ -53,8 +53,8 @@ from functools import cache
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from files import InputError
-from tasks.rows import GROUNDING_PROMPT, with_preamble
+from parts.files import InputError
+from parts.tasks.rows import GROUNDING_PROMPT, with_preamble
 
 SIDE = 196
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")

@@ -23,9 +23,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from files import InputError, reading, write_text
-from tasks.images import opened
-from tasks.rows import MOST
+from parts.files import InputError, reading, write_text
+from parts.tasks.images import opened
+from parts.tasks.rows import MOST
 
 ANNOTATIONS = "omlab/VLM-R1/rec_jsons_processed.zip"  # of RefCOCO, RefCOCO+ and RefCOCOg: a data set on the hub, 38 MB
 COCO_IMAGES = "http://images.cocodataset.org/train2014/"  # its certificate is for another name, so https fails

@@ -13,9 +13,9 @@ limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 
-from files import InputError, reading
-from tasks.boxes import corners
-from tasks.rows import json_rows, own_split
+from parts.files import InputError, reading
+from parts.tasks.boxes import corners
+from parts.tasks.rows import json_rows, own_split
 
 NAMES = ("screenspot-pro", "screenspot-v2")
 TARGET = 'the element for the command "{}"'  # in GROUNDING_PROMPT
@@ -26,7 +26,7 @@ def rows(name, root, split):
     read = pro_row if name == "screenspot-pro" else v2_row
     files = sorted(root.glob(pattern))
     if not files:
-        raise InputError(f"{root}: no {pattern} here; tasks/screenspot.py says where to get it")
+        raise InputError(f"{root}: no {pattern} here; parts/tasks/screenspot.py says where to get it")
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     for file in files:

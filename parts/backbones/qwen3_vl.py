@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.layers import LayerNorm, Linear
-from backbones.qwen import (
+from parts.backbones.layers import LayerNorm, Linear
+from parts.backbones.qwen import (
     PatchEmbed,
     QwenConfig,
     QwenVisionConfig,

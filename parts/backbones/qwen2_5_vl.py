@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from backbones.layers import MLP, Linear, RMSNorm
-from backbones.qwen import (
+from parts.backbones.layers import MLP, Linear, RMSNorm
+from parts.backbones.qwen import (
     PatchEmbed,
     QwenConfig,
     QwenVisionConfig,

@@ -1,5 +1,5 @@
 """Writes the tiny model's config.json, tokenizer.json, preprocessor_config.json and generation_config.json, in the
-checkpoint format of Qwen2.5-VL, into this folder. Run once: `python tiny/build.py`; the weights come from training.
+checkpoint format of Qwen2.5-VL, into this folder. Run once: `python parts/tiny/build.py`; the weights come from training.
 
 The tokenizer is byte-level BPE, as Qwen's, so that it can write any text, and splits numbers into digits, as Qwen's (a
 small model learns the tens of a coordinate long before the units). The words of the tiny world are one token each, a
@@ -23,11 +23,11 @@ from tokenizers import (
 )
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent.parent))
 
-from backbones.qwen2_5_vl import SYSTEM
-from tasks.rows import BOX_ANSWER, FILLER, GROUNDING_PROMPT
-from tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
+from parts.backbones.qwen2_5_vl import SYSTEM
+from parts.tasks.rows import BOX_ANSWER, FILLER, GROUNDING_PROMPT
+from parts.tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 BOX_BEGINS, BOX_ENDS = BOX_ANSWER.format("[|]").split("|")

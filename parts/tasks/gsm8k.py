@@ -11,8 +11,8 @@ metric   "number": exact match of the number after "####" or, without one there,
 import re
 from decimal import Decimal
 
-from files import reading
-from tasks.rows import file_of, json_rows
+from parts.files import reading
+from parts.tasks.rows import file_of, json_rows
 
 PROMPT = '{}\nThink step by step, and write the final number after "####" at the end.'
 

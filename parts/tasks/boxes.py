@@ -7,8 +7,8 @@ import math
 import re
 from statistics import median, quantiles
 
-from files import InputError
-from tasks.images import image_size
+from parts.files import InputError
+from parts.tasks.images import image_size
 
 # At most nine digits before the point: a model that repeats a digit without end would write an infinite number.
 NUMBER = r"\s*[-+]?(\d{1,9}(\.\d*)?|\.\d+)\s*"

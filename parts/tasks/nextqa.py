@@ -16,9 +16,9 @@ import csv
 import io
 import re
 
-from files import read_json, reading
-from tasks.images import FRAMES, find_video, video_frames
-from tasks.rows import file_of, read_bytes
+from parts.files import read_json, reading
+from parts.tasks.images import FRAMES, find_video, video_frames
+from parts.tasks.rows import file_of, read_bytes
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"

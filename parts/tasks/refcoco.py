@@ -18,9 +18,9 @@ import pickle
 import pickletools
 import re
 
-from files import InputError, read_json, reading
-from tasks.boxes import corners, parse_box
-from tasks.rows import MB, MOST, json_rows, read_bytes
+from parts.files import InputError, read_json, reading
+from parts.tasks.boxes import corners, parse_box
+from parts.tasks.rows import MB, MOST, json_rows, read_bytes
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),

@@ -22,9 +22,9 @@ from functools import partial
 
 from PIL import Image
 
-from files import BROKEN, InputError, parse_json, read_json, reading
-from tasks.boxes import OutsideImage, ask_for_sizes, check_box
-from tasks.images import FRAMES, find_video, image_size, video_frames, within
+from parts.files import BROKEN, InputError, parse_json, read_json, reading
+from parts.tasks.boxes import OutsideImage, ask_for_sizes, check_box
+from parts.tasks.images import FRAMES, find_video, image_size, video_frames, within
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it

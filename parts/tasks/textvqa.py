@@ -11,8 +11,8 @@ metric   "vqa": agreement with ten people, see `score`
 import re
 from collections import Counter
 
-from files import read_json, reading
-from tasks.rows import DIGITS, MOST, file_of
+from parts.files import read_json, reading
+from parts.tasks.rows import DIGITS, MOST, file_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
 

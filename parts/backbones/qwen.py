@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.layers import Linear, frequencies, fused_attention, rotate
-from files import InputError, reading
+from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
+from parts.files import InputError, reading
 
 # ------------------------------------------------------------------------------------------------------- configuration
 

@@ -11,6 +11,6 @@ A family's file has
     TOWERS          how the hub names the tensors
 """
 
-from backbones import qwen2_5_vl, qwen3_vl
+from parts.backbones import qwen2_5_vl, qwen3_vl
 
 FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}  # model_type in config.json -> the file that knows it

@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 from PIL import Image, ImageOps
 
-from files import InputError
+from parts.files import InputError
 
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height

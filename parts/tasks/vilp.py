@@ -17,8 +17,8 @@ metric   "word": the same word after the authors' tables. Image 1 agrees with th
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
 """
 
-from files import InputError, reading
-from tasks.rows import DIGITS, file_of, json_rows, own_split
+from parts.files import InputError, reading
+from parts.tasks.rows import DIGITS, file_of, json_rows, own_split
 
 PROMPT = "Please answer with one word: {}"
 
@@ -27,7 +27,7 @@ def rows(name, root, split):
     """Three rows of each question, one for each of its images."""
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
-    file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as tasks/vilp.py says")
+    file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as parts/tasks/vilp.py says")
     for row, source in json_rows(file):
         for i in (1, 2, 3):
             with reading(source, f"a row of {name} as known here"):

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from backbones import FAMILIES
-from backbones.nf4 import nf4_layers, use_nf4
-from backbones.qwen import check_number
-from files import (
+from parts.backbones import FAMILIES
+from parts.backbones.nf4 import nf4_layers, use_nf4
+from parts.backbones.qwen import check_number
+from parts.files import (
     InputError,
     read_json,
     read_safetensors,
