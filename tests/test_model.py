@@ -9,6 +9,7 @@ from cases import CASES
 from conftest import SMALL_CONFIGS, picture, write_checkpoint
 
 from data import Example, Processor
+from harness.encodings import encode_images
 from model import attend, attention_mask
 from parts.backbones.layers import fused_attention, weights_kept
 from parts.files import read_safetensors
@@ -192,24 +193,19 @@ def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicte
     assert all("forward" not in vars(layer.mlp) for layer in layers)  # the next call computes everything again
 
 
-def encoded(vlm, processor, image):
-    """{key: embeddings} of one image."""
-    visual = Visual(image)
-    return {visual.key: vlm.visual(processor.cut(visual), torch.tensor([processor.grid(visual)]))}
-
-
-def test_known_images_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, processor, monkeypatch):
+def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, checkpoint, monkeypatch):
+    processor = Processor.from_pretrained(checkpoint)
     examples = [Example(e.images, e.prompt, "a ring") for e in questions()]
-    first, second = examples[0].images[0], examples[4].images[0]
-    known = encoded(vlm, processor, second)
+    first = examples[0].images[0]
     loss = vlm.loss(processor(examples, share_images=True))
-    batch = processor(examples, share_images=True, known=known)
+    encode_images(vlm, processor, examples[4:], gib=1)
+    batch = processor(examples, share_images=True)
     assert len(batch.grids) == 1 and torch.equal(batch.patches, processor.cut(Visual(first)))
     assert abs(vlm.loss(batch) - loss) <= 1e-6
-    known |= encoded(vlm, processor, first)
+    encode_images(vlm, processor, examples, gib=1)
     monkeypatch.setattr(processor, "cut", None)
     monkeypatch.setattr(vlm.visual, "forward", None)
-    assert abs(vlm.loss(processor(examples, known=known)) - loss) <= 1e-6
+    assert abs(vlm.loss(processor(examples)) - loss) <= 1e-6
 
 
 def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):
