@@ -196,9 +196,9 @@ def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicte
 def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, checkpoint, monkeypatch):
     processor = Processor.from_pretrained(checkpoint)
     examples = [Example(e.images, e.prompt, "a ring") for e in questions()]
-    first = examples[0].images[0]
+    second, first = examples[-1].images
     loss = vlm.loss(processor(examples, share_images=True))
-    encode_images(vlm, processor, examples[4:], gib=1)
+    encode_images(vlm, processor, [Example([second])], gib=1)
     batch = processor(examples, share_images=True)
     assert len(batch.grids) == 1 and torch.equal(batch.patches, processor.cut(Visual(first)))
     assert abs(vlm.loss(batch) - loss) <= 1e-6
