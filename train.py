@@ -54,7 +54,7 @@ from parts.files import InputError, read_metadata
 
 def arguments(argv=None):
     """The command line -> a Namespace with a value for every flag."""
-    return parse_args(argv, methods=[*METHODS, "full", "none"], criteria=probe.CRITERIA)
+    return parse_args(argv, methods=[*ablations.METHODS, "full", "none"], criteria=criteria.CRITERIA)
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
