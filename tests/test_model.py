@@ -172,8 +172,8 @@ def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_befo
 def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_logits(vlm, processor):
     batch = processor([Example([picture(90, 60)], "What is this?"), Example([picture(90, 60, 1)], "What is this?")])
     assert batch.causal
-    masked = replace(batch, causal=False)
-    assert (vlm(batch) - vlm(masked)).abs().max() <= 1e-5
+    with_mask = replace(batch, causal=False)
+    assert (vlm(batch) - vlm(with_mask)).abs().max() <= 1e-5
     assert not processor(questions()).causal
     assert not processor(questions(2)[:2], share_images=True).causal
 
