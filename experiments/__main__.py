@@ -40,7 +40,6 @@ ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentence
     "ablation": analyses.uneven_heads,
     "ratio": analyses.savings,
     "selection": selection.selecting,
-    "faithful": trained.faithful,
     "stability": trained.stable,
     "attention": trained.attending,
 }

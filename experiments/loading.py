@@ -18,7 +18,6 @@ from harness.encodings import encode_images, load_examples
 from harness.processes import choose_device
 from imagelora import load_adapter
 from model import VLM
-from parts.files import read_json
 from parts.tasks.rows import json_rows
 from probe import head_scores
 
@@ -27,11 +26,6 @@ from probe import head_scores
 
 def folder(report):
     return Path(report["arguments"]["out"])
-
-
-def scores_of(report):
-    """The probe's scores, [L, G], that a run wrote down."""
-    return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def ours_and_lora(settings, *column):
 
 METHODS = {"base": "--method none", "LoRA": "--method lora", "Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
 PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
-ALL_HEADS = {"all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
+ALL_HEADS = {"all heads": f"--heads {ALL}"}
 RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16)}
 
 MAIN = {
@@ -134,10 +134,6 @@ SUITES = {
         [*ours_and_lora(SHARES), (TEXT_TOO, "60 words, LoRA")],
     ),
     "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),
-    "faithful": Suite(
-        "Does a head's probe score say what a trained adapter loses without it? Are probed heads as good as the best?",
-        ALL_HEADS | PROBED,
-    ),
     "stability": Suite(
         "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
         ALL_HEADS | PROBED,

@@ -1,4 +1,4 @@
-"""Tables: reports of runs -> columns -> markdown, a picture, and the page experiments/README.md.
+"""Tables: reports of runs -> columns -> markdown, and the page experiments/README.md.
 
 A table is (title, {row: {column: [a value for each seed]}}). A result is what SUITE.json holds: the question, the tables,
 the comparisons, further sentences, and how all of this was made.
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from experiments.charts import Panel, blocks
 from experiments.comparisons import sentence
 from experiments.suites import BUDGETS
 from parts.files import read_json, reading, write_text
@@ -115,33 +114,20 @@ def markdown(result):
 
 # A result -> files
 
-PICTURED = ("boxes", "words", "boxes by day")  # columns of accuracies that a picture shows beside each other
 MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->\n", re.DOTALL | re.MULTILINE)
 
 
 def write_result(name, result, out):
-    """Write NAME.json, NAME.png and the tables: into the page where these are the project's own results and the page has
+    """Write NAME.json and the tables: into the page where these are the project's own results and the page has
     the two marks for them, else into NAME.md."""
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    draw(out / f"{name}.png", result)
     page, text = PAGE.read_text(encoding="utf-8"), out / f"{name}.md"
     if out == RESULTS and f"<!-- table: {name} -->" in page:
         text = PAGE
         write_text(PAGE, filled(page, RESULTS))
     else:
         write_text(text, markdown(result))
-    print(f"\n{markdown(result)}\n  written to {out / name}.json, .png and {text}")
-
-
-def draw(file, result):
-    """A block of panels for each table: its columns of PICTURED, or else its first."""
-    panels = []
-    for title, rows in result["tables"]:
-        columns = filled_columns(rows)
-        shown = [column for column in columns if column in PICTURED] or columns[:1]
-        by_column = {column: {row: {"": values[column]} for row, values in rows.items()} for column in shown}
-        panels.append([Panel(f"{title} {c}".strip(), FORMS.get(c, ".2f"), by_column[c]) for c in shown])
-    blocks(file, result["question"], panels)
+    print(f"\n{markdown(result)}\n  written to {out / name}.json and {text}")
 
 
 def filled(page, results):
