@@ -14,8 +14,6 @@ from task_folders import write_json, write_lines
 
 import train
 from data import Example
-from experiments.runs import RATES, SEARCHED, read_rates, read_report
-from experiments.tables import measured_section
 from harness import figures, report
 from harness.evaluate import score_again
 from harness.state import (
@@ -62,27 +60,6 @@ def left(tmp_path):
     line |= {"data": "d", "kind": "k", "group": "", "images": ["a.png"], "videos": 0, "when": "base", "score": 1.0}
     write_lines(out / "predictions.jsonl", [line, line | {"when": "tuned", "metric": "exact", "reference": "x"}])
     write_lines(out / "log.jsonl", state["log"])
-    measured = {"accuracy": 0.5, "by_kind": {"d k": 0.5}}
-    report = {"method": "lora", "wall_seconds": 1.5, "text_logit_max_change": 0.0, "trainable_parameters": 9}
-    report |= {
-        "adapter_flops_per_step": 1e6,
-        "step_ms": 2.5,
-        "base": measured,
-        "tuned": measured,
-        "arguments": arguments,
-    }
-    write_json(out / "report.json", report)
-    write_json(out / RATES, {"rates": {flags: 0.01 for flags in SEARCHED}})
-    tables = [["title", {"row": {"boxes": [0.5, 0.25]}}]]
-    result = {
-        "question": "Why?",
-        "tables": tables,
-        "sentences": ["Because."],
-        "command": "c",
-        "minutes": 1.5,
-        "cores": 2,
-    }
-    write_json(out / "main.json", result)
     return out
 
 
@@ -97,9 +74,6 @@ RUN_FILES = {  # file: (what is done with it, how many times it is broken)
     "heads.json": (lambda out, config: load_selection(out / "heads.json", config), 60),
     "log.jsonl": (lambda out, config: [*json_rows(out / "log.jsonl")], 20),
     "predictions.jsonl": (lambda out, config: score_again(out / "predictions.jsonl"), 60),
-    "report.json": (lambda out, config: read_report(out / "report.json"), 40),
-    RATES: (lambda out, config: read_rates(out), 30),
-    "main.json": (lambda out, config: measured_section("main", out), 40),
 }
 
 
