@@ -40,7 +40,7 @@ def step_flops(vlm, batch, full, checkpointing):
 
 def asked(args):
     """(device, dtype) of the training; the GPU need not be here. Raises InputError for flags that do not go with --plan."""
-    for name in ("find", "prompt", "eval_only", "probe_only", "resume", "score", "show", "shard"):
+    for name in ("find", "prompt", "eval_only", "probe_only", "resume", "score", "show"):
         if getattr(args, name):
             raise InputError(f"--plan is for a training: leave out --{name.replace('_', '-')}")
     device, gpu = args.device.partition(":")[0], torch.cuda.is_available()
