@@ -28,13 +28,7 @@ from torch.utils.data import DataLoader
 
 import probe
 from data import Processor
-from harness import (  # each adds to METHODS or CRITERIA
-    ablations,
-    criteria,
-    ending,
-    planning,
-    report,
-)
+from harness import ablations, criteria, ending, report  # noqa: F401 (the first two add to METHODS and CRITERIA)
 from harness.ablations import continue_from
 from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
@@ -331,9 +325,7 @@ def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     with ending.in_one_line():
         args = arguments(argv)
-        if args.plan:
-            planning.show(args.model, planning.plan(args, VLM, METHODS, choose_heads))
-        elif args.score:
+        if args.score:
             score_again(args.score)
         elif args.show:
             report.show_rows(args)

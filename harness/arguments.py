@@ -284,7 +284,6 @@ def make_parser(methods, criteria):
     add("--image", "with --prompt or --find: ask about these images", [], nargs="*", type=path, metavar="FILE")
     add("--predict", "with --prompt or --find: ask about every image of a folder", type=path, metavar="FOLDER")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
-    add("--plan", "print what training will need: memory, FLOPs, time; load nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", type=file, metavar="FILE")
     add(
         "--show",
