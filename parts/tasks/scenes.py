@@ -317,6 +317,7 @@ DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples
     "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS),
     **{f"scenes-{look}": ((look,), BOXES + WORDS) for look in LOOKS},
     **{f"boxes-{look}": ((look,), BOXES) for look in LOOKS if look != "prior"},
+    **{f"words-{look}": ((look,), WORDS) for look in LOOKS if look != "prior"},
     "scenes-prior": (("prior",), WORDS),
     "sums": (("day",), ("text",)),
     PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING),
