@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 import probe
 from data import Processor
-from harness import ablations, criteria, ending, report  # noqa: F401 (the first two add to METHODS and CRITERIA)
+from harness import ablations, criteria, ending, report
 from harness.ablations import continue_from
 from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
