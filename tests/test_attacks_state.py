@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 import torch
 from breaking import attack, broken_bytes, broken_text
-from conftest import randomised
 from PIL import Image
 from task_folders import write_json, write_lines
 
@@ -26,8 +25,7 @@ from harness.state import (
     sealed,
     start,
 )
-from imagelora import ImageLoRA
-from parts.files import InputError, read_metadata, write_safetensors, write_text
+from parts.files import InputError, write_safetensors, write_text
 from parts.tasks.rows import json_rows
 from probe import load_selection, save_selection
 
@@ -111,16 +109,8 @@ def test_every_value_of_the_arguments_and_of_a_state_has_one_kind(left):
     print(f"wrong kinds: {count} inputs, {count} refused")
 
 
-def test_a_flipped_byte_of_a_state_or_an_adapter_is_never_accepted_as_another_number(left, vlm, tmp_path):
+def test_a_flipped_byte_of_a_state_is_never_accepted_as_another_number(left):
     """Every byte of the numbers themselves."""
-    file = tmp_path / "a.safetensors"
-    randomised(ImageLoRA(vlm.config, {0: [1]})).attach(vlm).save(file)
-    whole = file.read_bytes()
-    size = 8 + int.from_bytes(whole[:8], "little")
-    for i in random.Random(0).sample(range(size, len(whole)), 40):
-        file.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-        with pytest.raises(InputError, match="a.safetensors: not a complete safetensors file.*checksum"):
-            read_metadata(file)
     file = left / "state.pt"
     saved = torch.load(file, weights_only=True)["parameters"][0]
     with zipfile.ZipFile(file) as archive:
