@@ -87,12 +87,13 @@ SWITCHES = {
 }
 TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 0.5, 1)}
 
-SHARES = {  # words before a question make the visual share smaller, larger images make it larger
-    "60 words": "--preamble 60 --eval scenes-fog",
-    "25 words": "--preamble 25 --eval scenes-fog",
+SHARES = {  # words before a question make the visual share smaller, other images after its own make it larger
+    "60 words": "--data scenes+60 --eval scenes-fog+60",
+    "25 words": "--data scenes+25 --eval scenes-fog+25",
     "as it is": "--eval scenes-fog",
-    "images of 196 tokens": "--min-pixels 153664 --eval scenes-fog",
-    "images of 784 tokens": "--min-pixels 614656 --max-pixels 614656 --eval scenes-fog",
+    "words alone": "--data words-fog",
+    "words, 3 other images": "--data words-fog+3images",
+    "words, 11 other images": "--data words-fog+11images",
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 

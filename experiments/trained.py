@@ -54,13 +54,13 @@ def stable(reports, setup):
 def attending(reports, setup):
     """The share of the attention of the answer's tokens that goes to visual tokens, before training and after it."""
     subject = load_subject(setup, limit=60)
-    batches = subject.batches(20)
-    base = visual_attention(subject.vlm, batches)  # [L, H]
+    every = range(len(subject.examples))
+    base = visual_attention(subject.vlm, subject.batches(every))  # [L, H]
     shares = {"base": [base]}  # {row: [[L, H] of each seed]}
     for row, of_seeds in reports.items():
         for report in of_seeds:
             with attached(report, subject.vlm):
-                shares.setdefault(row, []).append(visual_attention(subject.vlm, batches))
+                shares.setdefault(row, []).append(visual_attention(subject.vlm, subject.batches(every)))
     table = {}
     for row, of_seeds in shares.items():
         table[row] = {

@@ -70,9 +70,6 @@ def asked(monkeypatch):
     class Subject:
         vlm = SimpleNamespace(config=SimpleNamespace(layers=6, value_heads=4), loss=lambda batch: torch.zeros(1))
 
-        def batches(self, size, share_images):
-            return [None]
-
         def probe(self, count, seed, criterion="rank1"):
             asked.probes.append((count, seed, criterion))
             return torch.rand(6, 4, generator=torch.Generator().manual_seed(seed))
