@@ -96,7 +96,7 @@ class Batch:
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     causal: bool  # no padding and no segments: plain causal attention, without a mask
     examples: list = field(default_factory=list)  # (row, segment) of each Example
-    known: torch.Tensor | None = None  # what the encoder said of further images, counted after those of `patches`
+    encoded: torch.Tensor | None = None  # embeddings of images encoded earlier; their rows come after those of `patches`
 
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
@@ -128,6 +128,7 @@ class Processor:
         self.mean = torch.tensor(preprocessor["image_mean"])
         self.std = torch.tensor(preprocessor["image_std"])
         self.factor = config.vision.patch_size * config.vision.merge  # pixels a side of one visual token
+        self.encoded = {}  # {Visual.key: embeddings, on the CPU} of images that `encode_images` has encoded
         if self.min_pixels > self.max_pixels:
             raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}")
 
@@ -272,13 +273,13 @@ class Processor:
 
     # ----------------------------------------------------------------------------------------- from examples to a batch
 
-    def __call__(self, examples, share_images=False, known=None):
+    def __call__(self, examples, share_images=False):
         """Examples -> Batch. All with answers: padded on the right, to train. None: padded on the left, to generate.
 
         share_images: consecutive examples about the same images share one row. It has the images once, in segment 0,
         then each question with its answer in a segment of its own, at the positions that it would have alone. The mask
         separates the segments, so loss and gradients are those of separate rows.
-        known: {Visual.key: what the encoder said of it} of images that were encoded before; they are not opened again.
+        Images whose embeddings are in `self.encoded` are not opened: their embeddings go into the batch.
         Raises ValueError for a mixture, InputError for a bad image or an example longer than the model's positions.
         """
         answered = [example.answer is not None for example in examples]
@@ -289,23 +290,23 @@ class Processor:
         for example, (ids, _, _) in zip(examples, tokens):
             if len(ids) > most:
                 raise InputError(f"{example.name}: {len(ids)} tokens, the model has {most} positions")
-        new, old, source = self.images(examples, known or {})
+        new, old, source = self.images(examples)
         rows, places = self.packed(examples, tokens, source, share_images)
         batch = self.tensors(rows, places, pad_left=not all(answered))
-        # Each image is opened and cut once, and only if its embeddings are not known.
+        # Each image is opened and cut once, unless it is encoded already.
         if new:
             batch.patches = torch.cat([self.cut(visual) for visual in new])
             batch.grids = torch.tensor([self.grid(visual) for visual in new])
         if old:
-            batch.known = torch.cat([known[visual.key] for visual in old])
+            batch.encoded = torch.cat([self.encoded[visual.key] for visual in old])
         return batch
 
-    def images(self, examples, known):
-        """The images of a batch, each once: those that the encoder has to see, those whose embeddings are known, and
-        {key: the rows in which its embeddings will be}, the known ones after the encoder's."""
+    def images(self, examples):
+        """The images of a batch, each once: those to encode, those that are encoded already, and {key: the rows of its
+        embeddings}, the earlier ones after the new ones."""
         visuals = {visual.key: visual for example in examples for visual in example.visuals}
-        new = [visual for key, visual in visuals.items() if key not in known]
-        old = [visual for key, visual in visuals.items() if key in known]
+        new = [visual for key, visual in visuals.items() if key not in self.encoded]
+        old = [visual for key, visual in visuals.items() if key in self.encoded]
         source, count = {}, 0
         for visual in new + old:
             source[visual.key] = range(count, count + self.visual_tokens(visual))

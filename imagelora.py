@@ -1,6 +1,6 @@
 """Lecture 1. The method: Image-LoRA (arXiv 2512.19219), and the standard LoRA that it is compared with.
 
-You will see the paper's formula as it is written (`masked`), then the same result at a cost proportional to the number
+You will see the paper's formula as it is written (`formula`), then the same result at a cost proportional to the number
 of visual tokens (`forward`). After that: how an adapter is attached to a frozen model, saved and loaded.
 
 A frozen attention layer computes the values V^(h) = X W_V^(h) of its value heads h. Image-LoRA adds a low-rank update,
@@ -53,7 +53,7 @@ class ImageLoRALayer(nn.Module):
         """(alpha / R) * gamma / sqrt(n)."""
         return self.scale * self.gamma * self.norm
 
-    def masked(self, v, x, visual_mask):
+    def formula(self, v, x, visual_mask):
         """The formula as the paper writes it: v [B, T, G*K], the frozen values X W_V, x [B, T, D], the layer's input,
         visual_mask [B, T] bool -> V~. The model calls `forward`; the tests hold it equal to this."""
         K = self.B.shape[-1]
@@ -86,6 +86,7 @@ class Adapter(nn.Module):
     subclass also puts the modules into self.layers, which makes their parameters its own. settings: the arguments that
     build the same adapter again; they and `notes` are saved as text."""
 
+    name = None  # a subclass has its own: what --method and its files call it
     options = ()  # names of the arguments after `config`; train.py fills them from its flags
     heads = None  # {layer: [value heads]} where heads are selected
 
@@ -115,8 +116,7 @@ class Adapter(nn.Module):
         """Write one safetensors file, with the model's fingerprint. Raises ValueError if it was never attached."""
         if self.base is None:
             raise ValueError("attach the adapter before saving it: the file names the model that it belongs to")
-        (method,) = [name for name, kind in METHODS.items() if kind is type(self)]
-        metadata = {"format_version": FORMAT, "method": method, "base": self.base}
+        metadata = {"format_version": FORMAT, "method": self.name, "base": self.base}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         files.write_safetensors(path, self.state_dict(), metadata)
 
@@ -125,7 +125,7 @@ class ImageLoRA(Adapter):
     """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: at the start, 0.01 in the authors' code.
     Raises ValueError for a layer or head that the model does not have, or no head at all."""
 
-    options = ("heads", "rank", "alpha", "gamma")
+    name, options = "image-lora", ("heads", "rank", "alpha", "gamma")
 
     def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01):
         heads = check_heads(config, heads)
@@ -170,7 +170,7 @@ class LoRALayer(nn.Module):
 class LoRA(Adapter):
     """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: projections."""
 
-    options = ("targets", "rank", "alpha")
+    name, options = "lora", ("targets", "rank", "alpha")
 
     def __init__(self, config, targets=("q", "k", "v", "o"), rank=8, alpha=16):
         D, query, value = config.hidden, config.heads * config.head_size, config.value_heads * config.head_size
@@ -187,7 +187,7 @@ class LoRA(Adapter):
         return sum(6 * tokens * (u.A.numel() + u.B.numel()) for u in self.updates.values())
 
 
-METHODS = {"image-lora": ImageLoRA, "lora": LoRA}  # train.py's --method; a new one is a class and a line here
+METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # train.py's --method; a new one is a class and a line here
 
 
 def load_adapter(path, vlm):
@@ -195,12 +195,12 @@ def load_adapter(path, vlm):
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
     if (version := metadata.get("format_version", FORMAT)) != FORMAT:
         raise files.InputError(f"{path}: written by another version (format {version}); train it again")
-    if metadata.get("method") not in METHODS:
-        raise files.InputError(f"{path}: not an adapter file; its method would be one of {', '.join(METHODS)}")
+    if (method := metadata.get("method")) not in METHODS:
+        raise files.InputError(f"{path}: not an adapter file: its method is {method!r:.40}; known: {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model", RuntimeError):
         if metadata["base"] != vlm.fingerprint():
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        kind, settings = METHODS[metadata["method"]], json.loads(metadata["settings"])
+        kind, settings = METHODS[method], json.loads(metadata["settings"])
         if not 1 <= settings.get("rank", 1) <= 10**4:  # before it takes memory
             raise ValueError(f"rank {settings['rank']}")
         adapter = kind(vlm.config, **settings)

@@ -211,7 +211,7 @@ class VLM(nn.Module):
         """Token embeddings with the visual embeddings at the visual positions, [B, T, D]; and a list, [N, D] each, of
         what DeepStack adds there after the first layers (in families without it: nothing).
 
-        Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.known`).
+        Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.encoded`).
         visual_source[i] is the row of these embeddings that belongs at the i-th visual position; several positions may
         name the same row, where several questions are about one image.
         """
@@ -221,8 +221,8 @@ class VLM(nn.Module):
         visual = []
         if len(batch.grids):
             visual.append(self.visual(batch.patches, batch.grids))
-        if batch.known is not None:
-            visual.append(batch.known)
+        if batch.encoded is not None:
+            visual.append(batch.encoded)
         visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D], with DeepStack [N, D + D + ...]
         visual, *deepstack = visual.split(self.config.hidden, dim=1)  # [N, D] each
         return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), deepstack

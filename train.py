@@ -95,14 +95,14 @@ def run(args, command):
     # The encoder is frozen: each image that the run needs is encoded once.
     upcoming = set(itertools.islice(row_order(examples, args.seed), min(steps * rows_a_step, len(examples))))
     needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in upcoming)]
-    known = encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
+    encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
     # ========== 4. What the frozen model answers, and its logits of text ==========
     def answers(sets, few=None):
         found = []
         for name, _, _, room in sets:
             rows = held_out[name][:few]
-            found += evaluate(vlm, processor, rows, name, room, known, args.eval_batch, args.share_images)
+            found += evaluate(vlm, processor, rows, name, room, args.eval_batch, args.share_images)
         return found
 
     if state["base"] is None:  # as text, so that a resumed run has it in the same form
@@ -112,7 +112,7 @@ def run(args, command):
 
     # ========== 5. The probe: which heads ==========
     if examples and state["heads"] is None and "heads" in options_of(args.method):
-        score = partial(probe_scores, vlm, processor, examples, known, args.probe_samples, args.probe_seed)
+        score = partial(probe_scores, vlm, processor, examples, args.probe_samples, args.probe_seed)
         found = choose_heads(vlm.config, args.selection, args.heads, args.tau, args.seed, score)
         state["heads"], state["scores"] = found
     if state["heads"] and RANK == 0:
@@ -139,7 +139,7 @@ def run(args, command):
     if examples:
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
         rows_of_steps = (list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps))
-        batches = StepBatches(processor, examples, known, args.batch, args.share_images)
+        batches = StepBatches(processor, examples, args.batch, args.share_images)
         options = {"num_workers": args.workers, "pin_memory": device.type == "cuda", "worker_init_fn": ending.deaf}
         loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
@@ -186,14 +186,14 @@ def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, 
 # --------------------------------------------------------------------------------------------------------- the method
 
 
-def probe_scores(vlm, processor, examples, known, samples, seed, criterion):
+def probe_scores(vlm, processor, examples, samples, seed, criterion):
     """Scores [L, G] by `samples` random examples that have an image, one a batch. They are training examples only."""
     with_image = [e for e in examples if e.visuals]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     chosen = [with_image[i] for i in order[:samples].tolist()]
 
     def scores_of(examples):
-        batches = (processor([e], known=known).to(vlm.device) for e in examples)
+        batches = (processor([e]).to(vlm.device) for e in examples)
         return probe.head_scores(vlm, batches, criterion, seed)
 
     with progress(chosen, desc="probe") as bar:

@@ -1,7 +1,7 @@
 """Experiments: the paper's tables, its review's demands and its open questions, each one command.
 
     python -m experiments main                      run a suite; its tables go to runs/results
-    python -m experiments all --publish             run all but deepstack; tables go to results/ and experiments/README.md
+    python -m experiments all --publish             run all; tables go to results/ and experiments/README.md
     python -m experiments rates --publish           search the learning rates that the suites use
     python -m experiments docs                      fill the tables of experiments/README.md from results/
     python -m experiments rates drift --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
@@ -14,8 +14,7 @@ An interrupted run continues from its last saved state. So the same command cont
 of --more come last, so they win: with another model say also how many --heads, with other data what to --eval on.
 
 A suite writes SUITE.json, SUITE.png (the first column of each table) and SUITE.md into --out. With --publish they become
-the project's own: in results/, and the tables in experiments/README.md. The suite `deepstack` needs two models, which
-`python parts/tiny/deepstack.py` makes.
+the project's own: in results/, and the tables in experiments/README.md.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from pathlib import Path
 import train
 from experiments.analyses import ANALYSES
 from experiments.runs import RATES, Launcher, read_rates, run_rows, search_rates
-from experiments.suites import COMMON, MORE_SEEDS, NEED_MODELS, SEEDS, SUITES
+from experiments.suites import COMMON, MORE_SEEDS, SEEDS, SUITES
 from experiments.tables import (
     RESULTS,
     is_published,
@@ -159,7 +158,7 @@ def main(argv=None):
     launcher = Launcher(args.runs, args.jobs or cores, cores, args.more)
     suites = [name for name in args.suites if name in SUITES]
     if "all" in args.suites:
-        suites = [name for name in SUITES if name not in NEED_MODELS]
+        suites = list(SUITES)
     try:
         # What is wrong with the flags is said before anything runs.
         train.arguments(f"{COMMON} {args.more}".split())

@@ -12,7 +12,7 @@ from experiments.comparisons import POINTS, compared, not_worse, spearman
 from experiments.heads import faithful, moving, stable
 from experiments.inside import attending, normalization
 from experiments.stage import folder, scores_of
-from experiments.suites import ALONE, NEW_WORDS, SWITCHES, TWO_ROADS
+from experiments.suites import ALONE, NEW_WORDS, SWITCHES
 from experiments.tables import accuracies, accuracy, values
 from parts.files import reading
 from parts.tasks.rows import json_rows
@@ -88,25 +88,6 @@ def compare_pairs(reports):
                 ours, lora = map(accuracy, ours), map(accuracy, lora)
             sentences.append(compared(f"{name}, Image-LoRA against LoRA", ours, lora))
     return sentences
-
-
-def compare_roads(reports):
-    """A table: what each method gains over its base, with DeepStack and without. Sentences: the difference of the two, and
-    that of how far Image-LoRA is from LoRA."""
-    table, sentences = {}, []
-    for method in ("LoRA", "Image-LoRA", "Image-LoRA, all heads"):
-        gains = {}
-        for road in TWO_ROADS:
-            (base,) = map(accuracy, reports[f"{road}, base"])
-            gains[f"gain {road}"] = [accuracy(report) - base for report in reports[f"{road}, {method}"]]
-        table[method] = gains
-        sentences.append(compared(f"Gain of {method}, with DeepStack against without", *gains.values()))
-        if method != "LoRA":
-            from_lora = []
-            for road, ours in gains.items():
-                from_lora.append([a - b for a, b in zip(ours, table["LoRA"][road])])
-            sentences.append(compared(f"{method} less LoRA, with DeepStack against without", *from_lora))
-    return [("Gain over the base", table)], sentences
 
 
 # ========== Against another row ==========
@@ -197,11 +178,6 @@ def ratio(reports, seeds, rates, launcher, out):
     return savings(reports, out), compare_pairs(reports)
 
 
-def deepstack(reports, *_):
-    tables, sentences = compare_roads(reports)
-    return tables, [*compare_pairs(reports), *sentences]
-
-
 ANALYSES = {  # suite: (reports, seeds, rates, launcher, out) -> (tables, sentences)
     "main": main,
     "ablation": ablation,
@@ -213,5 +189,4 @@ ANALYSES = {  # suite: (reports, seeds, rates, launcher, out) -> (tables, senten
     "attention": attending,
     "bottleneck": lambda reports, *_: ([], compare_with_lora(reports)),
     "looks": lambda reports, *_: ([], compare_pairs(reports)),
-    "deepstack": deepstack,
 }

@@ -8,17 +8,16 @@ import torch
 
 from experiments import charts
 from experiments.comparisons import compared, jaccard, spearman
-from experiments.runs import of_seed, run_all, run_selections, selection_file
+from experiments.runs import run_selections
 from experiments.stage import (
     attached,
-    folder,
     model_and_examples,
     saved_steps,
     scores_of,
     update_replaced,
 )
-from experiments.suites import FEW, STEPS
-from experiments.tables import OVERLAP, accuracies, accuracy, measured
+from experiments.suites import FEW
+from experiments.tables import OVERLAP, accuracies, measured
 from probe import select_heads
 
 # ========== Switched off ==========
@@ -181,7 +180,7 @@ def stable(reports, seeds, rates, launcher, _):
 
 
 def moving(reports, seeds, rates, launcher, _):
-    """A table: the model probed at its saved states. A sentence: does it help to pick the heads again half way?"""
+    """A table: the model probed at its saved states."""
     stage = model_and_examples(launcher.more, split="train", limit=1200)
     table = {}
     for seed, report in zip(seeds, reports["Image-LoRA, all heads"]):
@@ -190,10 +189,7 @@ def moving(reports, seeds, rates, launcher, _):
             row = table.setdefault(name, {column: [] for column in OVERLAP})
             for column, value in zip(OVERLAP, agreeing(scores, first)):
                 row[column].append(value)
-
-    old, new = second_halves(stage, seeds, rates, launcher)
-    name = f"Second {STEPS // 2} steps with {FEW} heads picked again, against the old ones"
-    return [("Probes of the model in training, against one before it", table)], [compared(name, new, old)]
+    return [("Probes of the model in training, against one before it", table)], []
 
 
 def probes_of_training(stage, report, seed):
@@ -202,22 +198,3 @@ def probes_of_training(stage, report, seed):
     with attached(report, stage.vlm) as adapter:
         for step in saved_steps(report, adapter):
             yield f"after {step} steps", stage.probe(64, seed)
-
-
-def second_halves(stage, seeds, rates, launcher):
-    """Train half of the steps; then as many again, with the same heads and with those that a probe half way picks.
-    (accuracies with the old heads, with the new ones), a value for each seed."""
-    half = f"--heads {FEW} --steps {STEPS // 2}"
-    first_halves = run_all([of_seed(half, seed, rates) for seed in seeds], launcher, "drift")
-
-    # Pick the heads again half way, with the adapter attached.
-    runs = []
-    for seed, report in zip(seeds, first_halves):
-        with attached(report, stage.vlm):
-            later = selection_file("later", select_heads(stage.probe(64, seed), FEW), launcher)
-        for heads in (folder(report) / "heads.json", later):
-            start = f"--continue-from {folder(report) / 'adapter.safetensors'} --selection {heads}"
-            runs.append(of_seed(f"{half} {start}", seed, rates))
-
-    found = [accuracy(report) for report in run_all(runs, launcher, "drift")]
-    return found[::2], found[1::2]

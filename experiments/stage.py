@@ -83,11 +83,10 @@ class Stage:
     vlm: VLM
     processor: Processor
     examples: list
-    encoded: dict  # {image key: visual embeddings}
     predict: Callable  # () -> an answer to every example, generated and scored
 
     def batch(self, examples, share_images=False):
-        return self.processor(examples, share_images, self.encoded).to(self.vlm.device)
+        return self.processor(examples, share_images).to(self.vlm.device)
 
     def batches(self, size, share_images=False):
         starts = range(0, len(self.examples), size)
@@ -114,10 +113,10 @@ def model_and_examples(more, data="", split="test", limit=300):
     limit = min(limit, most or limit)
     examples = load_examples(processor, args.data, args.data_root, split, limit, preamble=args.preamble)
     examples = [example for example in examples if example.images]
-    encoded = encode_images(vlm, processor, examples, args.cache_vision)
+    encode_images(vlm, processor, examples, args.cache_vision)
 
     def predict():
         room = args.max_new_tokens or TASKS[args.data].new_tokens
-        return evaluate(vlm, processor, examples, args.data, room, encoded, args.eval_batch, args.share_images)
+        return evaluate(vlm, processor, examples, args.data, room, args.eval_batch, args.share_images)
 
-    return Stage(vlm, processor, examples, encoded, predict)
+    return Stage(vlm, processor, examples, predict)

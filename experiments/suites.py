@@ -55,11 +55,6 @@ NEW_WORDS = "new words"  # a look by day, whose attributes are answered in words
 LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur")}
 LOOKS |= {NEW_WORDS: "--data scenes-words"}
 
-TWO_ROADS = {  # two tiny Qwen3-VL
-    "with DeepStack": "--model runs/deepstack/with/checkpoint",
-    "without": "--model runs/deepstack/without/checkpoint",
-}
-
 SUITES = {
     "main": (
         "Does Image-LoRA match standard LoRA, do probed heads beat random ones, and what is forgotten?",
@@ -146,12 +141,7 @@ SUITES = {
         "Where does it win, and where should it lose?",
         crossed(LOOKS, BASE | LORA | OURS),
     ),
-    "deepstack": (
-        "Does DeepStack, a second road for what an image shows, cost Image-LoRA what it gains?",
-        crossed(TWO_ROADS, BASE | LORA | OURS | ALL_HEADS),
-    ),
 }
-NEED_MODELS = ("deepstack",)  # suites whose models must be made first, by parts/tiny/deepstack.py
 
 OURS_SEARCHED = [
     "",

@@ -73,8 +73,7 @@ MEASURES = {  # column: (value of a report, how it is written)
     "ms a step": (lambda report: report["step_ms"], ".0f"),
 }
 FORMS = {column: form for column, (_, form) in MEASURES.items()}
-FORMS |= {"visual share": "%", "FLOPs over LoRA's": "%", "lost accuracy": "%"}
-FORMS |= {"gain with DeepStack": "%", "gain without": "%"}  # any other column: ".2f"
+FORMS |= {"visual share": "%", "FLOPs over LoRA's": "%", "lost accuracy": "%"}  # any other column: ".2f"
 
 
 def values(reports, column):

@@ -13,7 +13,43 @@ from imagelora import (
 )
 from parts.files import InputError, parse_json, read_metadata, reading
 
-CHOICES = {"path": ("v", "k", "q", "o"), "tokens": ("visual", "text", "all"), "shared": ("layer", "model", "none")}
+SWITCHES = {  # name: {what --ablate NAME=VALUE calls a value: the value}; the paper's is the first
+    "path": {"v": "v", "k": "k", "q": "q", "o": "o"},
+    "tokens": {"visual": "visual", "text": "text", "all": "all"},
+    "norm": {"on": True, "off": False},
+    "shared": {"layer": "layer", "model": "model", "none": "none"},
+    "outer": {"off": False, "on": True},
+}
+PAPER = {name: next(iter(values.values())) for name, values in SWITCHES.items()}
+
+
+def parse_ablations(settings):
+    """["path=k", "norm=off", "gamma=fixed"] -> {"path": "k", "norm": False, "gamma": None}: what differs from the paper,
+    as arguments of Ablation; {} if nothing does. Raises InputError for any other name or value."""
+    changed = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        values = (SWITCHES | {"gamma": {"learned": "learned", "fixed": None}}).get(name)
+        if values is None:
+            raise InputError(f"--ablate {setting:.40}: write NAME=VALUE, with a name of {', '.join(SWITCHES)}, gamma")
+        if value not in values:
+            raise InputError(f"--ablate {setting:.40}: {name} is one of {', '.join(values)}")
+        if value != next(iter(values)):
+            changed[name] = values[value]
+    check_switches({name: value for name, value in changed.items() if name != "gamma"})
+    return changed
+
+
+def check_switches(switches):
+    """All of them, those that are not given as in the paper. Raises InputError for a value that there is not, and for
+    switches that exclude each other."""
+    for name, value in switches.items():
+        if value not in SWITCHES[name].values():
+            raise InputError(f"{name} {value!r:.40}: choose from {', '.join(map(str, SWITCHES[name].values()))}")
+    switches = PAPER | switches
+    if switches["path"] == "o" and (switches["shared"] != "layer" or switches["outer"]):
+        raise InputError("path=o has an A for each head and one B: it goes without shared and outer")
+    return switches
 
 
 class AblationLayer(ImageLoRALayer):
@@ -83,39 +119,21 @@ class AblationLayer(ImageLoRALayer):
 
 
 class Ablation(ImageLoRA):
-    """Image-LoRA with the switches of AblationLayer. Raises InputError for switches that exclude each other."""
+    """Image-LoRA with some of the SWITCHES of AblationLayer. Raises InputError for switches that exclude each other."""
 
-    options = ("heads", "rank", "alpha", "gamma", "path", "tokens", "norm", "shared", "outer")
+    name, options = "ablation", (*ImageLoRA.options, *PAPER)
 
-    def __init__(
-        self,
-        config,
-        heads,
-        rank=8,
-        alpha=16,
-        gamma=0.01,
-        path="v",
-        tokens="visual",
-        norm=True,
-        shared="layer",
-        outer=False,
-    ):
-        heads = check_heads(config, heads)
-        for name, value in {"path": path, "tokens": tokens, "shared": shared}.items():
-            if value not in CHOICES[name]:
-                raise InputError(f"{name} {value!r:.40}: choose from {', '.join(CHOICES[name])}")
-        if path == "o" and (shared != "layer" or outer):
-            raise InputError("--path o has an A for each head and one B: it goes without --shared and --outer")
-        settings = {"rank": rank, "alpha": alpha, "gamma": gamma}
-        settings |= {"path": path, "tokens": tokens, "norm": norm, "shared": shared, "outer": outer}
+    def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01, **switches):
+        heads, switches = check_heads(config, heads), check_switches(switches)
+        settings = {"rank": rank, "alpha": alpha, "gamma": gamma} | switches
         layers = {layer: AblationLayer(config, hs, **settings) for layer, hs in heads.items()}
-        if shared == "model":  # one matrix, which every layer holds
+        if switches["shared"] == "model":  # one matrix, which every layer holds
             first, *others = layers.values()
             for update in others:
                 update.A = first.A
-        updates = {(layer, path): update for layer, update in layers.items()}
+        updates = {(layer, switches["path"]): update for layer, update in layers.items()}
         Adapter.__init__(self, updates, {"heads": heads} | settings)
-        self.heads, self.tokens = heads, tokens
+        self.heads, self.tokens = heads, switches["tokens"]
         self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
 
     def flops(self, tokens, visual_tokens):
@@ -124,7 +142,7 @@ class Ablation(ImageLoRA):
         return sum(6 * adapted * p.numel() for update in self.layers.values() for p in update.matrices())
 
 
-METHODS["ablation"] = Ablation
+METHODS[Ablation.name] = Ablation
 AS_IN_THE_PAPER = {"path": "v", "shared": "layer", "outer": False}  # on these depends which matrices there are
 
 

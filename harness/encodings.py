@@ -52,10 +52,11 @@ def spread(values):
 
 @torch.no_grad()
 def encode_images(vlm, processor, examples, gib):
-    """{Visual.key: its embeddings, on the CPU} of the examples' images, until `gib` GiB are full. The encoder is frozen,
-    so what it says of an image never changes: once a run is enough, for every epoch and evaluation."""
+    """Fill processor.encoded with the embeddings of the examples' images, until `gib` GiB are full. The encoder is
+    frozen, so each image is encoded once per run. What processor.encoded held before is dropped."""
+    processor.encoded = {}
     if gib == 0:
-        return {}
+        return
     visuals = {visual.key: visual for e in examples for visual in e.visuals}
     chosen, left = [], gib * 2**30
     for visual in visuals.values():
@@ -64,7 +65,6 @@ def encode_images(vlm, processor, examples, gib):
             break
         chosen.append(visual)
 
-    known = {}
     with progress(total=len(chosen), desc="encoding images") as bar:
         for i in range(0, len(chosen), 16):
             some = chosen[i : i + 16]
@@ -72,10 +72,9 @@ def encode_images(vlm, processor, examples, gib):
             grids = torch.tensor([processor.grid(visual) for visual in some])
             embeddings = vlm.visual(patches.to(vlm.device), grids).cpu()
             sizes = [processor.visual_tokens(visual) for visual in some]
-            known |= zip([visual.key for visual in some], embeddings.split(sizes))
+            processor.encoded |= zip([visual.key for visual in some], embeddings.split(sizes))
             bar.update(len(some))
-    print(f"images   {len(known)} of {len(visuals)} encoded once and kept")
-    return known
+    print(f"images   {len(chosen)} of {len(visuals)} encoded once and kept")
 
 
 def by_image(examples):
@@ -110,8 +109,8 @@ class StepBatches:
     process does this ahead of time. Rows of about the same length are together; those without images have Batches of
     their own. The sum over the step is the same, with less padding."""
 
-    def __init__(self, processor, examples, known, size, share_images):
-        self.processor, self.examples, self.known = processor, examples, known
+    def __init__(self, processor, examples, size, share_images):
+        self.processor, self.examples = processor, examples
         self.size, self.share_images = size, share_images
 
     def __getitem__(self, numbers):
@@ -121,6 +120,6 @@ class StepBatches:
             for part in like_batches(self.processor, kind, self.size, self.share_images):
                 batches.append([kind[i] for i in part])
         try:
-            return [self.processor(batch, self.share_images, self.known) for batch in batches]
+            return [self.processor(batch, self.share_images) for batch in batches]
         except InputError as error:  # raised in a worker, it would arrive as a page of traceback
             return error

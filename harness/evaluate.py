@@ -31,16 +31,16 @@ TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at 
 )
 
 
-def evaluate(vlm, processor, examples, name, room, known=None, size=32, share_images=True):
+def evaluate(vlm, processor, examples, name, room, size=32, share_images=True):
     """Generate an answer of at most `room` tokens to every example and score it: a list of predictions, in the order of
     the examples. Several processes take turns at the batches and put the answers together.
 
-    name: of the data set; known: {Visual.key: embeddings}; size: questions answered at once.
+    name: of the data set; size: questions answered at once.
     """
     generated = torch.full((len(examples), room), -1)  # token ids; -1: nothing
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
         for numbers in like_batches(processor, examples, size, share_images)[RANK::WORLD]:
-            batch = processor([examples[i].question() for i in numbers], share_images, known)
+            batch = processor([examples[i].question() for i in numbers], share_images)
             for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), room)):
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)

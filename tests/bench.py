@@ -1,7 +1,7 @@
 """Time and memory of training steps and of evaluation, ours against transformers + peft on the same weights and rows.
 Run by hand, alone on the machine: `python tests/bench.py SUITE ...`
 
-    steps       a training step: one expression a row, the same with known pictures, seven expressions about a picture
+    steps       a training step: one expression a row, the same with encoded pictures, seven expressions about a picture
     evaluation  24 new tokens for seven expressions about a picture
     depth       the ratios at fewer layers, carried on to the depth of the real model
     growth      our step as pictures and the number of expressions grow
@@ -51,6 +51,7 @@ from timing import against, measure, peak_above, wait
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Processor
+from harness.encodings import encode_images
 from imagelora import LoRA
 from model import VLM
 
@@ -77,15 +78,11 @@ def flops_of(run):
 # --------------------------------------------------------------------------------------------------------- the suites
 
 
-def known_picture(vlm, batch, example):
-    with torch.no_grad():
-        return {example.visuals[0].key: vlm.visual(batch.patches, batch.grids).cpu()}
-
-
 def steps(args, vlm, processor, theirs):
     examples = rows(448, 7)
     one = processor(examples[:1]).to(args.device)
-    known = processor(examples[:1], known=known_picture(vlm, one, examples[0])).to(args.device)
+    encode_images(vlm, processor, examples[:1], gib=1)
+    encoded, processor.encoded = processor(examples[:1]).to(args.device), {}
     seven, shared = processor(examples).to(args.device), processor(examples, share_images=True).to(args.device)
     adapter, lora, floor = (module.to(args.device) for module in (image_lora(vlm), LoRA(vlm.config), Floor()))
     token = vlm.config.image_token
@@ -94,7 +91,7 @@ def steps(args, vlm, processor, theirs):
     first = measure(
         {
             "image-lora": lambda: our_step(vlm, adapter, one),
-            "image-lora, picture known": lambda: our_step(vlm, adapter, known),
+            "image-lora, picture encoded": lambda: our_step(vlm, adapter, encoded),
             "lora": lambda: our_step(vlm, lora, one),
             "floor": lambda: our_step(vlm, floor, one),
             "transformers + peft lora": lambda: their_step(theirs, single),
@@ -117,7 +114,7 @@ def steps(args, vlm, processor, theirs):
         "seven expressions a picture": second,
         "ratios": {
             "one expression a row": against(first, "image-lora", "transformers + peft lora"),
-            "one expression a row, picture known": against(first, "image-lora, picture known", "transformers + peft lora"),
+            "one expression a row, picture encoded": against(first, "image-lora, picture encoded", "transformers + peft lora"),
             "seven expressions a picture": against(second, "image-lora", "transformers + peft lora"),
             "our LoRA, one expression a row": against(first, "lora", "transformers + peft lora"),
             "Image-LoRA against the frozen floor": against(first, "image-lora", "floor"),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import randomised
 
-from experiments.analyses import compare_roads
 from experiments.heads import costliest, without_each_head, without_head
 from experiments.inside import uneven, update_norms
 from harness.ablations import Ablation
@@ -88,22 +87,3 @@ def test_an_uneven_selection_has_one_head_half_of_them_and_all(vlm):
     assert uneven(vlm.config) == {0: [0], 1: [0], 2: [0, 1]}
     large = replace(vlm.config, layers=6, value_heads=4)
     assert [len(heads) for heads in uneven(large).values()] == [1, 2, 4, 1, 2, 4]
-
-
-def test_what_deepstack_changes_is_the_difference_of_two_gains():
-    def report(method, boxes):
-        found = {"by_kind": {"scenes-fog grounding": boxes}}
-        return {"method": method, "base": found, "tuned": found}
-
-    reports = {}
-    for road, base, gain in (("with DeepStack", 0.5, 0.2), ("without", 0.6, 0.25)):
-        reports[f"{road}, base"] = [report("none", base)]
-        for method in ("LoRA", "Image-LoRA", "Image-LoRA, all heads"):
-            reports[f"{road}, {method}"] = [report("lora", base + gain + noise) for noise in (-0.01, 0.01)]
-    [(_, table)], sentences = compare_roads(reports)
-    assert table["Image-LoRA"]["gain with DeepStack"] == pytest.approx([0.19, 0.21])
-    assert table["Image-LoRA"]["gain without"] == pytest.approx([0.24, 0.26])
-    of_gains = [s for s in sentences if s.startswith("Gain of")]
-    from_lora = [s for s in sentences if " less LoRA, " in s]
-    assert len(of_gains) == 3 and all("-5.0 points" in sentence for sentence in of_gains)
-    assert len(from_lora) == 2 and all("0.0 points" in sentence for sentence in from_lora)

@@ -218,7 +218,7 @@ def test_every_analysis_runs(checkpoint, out, quick, monkeypatch, capsys):
     end, last = found["attention"][1][1]["LoRA"], found["attention"][2][1]["LoRA, after 2 steps"]
     assert end["mean over heads"] == pytest.approx(last["mean over heads"], abs=1e-6)
     assert [len(table) for _, table in found["faithful"]] == [4, 4, 2, 1]
-    for name in ("oracle", "probed-day", "probed-negative", "later", "uneven"):
+    for name in ("oracle", "probed-day", "probed-negative", "uneven"):
         (file,) = (out / "runs").glob(f"{name}-??????.json")
         assert sum(map(len, json.loads(file.read_text())["heads"].values())) == (4 if name == "uneven" else 2)
     assert (out / "attention-maps.png").stat().st_size > 0

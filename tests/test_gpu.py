@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from data import Example, Processor
+from harness.encodings import encode_images
 from imagelora import ImageLoRA, LoRA
 from model import VLM, attend
 from parts.backbones.layers import RMSNorm, compute_twice, fused_attention
-from parts.tasks.images import Visual
 
 ADAPTERS = {
     "image-lora": lambda config: ImageLoRA(config, {1: [0], 2: [0, 1]}),
@@ -159,12 +159,12 @@ def test_logits_gradients_and_answers_are_those_of_the_cpu(checkpoint, processor
 
 
 def steps(vlm, processor):
-    """Batches of three steps: shared rows and padding; an image that is known; text alone, without a mask."""
+    """Batches of three steps: shared rows and padding; an image that was encoded earlier; text alone, without a mask."""
     examples = questions("a ring")
-    visual = Visual(picture(90, 60, 4))
-    known = {visual.key: vlm.visual(processor.cut(visual), torch.tensor([processor.grid(visual)]))}
-    shared, again = processor(examples, share_images=True), processor(examples[:2], share_images=True, known=known)
-    return [[shared], [again], [processor(examples[3:4])]]
+    shared, text = processor(examples, share_images=True), processor(examples[3:4])
+    encode_images(vlm, processor, examples[:2], gib=1)
+    again, processor.encoded = processor(examples[:2], share_images=True), {}
+    return [[shared], [again], [text]]
 
 
 def train_on(vlm, parameters, batches, note):

@@ -181,7 +181,7 @@ def test_no_module_imports_the_references():
 class Shift(Adapter):
     """A toy method: a learned vector, added to the values of every token."""
 
-    options = ("rank",)
+    name, options = "shift", ("rank",)
 
     def __init__(self, config, rank=8):
         size = config.value_heads * config.head_size

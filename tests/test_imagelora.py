@@ -87,18 +87,18 @@ def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
     assert not changed[..., 0].any()
 
 
-def test_the_gathered_path_equals_the_masked_formula_and_so_do_its_gradients(vlm, mixed):
+def test_the_gathered_path_equals_the_formula_and_so_do_its_gradients(vlm, mixed):
     config, (B, T) = vlm.config, mixed.input_ids.shape
     update = randomised(ImageLoRA(config, {1: [0, 1]}, rank=4)).layers["1"]
     torch.manual_seed(1)
     v, g = torch.randn(B, T, 2 * config.head_size), torch.randn(B, T, 2 * config.head_size)
     results = []
-    for path in ("gathered", "masked"):
+    for path in ("gathered", "formula"):
         x = torch.randn(B, T, config.hidden, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        out = update(v.clone(), x, mixed.visual_index) if path == "gathered" else update.masked(v, x, mixed.visual_mask)
+        out = update(v.clone(), x, mixed.visual_index) if path == "gathered" else update.formula(v, x, mixed.visual_mask)
         results.append([out, *torch.autograd.grad((out * g).sum(), [x, update.A, update.B, update.gamma])])
-    for gathered, masked in zip(*results):
-        assert torch.allclose(gathered, masked, rtol=1e-5, atol=1e-5 * masked.abs().max().item())
+    for gathered, formula in zip(*results):
+        assert torch.allclose(gathered, formula, rtol=1e-5, atol=1e-5 * formula.abs().max().item())
 
 
 def test_the_update_is_the_papers_formula_for_one_token(vlm):
@@ -278,6 +278,18 @@ def replace_adapterless(vlm):
     for layer in vlm.model.layers:
         layer.self_attn.adapters["v"].clear()
     return vlm
+
+
+def test_an_adapter_of_a_class_that_is_not_in_METHODS_is_saved_under_its_name_and_refused_by_name(tmp_path, vlm):
+    class Other(LoRA):
+        name = "other"
+
+    adapter = Other(vlm.config).attach(vlm)
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
+    with pytest.raises(InputError, match="its method is 'other'; known: image-lora, lora"):
+        load_adapter(tmp_path / "a.safetensors", vlm)
 
 
 def test_saving_an_adapter_that_was_never_attached_is_refused(tmp_path, vlm):

@@ -9,6 +9,7 @@ from cases import CASES
 from conftest import SMALL_CONFIGS, picture, write_checkpoint
 
 from data import Example, Processor
+from harness.encodings import encode_images
 from model import attend, attention_mask
 from parts.backbones.layers import fused_attention, weights_kept
 from parts.files import read_safetensors
@@ -171,8 +172,8 @@ def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_befo
 def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_logits(vlm, processor):
     batch = processor([Example([picture(90, 60)], "What is this?"), Example([picture(90, 60, 1)], "What is this?")])
     assert batch.causal
-    masked = replace(batch, causal=False)
-    assert (vlm(batch) - vlm(masked)).abs().max() <= 1e-5
+    with_mask = replace(batch, causal=False)
+    assert (vlm(batch) - vlm(with_mask)).abs().max() <= 1e-5
     assert not processor(questions()).causal
     assert not processor(questions(2)[:2], share_images=True).causal
 
@@ -192,24 +193,19 @@ def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicte
     assert all("forward" not in vars(layer.mlp) for layer in layers)  # the next call computes everything again
 
 
-def encoded(vlm, processor, image):
-    """{key: embeddings} of one image."""
-    visual = Visual(image)
-    return {visual.key: vlm.visual(processor.cut(visual), torch.tensor([processor.grid(visual)]))}
-
-
-def test_known_images_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, processor, monkeypatch):
+def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, checkpoint, monkeypatch):
+    processor = Processor.from_pretrained(checkpoint)
     examples = [Example(e.images, e.prompt, "a ring") for e in questions()]
-    first, second = examples[0].images[0], examples[4].images[0]
-    known = encoded(vlm, processor, second)
+    second, first = examples[-1].images
     loss = vlm.loss(processor(examples, share_images=True))
-    batch = processor(examples, share_images=True, known=known)
+    encode_images(vlm, processor, [Example([second])], gib=1)
+    batch = processor(examples, share_images=True)
     assert len(batch.grids) == 1 and torch.equal(batch.patches, processor.cut(Visual(first)))
     assert abs(vlm.loss(batch) - loss) <= 1e-6
-    known |= encoded(vlm, processor, first)
+    encode_images(vlm, processor, examples, gib=1)
     monkeypatch.setattr(processor, "cut", None)
     monkeypatch.setattr(vlm.visual, "forward", None)
-    assert abs(vlm.loss(processor(examples, known=known)) - loss) <= 1e-6
+    assert abs(vlm.loss(processor(examples)) - loss) <= 1e-6
 
 
 def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):

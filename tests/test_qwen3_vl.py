@@ -177,16 +177,16 @@ def test_without_features_the_model_has_one_road_only_and_the_encoders_output_is
     assert len(vlm.generate(processor(CASES["one image"]()), 4)[0]) == 4
 
 
-def test_images_encoded_ahead_bring_their_features_and_count_with_them(vlm, processor, capsys):
+def test_images_encoded_ahead_bring_their_features_and_count_with_them(vlm, processor):
     examples = [Example([picture(60, 60, i)], "What?", "a ring") for i in range(3)]
     each = processor.visual_tokens(examples[0].visuals[0]) * 64 * 3 * 4  # an embedding and two features, float32
-    assert encode_images(vlm, processor, examples, 2.5 * each / 2**30).keys() == {
-        e.visuals[0].key for e in examples[:2]
-    }
-    known = encode_images(vlm, processor, examples, 1)
-    batch = processor(examples, known=known)
+    loss = vlm.loss(processor(examples)).item()
+    encode_images(vlm, processor, examples, 2.5 * each / 2**30)
+    assert processor.encoded.keys() == {e.visuals[0].key for e in examples[:2]}
+    encode_images(vlm, processor, examples, 1)
+    batch, processor.encoded = processor(examples), {}
     assert len(batch.grids) == 0 and len(vlm.embed(batch)[1]) == 2
-    assert vlm.loss(batch).item() == pytest.approx(vlm.loss(processor(examples)).item(), rel=1e-5)
+    assert vlm.loss(batch).item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_an_adapter_leaves_the_features_alone(vlm, mixed):

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data import Example
-from harness.ablations import Ablation, continue_from
+from harness.ablations import Ablation, continue_from, parse_ablations
 from imagelora import ImageLoRA, load_adapter
 from parts.files import InputError
 from probe import head_scores
@@ -104,7 +104,7 @@ def test_an_outer_product_learns_from_the_first_step(vlm, mixed):
 
 def test_switches_that_exclude_each_other_are_refused(vlm, tmp_path):
     for switch in ({"path": "o", "shared": "none"}, {"path": "o", "outer": True}):
-        with pytest.raises(InputError, match="--path o"):
+        with pytest.raises(InputError, match="path=o"):
             Ablation(vlm.config, HEADS, **switch)
     with pytest.raises(InputError, match="shared True: choose from layer, model, none"):
         Ablation(vlm.config, HEADS, shared=True)
@@ -112,6 +112,18 @@ def test_switches_that_exclude_each_other_are_refused(vlm, tmp_path):
     adapter.save(tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="--continue-from goes with --outer as in the paper only"):
         continue_from(ImageLoRA(vlm.config, HEADS), tmp_path / "a.safetensors", vlm)
+
+
+def test_the_command_line_names_what_differs_from_the_paper(vlm):
+    said = ["path=k", "tokens=visual", "norm=off", "outer=off", "gamma=fixed"]
+    changed = parse_ablations(said)
+    assert changed == {"path": "k", "norm": False, "gamma": None}
+    assert Ablation(vlm.config, HEADS, **changed).settings["norm"] is False
+    for wrong in ("path", "path=x", "width=3", "norm=False"):
+        with pytest.raises(InputError, match=f"--ablate {wrong}: "):
+            parse_ablations([wrong])
+    with pytest.raises(InputError, match="path=o"):
+        parse_ablations(["path=o", "outer=on"])
 
 
 def test_a_switch_on_the_command_line_makes_the_method_an_ablation():

@@ -24,7 +24,7 @@ def example(rows=2, T=6, D=6, O=8, R=3):
 
 
 def the_formula(student):
-    """masked_update adds s * M X A B at visual tokens and nothing elsewhere."""
+    """formula_update adds s * M X A B at visual tokens and nothing elsewhere."""
     for rows in (1, 2, 3):
         v, x, visual_mask, A, B, s = example(rows, T=7, D=7)
         before, M, update = v.clone(), visual_mask[..., None].float(), x @ A @ B
@@ -42,13 +42,13 @@ def the_formula(student):
         else:
             mistakes.append((v + s * first * update, "the mask of row 0 is used for all rows: each row has its own"))
         try:
-            got = student.masked_update(v, x, visual_mask, A, B, s)
+            got = student.formula_update(v, x, visual_mask, A, B, s)
         except RuntimeError as error:
             if "must match the size" in str(error):
                 raise Wrong("the mask has the wrong shape: make it [batch, T, 1] with visual_mask[..., None]") from None
             raise
         require(torch.equal(v, before), "v itself was changed: write `v + ...`, or change a copy, v.clone()")
-        compare("masked_update", got, v + s * M * update, mistakes)
+        compare("formula_update", got, v + s * M * update, mistakes)
 
 
 def the_fast_path(student):
@@ -133,10 +133,10 @@ def text_is_untouched(student):
     c, batch = tiny()[0].config, mixed()
     size = c.value_heads * c.head_size
     before = frozen(batch)
-    for name in ("masked_update", "gathered_update"):
+    for name in ("formula_update", "gathered_update"):
 
         def update(v, x, visual_index, name=name):
-            where = batch.visual_mask if name == "masked_update" else visual_index
+            where = batch.visual_mask if name == "formula_update" else visual_index
             A, B = torch.randn(c.hidden, 4), torch.randn(4, size)
             return getattr(student, name)(v, x, where, A, B, 0.1)
 

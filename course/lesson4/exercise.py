@@ -7,7 +7,7 @@ batch; batch: the rows of a batch. A and B are the factors of LoRA, as in lesson
 import torch  # noqa: F401 (for what you write)
 
 
-def masked_update(v, x, visual_mask, A, B, s):
+def formula_update(v, x, visual_mask, A, B, s):
     """V~ = V + s * M X A B: the update at the positions of visual tokens only, as the paper writes it.
 
     v [batch, T, O]: the frozen values; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool: True at visual

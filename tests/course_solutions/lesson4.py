@@ -3,7 +3,7 @@
 import torch
 
 
-def masked_update(v, x, visual_mask, A, B, s):
+def formula_update(v, x, visual_mask, A, B, s):
     M = visual_mask[..., None]
     return v + s * (M * x) @ A @ B
 
