@@ -6,7 +6,6 @@ tables between marks, <!-- main -->, <!-- printed --> and <!-- runs -->, each up
 
 import json
 import re
-from textwrap import wrap
 
 import pytest
 import torch
@@ -21,7 +20,8 @@ from parts import tasks
 from parts.tasks.scenes import DRAWN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {file: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = [ROOT / "README.md", ROOT / "experiments/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {file: file.read_text(encoding="utf-8") for file in PAGES}
 EVERYTHING = "\n".join(PAGES.values())
 RESULTS = sorted((ROOT / "experiments/results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
@@ -30,7 +30,6 @@ REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
     "visual_mask=": "visual_mask=",
-    "visual_index=": "visual_index=",
     "M = visual_mask": "M = visual_mask",
     "self.A": "self.A = nn.Parameter(",
     "self.B": "self.B = nn.Parameter(",
@@ -82,7 +81,7 @@ def test_every_link_leads_to_a_file(file):
 def test_every_file_of_the_results_is_linked():
     """But for the suites' own, whose tables experiments/README.md is filled from (tests/test_experiments.py)."""
     suites = {file.name for file in RESULTS if "tables" in json.loads(file.read_text())}
-    linked = set(re.findall(r"experiments/results/([\w.-]+)\)", EVERYTHING))
+    linked = set(re.findall(r"results/([\w.-]+)\)", EVERYTHING))
     assert {file.name for file in (ROOT / "experiments/results").iterdir()} - suites - linked == set()
 
 
@@ -128,7 +127,7 @@ def table_row(file):
     """The line of the table of runs that belongs to a report."""
     r = json.loads(file.read_text())
     cells = [
-        f"[{file.stem}](../results/{file.name})",
+        f"[{file.stem}](../experiments/results/{file.name})",
         percent(r["base"]["accuracy"]),
         percent(r["tuned"]["accuracy"]),
         percent(r["base"]["text_accuracy"]),
@@ -181,8 +180,6 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
         "full fine-tuning",
         "LoRA q,k,v,o",
         "Image-LoRA, all heads",
-        "Image-LoRA, 12 probed heads",
-        "Image-LoRA, 12 random heads",
         "Image-LoRA, 6 probed heads",
         "Image-LoRA, 6 random heads",
     ),
@@ -192,7 +189,7 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
 
 def main_suite():
     """The first table of `main` in experiments/README.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
-    lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
+    lines = PAGES[ROOT / "experiments/README.md"].split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
     return {row[0]: dict(zip(header, row)) for row in rows}
 
@@ -209,11 +206,8 @@ def front_table():
 def printed():
     """What the demo prints, from its report."""
     r = json.loads((ROOT / "experiments/results/demo.json").read_text())
-    heads = ", ".join(f"layer {layer}: {hs}" for layer, hs in r["heads"].items())
     lines = [
         "```",
-        *wrap(f"heads    {heads}", 116, subsequent_indent=" " * 9),
-        "",
         f"  {'':32}{'base':>14}{'tuned':>14}",
     ]
     for kind, base in r["base"]["by_kind"].items():
@@ -234,7 +228,7 @@ def refilled(text):
     """A page with what is between its marks made again."""
 
     def made(match):
-        return "\n".join([f"<!-- {match[1]} -->", "", *MADE[match[1]](), "", "<!-- end -->"])
+        return "\n".join([f"<!-- {match[1]} -->", *MADE[match[1]](), "<!-- end -->"])
 
     return re.sub(rf"<!-- ({'|'.join(MADE)}) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
 
