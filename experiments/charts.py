@@ -194,3 +194,7 @@ def attention(path, image, caption, box, maps, side=200):
                 outlined(pen, [edge * scale + start for edge, start in zip(box, (x, y, x, y))], GREEN, 3)
             pen.text((x, y + side + 6), title, BLACK, font(SMALL))
     save(picture, path)
+
+
+def curves(path, title, panels):
+    scatter(path, title, panels)
