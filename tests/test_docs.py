@@ -108,12 +108,12 @@ def test_the_front_page_has_its_two_commands():
 
 
 def test_every_flag_that_a_page_names_exists(capsys):
-    known = {"--nproc-per-node"}  # torchrun's
+    flags = {"--nproc-per-node"}  # torchrun's
     for main in (train.main, command.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
-        known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - known == set()
+        flags |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - flags == set()
 
 
 # -- tables
@@ -169,9 +169,9 @@ def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
 def test_the_front_page_quotes_the_speed_that_was_measured():
     ratios = json.loads((ROOT / "experiments/results/bench-steps.json").read_text())["ratios"]
     one, seven = ratios["one expression a row"], ratios["seven expressions a picture"]
-    said = " ".join(README.split())
-    assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in said
-    assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in said
+    text = " ".join(README.split())
+    assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in text
+    assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in text
 
 
 FRONT = {  # the front page's table: rows of the suite `main`, and columns
@@ -257,30 +257,33 @@ def test_reports_hold_no_paths_of_the_machine_they_were_made_on(file):
 # -- snippets
 
 
-def run_snippet(name, known, **replaced):
-    """Run the Python on the front page that holds `name`, where the names `known` are known; return all names."""
+def run_snippet(name, defined, **replaced):
+    """Run the Python on the front page that holds `name`, with these names defined; return all names."""
     (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if name in code)
     for old, new in replaced.items():
         code = code.replace(old, new)
-    found = dict(known)
-    exec(code, found)  # noqa: S102 (our own front page)
-    return found
+    names = dict(defined)
+    exec(code, names)  # noqa: S102 (our own front page)
+    return names
 
 
 def test_the_snippet_in_python_runs(tmp_path, monkeypatch):
     picture(80, 60).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    found = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "parts/tiny")})
-    assert all(p.grad is not None for p in found["adapter"].parameters())
-    assert all(p.grad is None for p in found["vlm"].parameters())
+    names = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "parts/tiny")})
+    assert all(p.grad is not None for p in names["adapter"].parameters())
+    assert all(p.grad is None for p in names["vlm"].parameters())
 
 
-def test_the_data_set_of_the_front_page_loads(tmp_path, monkeypatch):
-    rows = run_snippet("capitals", {})["capitals"]
-    monkeypatch.setitem(tasks.TASKS, "capitals", tasks.Task(rows))
-    (tmp_path / "train.jsonl").write_text('{"country": "Peru", "capital": "Lima"}\n')
-    (row,) = tasks.load("capitals", tmp_path, "train")
-    assert (row["prompt"], row["answer"]) == ("What is the capital of Peru?", "Lima")
+def test_a_data_set_with_images_is_a_function_and_a_line(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setitem(tasks.TASKS, "logos", tasks.Task(run_snippet("logos", {})["logos"]))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text('{"file": "a.png", "brand": "Acme"}\n')
+    picture(60, 60).save(tmp_path / "a.png")
+    short = ["--steps=2", "--batch=1", "--probe-samples=1", "--max-new-tokens=2", "--workers=0"]
+    train.main(["--model", str(checkpoint), "--data", f"logos={tmp_path}", *short, "--out", str(tmp_path / "run")])
+    (base, tuned) = (json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines())
+    assert (base["prompt"], base["reference"], tuned["images"]) == ("Whose logo is this?", "Acme", [str(tmp_path / "a.png")])
 
 
 def test_the_method_of_the_front_page_is_attached_saved_and_loaded(tmp_path, checkpoint, monkeypatch):
