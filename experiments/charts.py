@@ -2,11 +2,13 @@
 
 blocks        rows of a table, a circle for each seed and a bar for their mean, columns beside each other
 scatter       one number of each head against another
+curves        accuracies against a cost
 attention     where an answer looks in an image
 """
 
 import math
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import mean
 
 from PIL import Image
@@ -15,7 +17,7 @@ from harness import figures
 from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, Axes, font, text_width
 from parts.tasks.boxes import draw_box
 
-COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167))  # of series, in their order
+COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167), (86, 180, 233), (213, 94, 0), BLACK)  # of series, in their order
 KINDS = {"base": GREY, "Image-LoRA": BLUE, "LoRA": ORANGE}  # series that have the same colour in every picture
 TITLE, TEXT, SMALL, LINE = 26, 22, 19, 40  # sizes of letters, height of a row
 WIDTHS = {1: 620, 2: 420, 3: 320}  # of a panel, by the number of panels beside each other; more: 260
@@ -90,22 +92,32 @@ def around(values):
     return low - margin, high + margin
 
 
-def scatter(path, title, panels):
-    """Draw {panel title: (name of x, name of y, {series: [(x, y), ...]})} beside each other."""
+def scatter(path, title, panels, joined=False):
+    """Draw {panel title: (name of x, name of y, {series: [(x, y), ...]})} beside each other. joined: a series is a line of
+    accuracies against a cost, which has a logarithmic axis."""
     side, gap, top = 420, 130, 130
     picture, pen = headed(title, gap + len(panels) * (side + gap), top + side + 150)
+    names = dict.fromkeys(label for _, _, series in panels.values() for label in series)
+    colours = dict(zip(names, cycle(COLOURS)))
+    figures.legend(pen, 40, top + side + 110, {label: (colour, None) for label, colour in colours.items()}, SMALL)
     for i, (name, (x_name, y_name, series)) in enumerate(panels.items()):
         left = gap + i * (side + gap)
         xs, ys = zip(*(pair for pairs in series.values() for pair in pairs))
-        axes = Axes(picture, (left, top, left + side, top + side), around(xs), around(ys), size=SMALL)
-        axes.ticks("g", "g", count=4)
+        x_range = (0.8 * min(xs), 1.25 * max(xs)) if joined else around(xs)
+        axes = Axes(picture, (left, top, left + side, top + side), x_range, around(ys), joined, SMALL)
+        axes.ticks(*("k", "g%") if joined else ("g", "g"), count=4)
         axes.words(name, x_name, y_name)
-        colours = dict(zip(series, COLOURS))
         for label, pairs in series.items():
+            if joined:
+                axes.line(pairs, colours[label])
             for x, y in pairs:
                 axes.mark(x, y, colours[label])
-        figures.legend(pen, left, top + side + 100, {label: (colour, None) for label, colour in colours.items()}, SMALL)
     figures.save(picture, path)
+
+
+def curves(path, title, panels):
+    """Accuracies against a cost: panels as above, their points joined."""
+    scatter(path, title, panels, joined=True)
 
 
 def attention(path, image, caption, box, maps, side=200):

@@ -151,14 +151,18 @@ def nice_ticks(low, high, count=5):
 
 
 def log_ticks(low, high):
-    """1, 2, 5, 10, 20, 50, ... from low to high."""
+    """1, 2, 5, 10, 20, 50, ... from low to high; where these are many, the powers of ten alone."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10**power for power in powers for m in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return ticks if len(ticks) < 9 else [tick for tick in ticks if math.log10(tick) % 1 == 0]
 
 
 def written(value, form):
-    """A number in words. form: a format of Python; with a "%" at its end, that of a percentage."""
+    """A number in words. form: a format of Python, with "%" at its end for a percentage; "k": 20k, 3M, 1G."""
+    if form == "k":
+        thousands = min(3, math.floor(math.log10(value)) // 3) if value >= 1 else 0
+        return f"{value / 1000**thousands:g}" + ("", "k", "M", "G")[thousands]
     return f"{100 * value:{form[:-1]}} %" if form.endswith("%") else f"{value:{form}}"
 
 
@@ -273,7 +277,7 @@ def examples(path, items, columns=4, side=300):
     image, a text, or None for an answer without a box; "base" or "tuned" may be missing.
     """
     columns = min(columns, len(items))
-    styles = {"reference": (GREEN, 6), "base": (ORANGE, 3, 7), "tuned": (BLUE, 3)}  # colour, line width, dash
+    styles = {"reference": (GREEN, 8), "base": (ORANGE, 5, 9), "tuned": (BLUE, 2)}  # colour, line width, dash
     shown = [name for name in styles if any(name in item for item in items)]
     foot, gap, top = 104, 16, 60
     scales = [side / max(item["image"].size) for item in items]

@@ -3,34 +3,11 @@
 from PIL import Image
 
 from experiments.charts import KINDS, Panel, attention, blocks, scatter
-from experiments.tables import OVERLAP, lines, panels
 from harness.figures import BLUE, GREEN, ORANGE
 
 
 def colours(path):
     return {colour for _, colour in Image.open(path).convert("RGB").getcolors(10**6)}
-
-
-def test_a_suites_picture_shows_its_columns_and_that_of_another_suite_the_first_with_values():
-    rows = {"a": {"boxes": [0.5], "words": [0.6], "boxes by day": [0.7], "text": [0.8], "text logits": [0]}}
-    assert [panel.title for panel in panels("main", "", rows)] == ["boxes", "boxes by day", "text"]
-    assert [panel.title for panel in panels("looks", "", rows)] == ["boxes", "words"]
-    assert [panel.title for panel in panels("criteria", "T", rows)] == ["T: boxes"]
-    assert [panel.title for panel in panels("criteria", "", {"a": {"boxes": [None], "accuracy": [1]}})] == ["accuracy"]
-    moved = {"after 5 steps": {column: [0.5] for column in OVERLAP}}
-    assert [panel.title for panel in panels("drift", "", moved)] == list(OVERLAP)
-    assert [panel.form for panel in (*panels("main", "", rows)[:1], *panels("drift", "", moved)[:1])] == ["%", ".2f"]
-
-
-def test_rows_that_differ_in_their_kind_alone_share_a_line():
-    names = ("fog, base", "fog, LoRA", "day, Image-LoRA", "base", "a, b")
-    rows = {name: {"boxes": [i]} for i, name in enumerate(names)}
-    assert lines(rows, "boxes") == {
-        "fog": {"base": [0], "LoRA": [1]},
-        "day": {"Image-LoRA": [2]},
-        "base": {"": [3]},
-        "a, b": {"": [4]},
-    }
 
 
 def test_kinds_have_their_colours_and_other_rows_the_usual_two(tmp_path):

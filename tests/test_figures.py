@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import ROOT
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from harness.figures import (
     BLUE,
@@ -22,7 +22,6 @@ from harness.figures import (
     nice_ticks,
     written,
 )
-from parts.tasks.boxes import draw_box
 
 TOKENS, VISUAL, HEADS, SELECTED = 16, 6, 4, 2  # of the picture's row of tokens, and of its layer
 
@@ -100,14 +99,6 @@ def test_the_curve_shows_the_loss_above_and_the_accuracy_below(tmp_path):
     assert BLUE in above and ORANGE not in above and ORANGE in below and BLUE not in below
 
 
-def test_a_box_is_drawn_around_what_it_encloses():
-    image = Image.new("RGB", (60, 40), GREY)
-    draw_box(ImageDraw.Draw(image), (12, 30, 8, 10), GREEN, 3)  # four pixels wide; its corners are in any order
-    draw_box(ImageDraw.Draw(image), (40, 10, 44, 30), BLUE, 3, dash=4)
-    assert colours_in(image, (8, 10, 12, 30)) == colours_in(image, (40, 10, 44, 30)) == {GREY}
-    assert {GREEN, BLUE, WHITE} <= colours_in(image, (0, 0, 60, 40))
-
-
 def test_examples_draw_the_boxes_that_an_item_has(tmp_path):
     image = Image.new("RGB", (100, 100), (90, 90, 90))
     boxes = {"image": image, "caption": "the ring", "reference": (10, 20, 50, 60), "tuned": (40, 40, 90, 90)}
@@ -127,8 +118,9 @@ def test_axes_turn_values_into_pixels_and_equal_ratios_into_equal_widths():
 
 def test_ticks_are_round_numbers_in_the_range():
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1] and nice_ticks(-0.13, 0.11, 4) == [-0.1, 0, 0.1]
-    assert log_ticks(4, 700) == [5, 10, 20, 50, 100, 200, 500]
+    assert log_ticks(4, 700) == [5, 10, 20, 50, 100, 200, 500] and log_ticks(4, 70_000) == [10, 100, 1000, 10_000]
     assert [written(0.55, form) for form in ("g%", ".1f%", ".2f")] == ["55 %", "55.0 %", "0.55"]
+    assert [written(n, "k") for n in (500, 20_000, 3e6)] == ["500", "20k", "3M"]
 
 
 def test_a_picture_of_costs_has_its_colours(tmp_path):

@@ -190,6 +190,26 @@ def score_point(text, reference, size, resized):
     return [x, y], float(x1 <= x <= x2 and y1 <= y <= y2)
 
 
+# -- in a picture
+
+
+def draw_box(pen, box, colour, width=3, dash=0):
+    """Draws a box around its pixels, never over them, so that small things stay visible. A white line goes around it.
+    pen: PIL's ImageDraw; dash: the length of its dashes, 0 for none."""
+    x1, y1, x2, y2 = (round(c) for c in box)
+    left, top, right, bottom = min(x1, x2) - width, min(y1, y2) - width, max(x1, x2) + width - 1, max(y1, y2) + width - 1
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=width + 1)
+    if not dash:
+        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
+        return
+    for x in range(left, right + 1, 2 * dash):
+        for y in (top, bottom - width + 1):
+            pen.rectangle((x, y, min(x + dash - 1, right), y + width - 1), colour)
+    for y in range(top, bottom + 1, 2 * dash):
+        for x in (left, right - width + 1):
+            pen.rectangle((x, y, x + width - 1, min(y + dash - 1, bottom)), colour)
+
+
 # -- how boxes miss
 
 
@@ -224,24 +244,3 @@ def spread(values):
         values = values * 2  # quantiles wants two at least
     tenths = quantiles(values, n=10, method="inclusive")
     return tenths[0], tenths[4], tenths[8]
-
-
-# -- drawn
-
-
-def draw_box(pen, box, colour, width, dash=10**6):
-    """Draw a box with a Pillow pen. Its line lies outside it, so that what it encloses is not hidden, and has white edges,
-    so that it is seen on any image. dash: the length of its dashes; by default a side is one dash."""
-    x1, x2 = round(min(box[0], box[2])) - 1, round(max(box[0], box[2])) + 1  # the pixel of the inner edge
-    y1, y2 = round(min(box[1], box[3])) - 1, round(max(box[1], box[3])) + 1
-    lines = []
-    for x in range(x1 - width, x2 + width, 2 * dash):
-        end = min(x + dash, x2 + width) - 1
-        lines += [(x, y1 - width, end, y1 - 1), (x, y2, end, y2 + width - 1)]
-    for y in range(y1 - width, y2 + width, 2 * dash):
-        end = min(y + dash, y2 + width) - 1
-        lines += [(x1 - width, y, x1 - 1, end), (x2, y, x2 + width - 1, end)]
-    for left, top, right, bottom in lines:
-        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), "white")
-    for line in lines:
-        pen.rectangle(line, colour)
