@@ -40,7 +40,7 @@ def show_rows(args):
     """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
     name, _, folder = args.show.partition("=")
     root = default_root(name, folder or args.data_root)
-    examples = load(name, root, args.train_split, 12, annotations=args.annotations, image_url=args.image_url)
+    examples = load(name, root, args.train_split, 12)
     for example in examples:
         print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
     items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
