@@ -283,7 +283,7 @@ def print_end(report, predictions, main_data, out):
     print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
-        print(f"  ask it:  --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
+        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 
