@@ -64,7 +64,7 @@ def uneven_heads(reports, setup):
     sizes = cycle((1, max(1, c.value_heads // 2), c.value_heads))
     heads = {layer: list(range(n)) for layer, n in zip(range(c.layers), sizes)}
     flag = selection_flag(heads, setup)
-    rows = {"uneven heads": flag, "uneven heads, no 1/sqrt(n)": f"{flag} --no-norm"}
+    rows = {"uneven heads": flag, "uneven heads, no 1/sqrt(n)": f"{flag} --ablate norm=off"}
     reports = run_rows(rows, setup, "uneven heads")
     return {
         "tables": [("An uneven selection of heads", measured(reports))],

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from data import Example
+from harness import ending
+from harness.arguments import Parser
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
 from parts.files import InputError, reading
@@ -143,3 +145,15 @@ def score_again(file):
     count = sum(map(len, found.values()))
     print(f"{count} answers scored again, {differ} scores differ from those in {file}")
     return differ
+
+
+def main(argv=None):
+    """python -m harness.evaluate FILE: score the answers of a run again, from its predictions.jsonl."""
+    with ending.in_one_line():
+        parser = Parser(usage="python -m harness.evaluate FILE", description=main.__doc__)
+        parser.add_argument("file", metavar="FILE")
+        score_again(parser.parse_args(argv).file)
+
+
+if __name__ == "__main__":
+    main()

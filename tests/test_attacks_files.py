@@ -19,7 +19,7 @@ from local_web import zipped
 from task_folders import MAKERS, make_refer, write_json
 
 from data import Processor, load
-from harness.state import pixel_limits
+from harness.loading import pixel_limits
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.files import (
