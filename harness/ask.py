@@ -1,108 +1,120 @@
-"""Questions about images, answered by a model without and with an adapter:
+"""Questions without a data set: one about some images, or the same one about every image of a folder.
 
     python -m harness.ask --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
-    python -m harness.ask --model Qwen/Qwen2.5-VL-3B-Instruct --folder photos --prompt "How many people are there?"
-
-Further flags are those of train.py: --model, --max-pixels, --max-new-tokens, --device, --dtype, --quantize, --out.
+    python -m harness.ask --model Qwen/Qwen2.5-VL-3B-Instruct --folder photos --prompt "What is this?"
 """
 
+import argparse
 import json
-from argparse import RawDescriptionHelpFormatter
+import time
 from pathlib import Path
 
-from data import Example
-from harness import ending, figures
-from harness.arguments import Parser, parse_args
-from harness.loading import load_model
-from harness.processes import progress
+from PIL import Image
+
+from data import Example, Processor
+from harness import ending, figures, report, state
+from harness.loading import pixel_limits
+from harness.processes import choose_device, progress
 from imagelora import load_adapter
-from parts.files import InputError, write_text
+from model import VLM
+from parts.files import InputError, read_metadata
 from parts.tasks.boxes import box_from_model, parse_box
-from parts.tasks.images import open_image
+from parts.tasks.images import FORMATS, open_image
 from parts.tasks.rows import GROUNDING_PROMPT
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of images in a folder
-AT_ONCE = 8  # images of a folder
-NEW_TOKENS = 200  # of an answer, if --max-new-tokens does not say
+ROOT = Path(__file__).parent.parent
+MAX_NEW_TOKENS = 200
+ENDINGS = [suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS]
 
 
-def arguments(argv):
-    """The command line -> (flags of this program, flags of train.py)."""
-    parser = Parser(usage="python -m harness.ask [flags]", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--image", nargs="*", default=[], metavar="FILE", help="one question about these images together")
-    parser.add_argument("--folder", metavar="FOLDER", help="the same question about every image of a folder")
-    parser.add_argument("--prompt", metavar="TEXT", help="the question")
-    parser.add_argument("--find", metavar="TEXT", help='where is it? "the red cup" is put into the prompt for boxes')
-    asked, others = parser.parse_known_args(argv)
-    if (asked.prompt is None) == (asked.find is None):
-        parser.error("--prompt or --find: give one of the two")
-    if asked.image and asked.folder:
-        parser.error("--image and --folder exclude each other")
-    if asked.find is not None:
-        asked.prompt = GROUNDING_PROMPT.format(asked.find)
-    return asked, parse_args(["--method", "none", *others], methods=["none"], criteria=[])
+def load(name, adapter, max_pixels, device, dtype):
+    """(vlm, processor) of the model `name`; None: of the model that the adapter file names."""
+    name = name or (read_metadata(adapter).get("model") if adapter else None)
+    if not name:
+        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+    device, dtype = choose_device(device, dtype)
+    checkpoint = ROOT / "parts/tiny" if name == "tiny" else name
+    vlm = VLM.from_pretrained(checkpoint, dtype, device)
+    report.show_model(name, vlm)
+    return vlm, Processor.from_pretrained(checkpoint, *pixel_limits(None, max_pixels, adapter))
 
 
-def ask(vlm, processor, examples, max_new_tokens):
-    """Answers to questions: [(text, its box in pixels of the only image's file, or None)]."""
-    answers = []
-    for example, ids in zip(examples, vlm.generate(processor(examples).to(vlm.device), max_new_tokens)):
-        text = processor.decode(ids)
-        box = parse_box(text)
-        if box is None or len(example.visuals) != 1:
-            answers.append((text, None))
-        else:
-            (visual,) = example.visuals
-            answers.append((text, box_from_model(box, visual.size, processor.box_scale(visual))))
-    return answers
+def ask(vlm, processor, images, prompt):
+    """Generate an answer: (text, the box in it, in pixels of the only image, or None)."""
+    example = Example(images, prompt, source=", ".join(map(str, images)))
+    (ids,) = vlm.generate(processor([example]).to(vlm.device), MAX_NEW_TOKENS)
+    text, box = processor.decode(ids), parse_box(processor.decode(ids))
+    if box is None or len(images) != 1:
+        return text, None
+    (visual,) = example.visuals
+    return text, box_from_model(box, visual.size, processor.box_scale(visual))
 
 
-def ask_once(vlm, processor, images, prompt, args):
-    """One question, answered by the frozen model and, if there is one, with the adapter. Boxes are drawn on the image."""
+def ask_once(vlm, processor, images, prompt, adapter, out):
+    """Print what the base model answers, and what it answers with the adapter; draw the boxes on the only image."""
     item = {"caption": prompt}
-    for when in ("base", "tuned") if args.adapter else ("base",):
+    for when in ("base", "tuned") if adapter else ("base",):
         if when == "tuned":
-            load_adapter(args.adapter, vlm)
-        ((text, box),) = ask(vlm, processor, [Example(images, prompt)], args.max_new_tokens or NEW_TOKENS)
-        item[when] = box or text
+            load_adapter(adapter, vlm)
+        text, box = ask(vlm, processor, images, prompt)
         print(f"{when:8} {text}")
         if box:
             print(f"         box in pixels of the image: {[round(c) for c in box]}")
+        item[when] = box or text
     if len(images) == 1:
-        file = Path(args.out or "runs/ask") / "answer.png"
-        figures.examples(file, [item | {"image": open_image(images[0])}], side=640)
-        print(f"         drawn in {file}")
+        figures.examples(out / "answer.png", [item | {"image": open_image(images[0])}], side=640)
+        print(f"drawn in {out / 'answer.png'}")
 
 
-def ask_folder(vlm, processor, folder, prompt, args):
-    """The same question about every image of a folder, with the adapter if there is one: a line each in
-    predictions.jsonl. Raises InputError if there is no image."""
-    files = sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise InputError(f"--folder {folder}: no image ({', '.join(SUFFIXES)})")
-    if args.adapter:
-        load_adapter(args.adapter, vlm)
-    lines = []
-    with progress(total=len(files), desc="answering") as bar:
-        for start in range(0, len(files), AT_ONCE):
-            some = files[start : start + AT_ONCE]
-            answers = ask(vlm, processor, [Example([file], prompt) for file in some], args.max_new_tokens or NEW_TOKENS)
-            for file, (text, box) in zip(some, answers):
-                lines.append({"image": str(file), "prompt": prompt, "text": text, "box": box})
-            bar.update(len(some))
-    out = Path(args.out or "runs/ask") / "predictions.jsonl"
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    print(f"answers  to {len(files)} images: {out}")
+def ask_folder(vlm, processor, folder, prompt, out):
+    """Ask about every image of a folder. An answer is a line of predictions.jsonl, written as it comes. A bad image is
+    named, counted and left out."""
+    entries = sorted(Path(folder).glob("*"))
+    if folders := [entry.name for entry in entries if entry.is_dir()]:
+        print(f"left out the folders in {folder}: {', '.join(folders)}")
+    images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in ENDINGS]
+    if not images:
+        raise InputError(f"--folder {folder}: no image in it ({' '.join(ENDINGS)})")
+    bad = 0
+    with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines:
+        for image in progress(images, desc="answering"):
+            try:
+                text, box = ask(vlm, processor, [image], prompt)
+            except InputError as error:
+                print(f"left out {error}")
+                bad += 1
+                continue
+            row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
+            print(json.dumps(row, ensure_ascii=False), file=lines, flush=True)
+    print(f"answers  to {len(images) - bad} images, {bad} left out: {out / 'predictions.jsonl'}")
 
 
 def main(argv=None):
+    parser = argparse.ArgumentParser(usage="python -m harness.ask [flags]", description=__doc__.partition("\n")[0])
+    images, question = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group(required=True)
+    add = parser.add_argument
+    add("--model", help="checkpoint folder, hub id or tiny (default: the model that --adapter names)")
+    add("--adapter", help="adapter.safetensors of a run")
+    images.add_argument("--image", nargs="+", default=[], metavar="FILE", help="one question about these images")
+    images.add_argument("--folder", help="the same question about every image of a folder")
+    question.add_argument("--prompt", metavar="TEXT", help="any question")
+    question.add_argument("--find", metavar="TEXT", help='asks for the box of "the red cup"')
+    add("--max-pixels", type=int, help="largest area of a resized image (default: as the adapter was trained)")
+    add("--device", default="auto", help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--out", type=Path, default=f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask", help="folder (default: runs/TIME-ask)")
+    args = parser.parse_args(argv)
     with ending.in_one_line():
-        asked, args = arguments(argv)
-        vlm, processor = load_model(args)
-        if asked.folder:
-            ask_folder(vlm, processor, asked.folder, asked.prompt, args)
-        else:
-            ask_once(vlm, processor, asked.image, asked.prompt, args)
+        state.check_place(args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
+        vlm, processor = load(args.model, args.adapter, args.max_pixels, args.device, args.dtype)
+        prompt = args.prompt or GROUNDING_PROMPT.format(args.find)
+        if not args.folder:
+            ask_once(vlm, processor, args.image, prompt, args.adapter, args.out)
+            return
+        if args.adapter:
+            load_adapter(args.adapter, vlm)
+        ask_folder(vlm, processor, args.folder, prompt, args.out)
 
 
 if __name__ == "__main__":

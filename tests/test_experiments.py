@@ -183,7 +183,7 @@ def test_a_suite_runs_writes_its_tables_shares_its_runs_and_is_resumed(checkpoin
     assert command.parse_args(shlex.split(result["command"])[3:]).more == more  # after python -m experiments
     text = (out / "one.md").read_text()
     assert text == markdown(result) and "- Image-LoRA, against LoRA, boxes: +0.0 points." in text
-    assert "| a | 3.00 ± 1.41 |" in text and (out / "one.png").stat().st_size > 0
+    assert "| a | 3.00 ± 1.41 |" in text
 
     # Killed before its report, whose state exists; and a second suite that needs no run of its own.
     killed = next(file for file in reports if "heads-5" in str(file))
