@@ -5,21 +5,17 @@ import math
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import picture, small_config, write_checkpoint
-from PIL import Image
 from short_run import SMALL_RUN, adapter_of, equal, run
 
 import train
 from data import load
-from harness import ask
 from model import VLM
 from parts.files import read_safetensors, write_safetensors
 from parts.tasks.images import file_size
-from parts.tasks.rows import GROUNDING_PROMPT
 
 
 def test_pictures_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, capsys):
@@ -103,9 +99,7 @@ def test_a_run_on_drawn_scenes_leaves_a_scene_to_ask_about(checkpoint, tmp_path,
     said = capsys.readouterr().out
     adapter, scene = tmp_path / "adapter.safetensors", tmp_path / "scene.png"
     assert f"python -m harness.ask --adapter {adapter} --image {scene} --find TEXT" in said
-    asked = ["--adapter", str(adapter), "--image", str(scene), "--find", "the star", "--out", str(tmp_path / "asked")]
-    ask.main(["--model", str(checkpoint), *asked, "--max-new-tokens", "4"])
-    assert (tmp_path / "asked/answer.png").exists()
+    assert scene.exists()
 
 
 def test_a_run_without_the_module_resource_says_no_memory_and_gives_the_same_adapter(
@@ -120,10 +114,10 @@ def test_a_run_without_the_module_resource_says_no_memory_and_gives_the_same_ada
 # -- bad input: one line, exit code 2, nothing half-written
 
 
-def refused(capsys, *arguments, main=train.main):
+def refused(capsys, *arguments):
     """Run train.py; it must end with code 2 and one line on stderr, which is returned."""
     with pytest.raises(SystemExit) as stopped:
-        main([*map(str, arguments)])
+        train.main([*map(str, arguments)])
     assert stopped.value.code == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     return line
@@ -212,39 +206,6 @@ def test_a_misshapen_checkpoint_is_refused_with_the_tensors_name_and_shape(tmp_p
     write_safetensors(folder / "model.safetensors", tensors, {})
     said = refused(capsys, "--model", folder, "--out", tmp_path / "out")
     assert said == f"error: {folder}/model.safetensors: model.norm.weight is [3], config.json asks for [64]"
-
-
-def test_one_question_about_one_picture_is_answered_before_and_after(finished, checkpoint, tmp_path, capsys):
-    out, _ = finished
-    picture(112, 112).save(tmp_path / "photo.png")
-    adapter = ["--adapter", str(out / "adapter.safetensors")]
-    where = ["--image", str(tmp_path / "photo.png"), "--prompt", "What is this?", "--max-new-tokens", "5"]
-    ask.main(["--model", str(checkpoint), *adapter, *where, "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said if line.startswith(("base", "tuned"))] == ["base", "tuned"]
-    with Image.open(tmp_path / "out/answer.png") as drawn:
-        assert min(drawn.size) > 300
-    where[1] = str(tmp_path / "missing.png")
-    assert "missing.png: no such image" in refused(capsys, "--model", checkpoint, *where, main=ask.main)
-
-
-def test_find_asks_for_a_box_in_the_words_that_the_model_was_trained_with():
-    asked, args = ask.arguments(["--find", "the red cup", "--image", "a.png", "--max-new-tokens", "9"])
-    assert asked.prompt == GROUNDING_PROMPT.format("the red cup") and args.max_new_tokens == 9
-
-
-def test_every_image_of_a_folder_gets_a_line(finished, checkpoint, tmp_path, capsys):
-    out, _ = finished
-    for i, name in enumerate(("b.png", "a.jpg", "c.PNG")):
-        picture(112 + 28 * i, 112, i).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    flags = ["--folder", str(tmp_path), "--find", "the ring", "--max-new-tokens", "5", "--out", str(tmp_path / "out")]
-    flags += ["--adapter", str(out / "adapter.safetensors"), "--model", str(checkpoint)]
-    ask.main(flags)
-    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.png", "c.PNG"]
-    assert all(row["prompt"] == GROUNDING_PROMPT.format("the ring") and "box" in row for row in rows)
-    assert "no image" in refused(capsys, "--model", checkpoint, "--folder", tmp_path / "out", "--find", "x", main=ask.main)
 
 
 @pytest.mark.parametrize(

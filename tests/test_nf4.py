@@ -11,7 +11,6 @@ from short_run import adapter_of, equal, run, stopped
 
 import train
 from data import Example, Processor
-from harness import ask
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.backbones import nf4
@@ -215,9 +214,9 @@ def test_a_run_on_a_model_in_4_bits_goes_from_files_to_a_report(checkpoint, tmp_
     assert f"{plain:,} parameters in float32, the decoder's projections in nf4 on cpu" in said
     assert report["parameters"] == plain and report["text_logit_max_change"] == 0.0
     adapter = tmp_path / "run/adapter.safetensors"
-    asked = ["--model", str(checkpoint), "--adapter", str(adapter), "--prompt", "Why?", "--max-new-tokens=2"]
-    ask.main([*asked, "--quantize", "nf4", "--out", str(tmp_path / "asked")])
-    code, line = stopped(capsys, ask.main, [*asked, "--out", str(tmp_path / "refused")])
+    again = ["--model", str(checkpoint), "--adapter", str(adapter), "--eval=sums", "--eval-limit=1", "--max-new-tokens=2"]
+    train.main([*again, "--quantize", "nf4", "--out", str(tmp_path / "asked")])
+    code, line = stopped(capsys, train.main, [*again, "--out", str(tmp_path / "refused")])
     assert code == 2 and "with --quantize nf4" in line
     again = run(checkpoint, tmp_path / "again", "--quantize", "nf4", "--selection", "weight-norm")
     assert again["heads"] == report["heads"] and equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "again"))

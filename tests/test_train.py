@@ -1,14 +1,11 @@
 """The training script: complete runs, reports, repeatability, resuming."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 
 import pytest
 import torch
-from conftest import ROOT, by_hand, picture
+from conftest import picture
 from PIL import Image
 from short_run import SMALL_RUN, adapter_of, equal, run
 
@@ -217,31 +214,6 @@ def test_what_only_saves_time_or_memory_changes_no_result(finished, checkpoint, 
     for name, tensor in adapter_of(out).items():
         assert torch.allclose(tensor, adapter_of(tmp_path)[name], rtol=1e-4, atol=1e-6), name
     assert other["base"] == report["base"]
-
-
-@by_hand
-def test_two_processes_that_share_a_step_end_where_one_does(finished, checkpoint, tmp_path):
-    out, report = finished
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(ROOT / "train.py"),
-    ]
-    args = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, "--out", str(tmp_path)]
-    subprocess.run([*command, *args], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    two = json.loads((tmp_path / "report.json").read_text())
-    for name, tensor in adapter_of(out).items():
-        assert torch.allclose(tensor, adapter_of(tmp_path)[name], rtol=1e-5, atol=1e-6), name
-    same = ("base", "steps", "heads", "trainable_parameters", "text_logit_max_change")
-    assert two["processes"] == 2 and all(two[key] == report[key] for key in same)
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (out, tmp_path)
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
