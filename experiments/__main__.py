@@ -49,7 +49,7 @@ def run_suite(name, setup):
     tables = [("", measured(reports))] if reports else []
     comparisons = [analyses.compared(reports, *names) for names in suite.comparisons]
     further = ANALYSES[name](reports, setup) if name in ANALYSES else {}
-    comparisons = judged(comparisons + further.pop("comparisons", []))
+    comparisons = judged([c for c in comparisons + further.pop("comparisons", []) if c])
     return {
         "question": suite.question,
         "tables": tables + further.pop("tables", []),
