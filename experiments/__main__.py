@@ -153,6 +153,11 @@ def available_cores():
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        from experiments import bench  # needs transformers and peft
+
+        return bench.main(argv[1:])
     args = parse_args(argv)
     cores = available_cores()
     launcher = Launcher(args.runs, args.jobs or cores, cores, args.more)
