@@ -385,6 +385,6 @@ class Processor:
         )
 
 
-def load(name, root, split, limit=None, **fetching):
+def load(name, root, split, limit=None):
     """The first `limit` (None or 0: all) examples of a split of a data set, each with its answer: see tasks.load."""
-    return [Example(**row) for row in tasks.load(name, root, split, limit, **fetching)]
+    return [Example(**row) for row in tasks.load(name, root, split, limit)]

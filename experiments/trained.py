@@ -1,0 +1,72 @@
+"""Analyses that measure models again: probes by other examples and of trained models, and attention."""
+
+from experiments.analyses import compared
+from experiments.comparisons import jaccard, spearman
+from experiments.loading import attached, load_subject
+from experiments.runs import run_selections
+from experiments.suites import FEW
+from experiments.tables import measured
+from harness.criteria import visual_attention
+from probe import select_heads
+
+REFERENCE = 256, 99  # examples and seed of the probe that others are compared with; no run has this seed
+WRONG = ("day", "negative")  # looks to probe on, for training on the usual data
+
+
+def agreement(probes, reference):
+    """A row of a table: how alike the probes of each seed are to one reference, all by their scores [L, G]."""
+    heads, scores = select_heads(reference, FEW), reference.flatten().tolist()
+    return {
+        f"overlap of {FEW} heads (Jaccard)": [jaccard(select_heads(probe, FEW), heads) for probe in probes],
+        "rank correlation": [spearman(probe.flatten().tolist(), scores) for probe in probes],
+    }
+
+
+def stable(reports, setup):
+    """Is the probe stable? Probes of other sizes, seeds and looks, and of trained models, against one with 256 examples;
+    and the accuracy with heads that were probed on a wrong look."""
+    usual, rows, wrong = load_subject(setup, split="train", limit=1200), {}, {}
+    for criterion in ("exact", "rank1"):
+        reference = usual.probe(*REFERENCE, criterion)
+        for count in (1, 4, 16, 64, 256):
+            probes = [usual.probe(count, seed, criterion) for seed in setup.seeds]
+            rows[f"{criterion}, {count} examples"] = agreement(probes, reference)
+
+    # Do the important heads move while they are trained?
+    probes = []
+    for seed, report in zip(setup.seeds, reports["all heads"]):
+        with attached(report, usual.vlm):
+            probes.append(usual.probe(64, seed))
+    rows["rank1, 64 examples, after training"] = agreement(probes, reference)
+
+    for look in ("day", "dusk", "fog", "noise", "negative"):
+        other = load_subject(setup, f"--data scenes-{look}", split="train", limit=1200)
+        probes = [other.probe(64, seed) for seed in setup.seeds]
+        rows[f"rank1, 64 examples, look {look}"] = agreement(probes, reference)
+        if look in WRONG:
+            wrong[f"probed on the look {look}"] = run_selections([select_heads(p, FEW) for p in probes], setup)
+    return {
+        "tables": [("Heads of another look", measured(wrong)), ("Probes, against one with 256 other examples", rows)],
+        "comparisons": [compared(reports | wrong, row, "probed heads") for row in wrong],
+    }
+
+
+def attending(reports, setup):
+    """The share of the attention of the answer's tokens that goes to visual tokens, before training and after it."""
+    subject = load_subject(setup, limit=60)
+    every = range(len(subject.examples))
+    base = visual_attention(subject.vlm, subject.batches(every))  # [L, H]
+    shares = {"base": [base]}  # {row: [[L, H] of each seed]}
+    for row, of_seeds in reports.items():
+        for report in of_seeds:
+            with attached(report, subject.vlm):
+                shares.setdefault(row, []).append(visual_attention(subject.vlm, subject.batches(every)))
+    table = {}
+    for row, of_seeds in shares.items():
+        table[row] = {
+            "mean over heads": [share.mean().item() for share in of_seeds],
+            "largest change of one": [(share - base).abs().max().item() for share in of_seeds],
+        }
+        for layer in range(len(base)):
+            table[row][f"layer {layer}"] = [share[layer].mean().item() for share in of_seeds]
+    return {"tables": [("Share of the answer's attention that goes to visual tokens", table)]}
