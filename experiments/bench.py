@@ -3,7 +3,6 @@ By hand, alone on the machine: `python -m experiments bench SUITE ...`
 
     steps       a training step: one expression a row, seven expressions an image
     evaluation  24 new tokens for seven expressions about an image
-    growth      our step as the image and the number of expressions grow
     inference   prefill and decoding: Image-LoRA against LoRA merged into the weights
     gpu         the full 3B and 7B, and what only a GPU can show: see bench_gpu.py
 
@@ -17,8 +16,8 @@ import argparse
 import json
 import platform
 import sys
+from copy import copy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,59 +48,41 @@ def evaluation(args, vlm, processor, theirs):
     questions = [replace(e, answer=None) for e in sides.expressions(args.side, args.side, [4] * 7)]
     shared, apart = (processor(questions, share_images=share).to(args.device) for share in (True, False))
     inputs = sides.transformers_inputs(apart, questions, vlm.config.image_token)
-    config, vlm.config = vlm.config, replace(vlm.config, end_tokens=())
+    endless = copy(vlm)
+    endless.config = replace(vlm.config, end_tokens=())
     length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
-    model = theirs.eval().base_model.model
-    runs = {"ours": lambda: vlm.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
+    model = theirs.base_model.model
+    runs = {"ours": lambda: endless.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
     results = measure(runs, args.device, args.rounds)
-    theirs.train()
-    vlm.config = config
     return results | {"ratios": {"evaluation, seven expressions an image": against(results, "ours", "theirs")}}
-
-
-def growth(args, vlm, processor, theirs):
-    """Our step as the image's side grows (one expression) and as expressions are added, once each."""
-    adapter, small, rows = sides.image_lora(vlm), args.side // 2, []
-    for side, count in [(small * n, 1) for n in (1, 2, 4, 8)] + [(2 * small, n) for n in (2, 4, 8, 16)]:
-        batch = processor(sides.expressions(side, side, [4] * count), share_images=True).to(args.device)
-        result = measure({"": partial(sides.our_step, vlm, adapter, batch)}, args.device, 1)[""]
-        tokens, visual = batch.input_ids.numel(), len(batch.visual_index)
-        row = {"side": side, "expressions": count, "tokens": tokens, "visual_tokens": visual}
-        row |= {"seconds": result["median"], "bytes": result["bytes"], "adapter_flops": adapter.flops(tokens, visual)}
-        rows.append(row)
-    return {"rows": rows}
 
 
 def inference(args, vlm, processor, theirs):
     questions = [replace(e, answer=None) for e in sides.expressions(args.side, args.side, [4])]
-    return sides.answers(vlm, processor, questions, NEW_TOKENS, 3 * args.rounds)
+    return sides.answers(vlm, processor, questions, NEW_TOKENS, args.rounds)
 
 
-SUITES = {f.__name__: f for f in (steps, evaluation, growth, inference)}
+SUITES = {f.__name__: f for f in (steps, evaluation, inference)}
 
 
 def parse_args(argv):
-    about = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m experiments bench", **about)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", choices=[*SUITES, "gpu"], metavar="SUITE")
-    parser.add_argument("--size", default="3b", choices=sides.SHAPES, help="of the model; gpu: both")
     parser.add_argument("--layers", type=int, help="decoder layers (12 on a CPU, else all)")
     parser.add_argument("--blocks", type=int, help="vision blocks (10 on a CPU, else all)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one round: only to see that everything runs")
     parser.add_argument("--out", type=Path, help="folder of the reports (default: experiments/results; tiny: runs/tiny)")
     args = parser.parse_args(argv)
 
-    # What depends on other flags.
-    if args.tiny:
-        args.size, args.rounds = "tiny", 1
-    on_cpu, (layers, blocks) = args.device.type == "cpu", sides.SHAPES[args.size][-2:]
-    args.layers = args.layers or (min(12, layers) if on_cpu else layers)
-    args.blocks = args.blocks or (min(10, blocks) if on_cpu else blocks)
+    # What depends on the machine, and on --tiny.
+    args.command = f"python -m experiments bench {' '.join(argv)}"
+    args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.dtype = torch.bfloat16 if args.device.type == "cuda" else torch.float32
     args.side = 56 if args.tiny else 448  # of an image, in pixels
-    args.dtype = torch.float32 if on_cpu else torch.bfloat16
     args.out = args.out or sides.ROOT / ("runs/tiny" if args.tiny else "experiments/results")
+    if args.device.type == "cpu" and not args.tiny:
+        args.layers, args.blocks = args.layers or 12, args.blocks or 10
     return args
 
 
@@ -109,7 +90,7 @@ def write_report(args, suite, report):
     """bench-SUITE.json, with what is needed to make it again."""
     about = {name: value if isinstance(value, int) else str(value) for name, value in vars(args).items()}
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
-    about |= {"machine": platform.machine(), "commit": commit()}
+    about["commit"] = commit()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out.resolve() / f"bench-{suite}.json"
     file.write_text(json.dumps(about | report, indent=1) + "\n")
@@ -118,16 +99,14 @@ def write_report(args, suite, report):
 
 def main(argv):
     args = parse_args(argv)
-    args.command = f"python -m experiments bench {' '.join(argv)}"
     if "gpu" in args.suites:
         if args.device.type != "cuda" and not args.tiny:
             sys.exit("error: bench gpu: torch sees no GPU; nothing was measured (--tiny tries it on a CPU)")
         return bench_gpu.run_all(str(args.device), write_report(args, "gpu", {}), args.tiny)
-    models = sides.random_models(sides.raw_config(args.size, args.layers, args.blocks), args.device, args.dtype)
+    size = "tiny" if args.tiny else "3b"
+    models = sides.random_models(sides.raw_config(size, args.layers, args.blocks), args.device, args.dtype)
     for suite in args.suites:
         report = SUITES[suite](args, *models)
         write_report(args, suite, report)
-        for name, ratio in report.get("ratios", {}).items():
+        for name, ratio in report["ratios"].items():
             print(f"{suite:12}{name:64}", *(f"{what} {value:.3f}" for what, value in ratio.items()))
-        for row in report.get("rows", []):
-            print(row)

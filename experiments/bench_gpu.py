@@ -32,24 +32,20 @@ from experiments import bench_sides as sides
 from harness.processes import choose_device
 from parts.backbones.nf4 import nf4_layers, use_nf4
 
-REFCOCO = """640 427 2 2 3 3 2 3 / 640 480 2 7 2 5 4 3 / 476 640 4 5 5 2 2 2 / 640 427 1 1 1 4 2 / 640 480 2 4 3 16 3 3 2 4 5
-/ 640 424 3 4 2 5 2 3 3 7 6 3 3 3 7 4 3 / 427 640 4 12 4 1 3 1 / 640 526 9 4 7 3 4 / 575 640 10 4 2 2 4 3 2 4 3
-/ 640 424 4 6 5 3 2 3 1 1 1 6 6 5 6 4 6 / 640 480 4 5 6 4 / 640 503 4 1 3 1 1 5 / 640 466 1 2 1 2 1 / 612 612 3 3
-/ 640 528 6 3 2 9 2 7 2 4 4 1 7 3 / 640 480 10 4 5 1 1 2 3 3 4 3 2 11 / 640 428 3 2 3 2 3 3 / 640 567 3 4 5 5
-/ 640 480 2 4 2 3 4 2 5 2 5 4 7 5 / 427 640 4 8 5 3 3 3 2 2 2 / 612 612 7 4 3 3 4 3 / 640 490 4 2 3 4 3 4 2 9 3
-"""  # images drawn from its val split: width, height, words of each expression
+REFCOCO = """640 427 2 2 3 3 2 3 / 640 480 2 7 2 5 4 3 / 476 640 4 5 5 2 2 2 / 640 427 1 1 1 4 2 / 640 567 3 4 5 5
+/ 640 424 3 4 2 5 2 3 3 7 6 3 3 3 7 4 3 / 427 640 4 12 4 1 3 1 / 640 480 2 4 3 16 3 3 2 4 5 / 640 526 9 4 7 3 4
+/ 575 640 10 4 2 2 4 3 2 4 3 / 640 424 4 6 5 3 2 3 1 1 1 6 6 5 6 4 6 / 640 480 4 5 6 4 / 640 503 4 1 3 1 1 5
+/ 640 466 1 2 1 2 1 / 640 528 6 3 2 9 2 7 2 4 4 1 7 3 / 640 480 10 4 5 1 1 2 3 3 4 3 2 11 / 612 612 7 4 3 3 4 3
+"""  # of 16 images of its val split: width, height, words of each expression
 
 
-def varying_rows(images, most, seed):
+def varying_rows(size, images, most, seed=0):
     """The examples of a step: so many images of RefCOCO's sizes, each with its first `most` expressions (None: all)."""
-    examples = []
+    examples, smaller = [], 10 if size == "tiny" else 1
     for i, image in enumerate(random.Random(seed).sample(REFCOCO.split("/"), images)):
         width, height, *lengths = map(int, image.split())
-        examples += sides.expressions(width, height, lengths[:most], seed=100 * seed + i)
+        examples += sides.expressions(width // smaller, height // smaller, lengths[:most], seed=100 * seed + i)
     return examples
-
-
-# -- the parts: each yields (what a line is about, what makes it)
 
 
 def tests(size, device):
@@ -64,14 +60,14 @@ def tests(size, device):
 def succeeds(arguments, **variables):
     run = partial(subprocess.run, cwd=sides.ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=70)
     done = run([sys.executable, *arguments])
-    lines = (done.stdout + done.stderr).strip().splitlines()
+    lines = (done.stderr + done.stdout).strip().splitlines()
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR", "error"))]
-    return {"passed": done.returncode == 0, "failures": failures, "end": lines[-1]}
+    return {"passed": done.returncode == 0, "failures": failures, "end": lines[-1:]}
 
 
 def numbers(size, device):
     vlm, processor, theirs = sides.random_models(sides.raw_config(size), device, torch.bfloat16)
-    exact, examples = copy.deepcopy(vlm).float(), varying_rows(2, 3, seed=0)
+    exact, examples = copy.deepcopy(vlm).float(), varying_rows(size, 2, 3)
     batch, shared = (processor(examples, share_images=share).to(device) for share in (False, True))
 
     @torch.no_grad()
@@ -79,9 +75,8 @@ def numbers(size, device):
         inputs = sides.transformers_inputs(batch, examples, vlm.config.image_token)
         logits = [y.flatten(0, 1)[batch.answer_index].float() for y in (exact(batch), vlm(batch), theirs(**inputs).logits)]
         ours, transformers = (((y - logits[0]).norm() / logits[0].norm()).item() for y in logits[1:])
-        losses = {"float32": exact.loss(batch), "bfloat16": vlm.loss(batch), "bfloat16, shared rows": vlm.loss(shared)}
-        losses = {name: loss.item() for name, loss in losses.items()}
-        return {"error of our logits": ours, "of transformers'": transformers, "losses": losses}
+        losses = [exact.loss(batch).item(), vlm.loss(batch).item(), vlm.loss(shared).item()]
+        return {"error of ours": ours, "of transformers": transformers, "losses: float32, bfloat16, shared rows": losses}
 
     yield "bfloat16 against float32", against_float32
 
@@ -99,15 +94,15 @@ def both_ways(q, k, v, mask):
 
 def attention_line(device, kernel):
     line = {"not finite": [], "first ms": [], "again ms": []}
-    for length in (64, 192, 320, 448, 576, 704):
-        x = (0.1 * torch.randn(3, 1, 4, length, 128, device=device)).bfloat16()  # q, k, v
-        x[0, ..., 0], x[1, ..., 0] = 1.0, -120 * 128**0.5
-        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-        run = partial(both_ways, *x.requires_grad_(), mask)
-        with kernel:
+    with kernel:
+        for length in (64, 192, 320, 448, 576, 704):
+            x = (0.1 * torch.randn(3, 1, 4, length, 128, device=device)).bfloat16()  # q, k, v
+            x[0, ..., 0], x[1, ..., 0] = 1.0, -120 * 128**0.5
+            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+            run = partial(both_ways, *x.requires_grad_(), mask)
             line["first ms"].append(1000 * sides.seconds_of(run, device))
             line["again ms"].append(1000 * sides.seconds_of(run, device))
-        line["not finite"].append((~x.grad.isfinite()).sum().item())
+            line["not finite"].append((~x.grad.isfinite()).sum().item())
     return line
 
 
@@ -119,8 +114,8 @@ def speed(size, device):
 
     models = vlm, processor, _ = sides.random_models(sides.raw_config(size), device, torch.bfloat16)
     for images, most in ((8, 1), (2, None), (8, None)):
-        steps = [varying_rows(images, most, seed) for seed in range(8)]
-        yield f"steps of {images} images, {most or 'all'} expressions each", partial(step_line, models, steps, rate)
+        steps = [varying_rows(size, images, most, seed) for seed in range(2 if size == "tiny" else 6)]
+        yield f"steps of {images} images, {most or 'all'} expression(s) each", partial(step_line, models, steps, rate)
     questions = [replace(e, answer=None) for e in steps[0]]
     answers = partial(sides.answers, vlm, processor, questions, new_tokens=24, rounds=5)
     yield "answers", answers
@@ -149,26 +144,31 @@ def step_line(models, steps, rate):
     line = {"reserved bytes": torch.cuda.memory_reserved()}
     for name, times in seconds.items():
         first, again, N = times[: len(steps)], times[len(steps) :], sum(tokens[name] for _, tokens in prepared)
-        line[name] = {"first step ms": 1000 * first[0], "ms, new lengths": 1000 * sum(first[1:]) / len(first[1:])}
-        line[name] |= {"ms": 1000 * sum(again) / len(again), "tokens/s": N / sum(again)}
-        line[name] |= {"share": 4 * P * N / sum(again) / rate, "share, first steps": 4 * P * N / sum(first) / rate}
-        line[name] |= {"image-lora / this": sum(seconds["image-lora"][len(steps) :]) / sum(again)}
-        line[name] |= {"bytes": sides.peak_above(prepared[0][0][name], device)}
+        line[name] = {
+            "first step ms": 1000 * first[0],
+            "ms, new lengths": 1000 * sum(first[1:]) / len(first[1:]),
+            "ms": 1000 * sum(again) / len(again),
+            "tokens/s": N / sum(again),
+            "share": 4 * P * N / sum(again) / rate,
+            "share, first steps included": 4 * P * N / sum(first) / rate,
+            "image-lora / this": sum(seconds["image-lora"][len(steps) :]) / sum(again),
+            "bytes": sides.peak_above(prepared[0][0][name], device),
+        }
     return line
 
 
 def profile_line(step, device):
     kind, activity = ("device", ProfilerActivity.CUDA) if device.type == "cuda" else ("cpu", ProfilerActivity.CPU)
-    step()
+    ms = 1000 * min(sides.seconds_of(step, device) for _ in range(3))
     with torch.profiler.profile(activities=[activity]) as profiler:
-        ms = 1000 * sides.seconds_of(step, device)
+        sides.seconds_of(step, device)
     kernels = [[e.key[:120], getattr(e, f"self_{kind}_time_total") / 1000, e.count] for e in profiler.key_averages()]
     kernels.sort(key=lambda kernel: -kernel[1])
     gaps = ms - sum(kernel[1] for kernel in kernels)
     return {"ms": ms, "ms without a kernel": gaps, "kernel, ms, calls": kernels[:10]}
 
 
-PARTS = {  # what is run, on which model, for how many seconds at most
+PARTS = {  # a generator of (what a line is about, what makes it), on which model, for how many seconds at most
     "tests": (tests, "tiny", 80),
     "numbers": (numbers, "3b", 50),
     "attention": (attention, "tiny", 30),

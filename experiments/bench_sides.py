@@ -47,8 +47,11 @@ def raw_config(size, layers=None, blocks=None):
 
 
 def random_models(raw, device, dtype):
-    """(vlm, processor, transformers + peft) of a parsed config.json, with random weights that both models share, made on
-    the device: no file is written."""
+    """(vlm, processor, transformers + peft) of a parsed config.json, made on the device. Random weights, which both models
+    share: transformers' own are dropped."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
     config, tiny = Config.from_dict(raw), ROOT / "parts/tiny"
     with torch.device("meta"):
         vlm = VLM(config).to(dtype)
@@ -56,21 +59,14 @@ def random_models(raw, device, dtype):
     torch.manual_seed(0)
     for name, p in vlm.named_parameters():
         nn.init.normal_(p, std=p[0].numel() ** -0.5) if p.dim() > 1 else p.fill_(not name.endswith("bias"))
-    return vlm, Processor(config, read_tokenizer(tiny), read_preprocessor(tiny), max_pixels=1792**2), reference(raw, vlm)
-
-
-def reference(raw, vlm):
-    """transformers' model on our tensors (its own are dropped), with peft's LoRA."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    with torch.device(vlm.device):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(Qwen2_5_VLConfig.from_dict(raw), dtype=vlm.dtype)
+    with device:
+        model = Qwen2_5_VLForConditionalGeneration._from_config(Qwen2_5_VLConfig.from_dict(raw), dtype=dtype)
     ours = dict(vlm.named_parameters())
     for name, p in model.named_parameters():
         p.data = ours[name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")].data
-    targets = r"model\.language_model\..*\.(q|k|v|o)_proj"
-    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=r"model\.language_model\..*\.(q|k|v|o)_proj")
+    processor = Processor(config, read_tokenizer(tiny), read_preprocessor(tiny), max_pixels=1792**2)
+    return vlm, processor, get_peft_model(model, lora).eval()  # nothing is dropped: LoRA's dropout is 0
 
 
 def expressions(width, height, lengths, seed=0):
@@ -175,14 +171,11 @@ def peak_above(run, device):
         run()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back to the system
-    Path("/proc/self/clear_refs").write_text("5")  # the highest level starts again from here
-    before = resident("VmRSS")
+    process = Path("/proc/self")
+    (process / "clear_refs").write_text("5")  # the highest level starts again from here
+    before = re.search(r"VmRSS:\s+(\d+)", (process / "status").read_text())[1]
     run()
-    return resident("VmHWM") - before
-
-
-def resident(what):
-    return 1024 * int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return 1024 * (int(re.search(r"VmHWM:\s+(\d+)", (process / "status").read_text())[1]) - int(before))
 
 
 def measure(sides, device, rounds, memory=True):
