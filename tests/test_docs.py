@@ -29,7 +29,7 @@ REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
-    "visual_mask=": "visual_mask=",
+    "visual_positions": "def visual_positions(",
     "M = visual_mask": "M = visual_mask",
     "self.A": "self.A = nn.Parameter(",
     "self.B": "self.B = nn.Parameter(",
