@@ -39,12 +39,12 @@ REFCOCO = """640 427 2 2 3 3 2 3 / 640 480 2 7 2 5 4 3 / 476 640 4 5 5 2 2 2 / 6
 """  # of 16 images of its val split: width, height, words of each expression
 
 
-def varying_rows(size, images, most, seed=0):
-    """The examples of a step: so many images of RefCOCO's sizes, each with its first `most` expressions (None: all)."""
-    examples, smaller = [], 10 if size == "tiny" else 1
-    for i, image in enumerate(random.Random(seed).sample(REFCOCO.split("/"), images)):
+def varying_rows(size, images, limit, seed=0):
+    """The examples of a step: so many images of RefCOCO's sizes, each with its first `limit` expressions (None: all)."""
+    examples, parts = [], 10 if size == "tiny" else 1  # of the tiny model: a tenth of the width, fewer images
+    for i, image in enumerate(random.Random(seed).sample(REFCOCO.split("/"), -(-images // min(3, parts)))):
         width, height, *lengths = map(int, image.split())
-        examples += sides.expressions(width // smaller, height // smaller, lengths[:most], seed=100 * seed + i)
+        examples += sides.expressions(width // parts, height // parts, lengths[:limit], seed=100 * seed + i)
     return examples
 
 
@@ -113,9 +113,9 @@ def speed(size, device):
     yield "matrix product", lambda: {"TFLOP/s": rate / 1e12}
 
     models = vlm, processor, _ = sides.random_models(sides.raw_config(size), device, torch.bfloat16)
-    for images, most in ((8, 1), (2, None), (8, None)):
-        steps = [varying_rows(size, images, most, seed) for seed in range(2 if size == "tiny" else 6)]
-        yield f"steps of {images} images, {most or 'all'} expression(s) each", partial(step_line, models, steps, rate)
+    for images, limit in ((8, 1), (2, None), (8, None)):
+        steps = [varying_rows(size, images, limit, seed) for seed in range(2 if size == "tiny" else 6)]
+        yield f"steps of {images} images, {limit or 'all'} expression(s) each", partial(step_line, models, steps, rate)
     questions = [replace(e, answer=None) for e in steps[0]]
     answers = partial(sides.answers, vlm, processor, questions, new_tokens=24, rounds=5)
     yield "answers", answers
