@@ -107,7 +107,7 @@ def of_seed(flags, seed, rates):
     if "--lr" not in flags:
         longest = max((searched for searched in rates if searched in flags), key=len)
         flags += f" --lr {rates[longest]:g}"
-    return f"{flags} --seed {seed} --probe-seed {seed}".strip()
+    return f"{flags} --seed {seed}".strip()
 
 
 def run_selections(selections, setup, flags=""):
