@@ -1,7 +1,7 @@
 """Parts that both towers of a model use: norms, SwiGLU, rotary positions. And: the same numbers, faster.
 
-Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products
-of few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
+Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products of
+few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
 
 Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, K head size.
 """
@@ -56,10 +56,9 @@ def frequencies(size, theta, device):
 
 
 def rotate(x, cos, sin):
-    """Rotary positions: turn each pair (x_i, x_{i + K/2}) by its angle. x [..., K]; cos, sin broadcastable to it."""
-    x1, x2 = x.float().chunk(2, dim=-1)
-    turned = torch.cat([-x2, x1], dim=-1)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    """Rotary positions: turn each pair (x_i, x_{i + K/2}) by its angle. x [..., K]; cos, sin [..., K/2], float32."""
+    x1, x2 = x.chunk(2, dim=-1)  # the products are float32, whatever x is
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
 
 
 # ---------------------------------------------------------------------------------------------- the same numbers, faster
@@ -112,10 +111,9 @@ def fused_attention(q, k, v, mask, causal=True):
 
 
 def compute_twice(blocks):
-    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping
-    it. That takes the memory of one block in place of all, for a forward pass more. A frozen block under the lowest
-    adapted layer keeps nothing anyway. Leave out the last block: the backward pass begins with it, so it costs nothing to
-    keep (and `only_at` is over by then)."""
+    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping it.
+    That takes the memory of one block in place of all, for a forward pass more. Leave out the last block: the backward
+    pass begins with it, so it costs nothing to keep (and `only_at` is over by then)."""
     for block in blocks:
         block.forward = computed_twice(block.forward)
 
@@ -136,8 +134,8 @@ def only_at(mlp, index):
 
     def forward(x):
         rows = x.flatten(0, 1)
-        computed = type(mlp).forward(mlp, rows[index])
-        return torch.zeros_like(rows).index_copy(0, index, computed).view_as(x)
+        y = type(mlp).forward(mlp, rows.index_select(0, index))
+        return y.new_zeros(rows.shape).index_copy(0, index, y).view_as(x)  # under autocast y is bfloat16, x float32
 
     mlp.forward = forward
     try:
