@@ -17,7 +17,6 @@ import torch
 from harness import ending
 from harness.arguments import MAX_PIXELS
 from harness.processes import RANK
-from parts.backbones.qwen import check_number
 from parts.files import (
     InputError,
     parse_json,
@@ -217,5 +216,5 @@ def pixel_limits(min_pixels, max_pixels, adapter_file):
         with reading(adapter_file, "an adapter"):
             notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
             for name in notes.keys() & {"min_pixels", "max_pixels"}:
-                check_number(name, notes[name], int, 1, 2**40)
+                notes[name] = int(notes[name])
     return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)

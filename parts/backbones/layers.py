@@ -7,12 +7,17 @@ Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, 
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.utils.checkpoint import checkpoint
+
+# Of the attention kernels on a GPU not cuDNN's: with a mask its backward pass gives NaN where the length is 64 modulo 128
+# (pytorch issue 196678), and it plans for half a second at each new shape. Rows of images have a new shape at each step.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class RMSNorm(nn.Module):
@@ -115,16 +120,7 @@ def compute_twice(blocks):
     That takes the memory of one block in place of all, for a forward pass more. Leave out the last block: the backward
     pass begins with it, so it costs nothing to keep (and `only_at` is over by then)."""
     for block in blocks:
-        block.forward = computed_twice(block.forward)
-
-
-def computed_twice(forward):
-    def forward_twice(*args):
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *args, use_reentrant=False)
-        return forward(*args)
-
-    return forward_twice
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

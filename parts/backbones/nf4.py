@@ -76,10 +76,8 @@ class NF4Linear(nn.Module):
     def __init__(self, plain):
         super().__init__()
         self.outputs, self.inputs = plain.weight.shape
-        blocks = -(-self.inputs // BLOCK)
-        codes = plain.weight.new_empty(self.outputs, blocks * BLOCK // 2, dtype=torch.uint8)
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("scales", codes.new_empty(self.outputs, blocks, dtype=torch.bfloat16), persistent=False)
+        self.register_buffer("codes", None, persistent=False)
+        self.register_buffer("scales", None, persistent=False)
         self.bias, self.stored = plain.bias, None
 
     def keep(self, weight, stored):
