@@ -185,6 +185,8 @@ class VLM(nn.Module):
     Made by VLM.from_pretrained(path_or_hub_id), frozen; saved by vlm.save(path). Batches come from data.py.
     """
 
+    source = ""  # what from_pretrained was given
+
     def __init__(self, config):
         super().__init__()
         self.config = config
