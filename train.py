@@ -24,7 +24,6 @@ from pathlib import Path
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
-from torch.utils.data import DataLoader
 
 import probe
 from data import Processor
@@ -37,6 +36,7 @@ from harness.evaluate import evaluate, score_again, text_change, text_logits
 from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
 from harness.report import show_example, show_method, show_model
 from harness.state import make_folder, pixel_limits, restore, save_state, start
+from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from model import VLM
 from parts.backbones.checkpoint import read_config
@@ -131,8 +131,8 @@ def run(args, command):
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
         rows_of_steps = (list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps))
         batches = StepBatches(processor, examples, args.batch, args.share_images)
-        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda", "worker_init_fn": ending.deaf}
-        loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
+        workers = fitting_workers(args.workers, processor, examples, rows_a_step)
+        loader = step_loader(batches, rows_of_steps, workers, device)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
         note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
@@ -267,8 +267,6 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
 
         begun, pending = time.perf_counter(), None
         for step, batches in enumerate(loader, start=state["step"]):
-            if isinstance(batches, InputError):
-                raise batches
             waited = time.perf_counter() - begun
 
             # Forward and backward. The loss times its tokens is a sum over tokens, so batches simply add up.

@@ -13,6 +13,7 @@ from parts.tasks import TASKS
 from parts.tasks.rows import GROUNDING_PROMPT
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose images are small and in memory anyway)
@@ -22,7 +23,7 @@ DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose im
     "eval_limit": (500, 300),
     "eval_batch": (32, 100),
     "eval_every": (0, 100),
-    "workers": (2, 0),
+    "workers": (min(8, CORES - 1), 0),
     "cache_vision": (0.0, 1.0),
 }
 LEARNING_RATES = {  # of real data, of drawn data: a small model takes larger steps

@@ -1,4 +1,4 @@
-"""What is done ahead of the steps: examples are counted, images encoded once, Batches made by worker processes."""
+"""What is done before the steps: examples are read and counted, images encoded once, examples put into batches."""
 
 from dataclasses import replace
 from statistics import median
@@ -107,21 +107,16 @@ def like_batches(processor, examples, size, share_images):
 
 
 class StepBatches:
-    """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples. A worker
-    process does this ahead of time. Rows of about the same length are together; those without images have Batches of
-    their own. The sum over the step is the same, with less padding."""
+    """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples: rows of
+    about the same length together, those without images apart. The sum over the step is the same, with less padding."""
 
-    def __init__(self, processor, examples, size, share_images):
-        self.processor, self.examples = processor, examples
-        self.size, self.share_images = size, share_images
+    def __init__(self, processor, examples, size, share_images=True):
+        self.processor, self.examples, self.size, self.share_images = processor, examples, size, share_images
 
     def __getitem__(self, numbers):
         mine = [self.examples[i] for i in numbers[RANK * len(numbers) // WORLD : (RANK + 1) * len(numbers) // WORLD]]
         batches = []
         for kind in ([e for e in mine if e.visuals], [e for e in mine if not e.visuals]):
             for part in like_batches(self.processor, kind, self.size, self.share_images):
-                batches.append([kind[i] for i in part])
-        try:
-            return [self.processor(batch, self.share_images) for batch in batches]
-        except InputError as error:  # raised in a worker, it would arrive as a page of traceback
-            return error
+                batches.append(self.processor([kind[i] for i in part], self.share_images))
+        return batches
