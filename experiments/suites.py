@@ -38,7 +38,7 @@ def ours_and_lora(settings, *column):
 
 METHODS = {"base": "--method none", "LoRA": "--method lora", "Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
 PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
-ALL_HEADS = {"all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
+ALL_HEADS = {"all heads": f"--heads {ALL}"}
 RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16)}
 
 MAIN = {
@@ -63,7 +63,7 @@ for name, flags in {"LoRA q,k,v,o": "--method lora", "LoRA v": "--method lora --
 COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, HALF, ALL)}
 COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in (1, 2, 4)}
 
-BOXES_ALONE = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
+BOXES_ALONE = "--data boxes-fog --eval scenes-fog scenes-day sums"  # evaluated as the others are
 FORGETTING = METHODS | {
     "LoRA, half the rate": "--method lora --lr 1e-3",
     "LoRA, a quarter of the rate": "--method lora --lr 5e-4",
@@ -73,26 +73,27 @@ FORGETTING = METHODS | {
 
 PAPER = "as in the paper"
 SWITCHES = {
-    "keys": "--path k",
-    "queries": "--path q",
-    "output": "--path o",
-    "text tokens": "--tokens text",
-    "all tokens": "--tokens all",
-    "no 1/sqrt(n)": "--no-norm",
-    "an A for each head": "--shared none",
-    "one A for all layers": "--shared model",
-    "B of rank 1": "--outer",
-    "gamma 1, not learned": "--no-learn-gamma",
+    "keys": "--ablate path=k",
+    "queries": "--ablate path=q",
+    "output": "--ablate path=o",
+    "text tokens": "--ablate tokens=text",
+    "all tokens": "--ablate tokens=all",
+    "no 1/sqrt(n)": "--ablate norm=off",
+    "an A for each head": "--ablate shared=none",
+    "one A for all layers": "--ablate shared=model",
+    "B of rank 1": "--ablate outer=on",
+    "gamma 1, not learned": "--ablate gamma=fixed",
     "rank 16": RANK[16],
 }
 TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 0.5, 1)}
 
-SHARES = {  # words before a question make the visual share smaller, larger images make it larger
-    "60 words": "--preamble 60 --eval scenes-fog",
-    "25 words": "--preamble 25 --eval scenes-fog",
+SHARES = {  # words before a question make the visual share smaller, other images after its own make it larger
+    "60 words": "--data scenes+60 --eval scenes-fog+60",
+    "25 words": "--data scenes+25 --eval scenes-fog+25",
     "as it is": "--eval scenes-fog",
-    "images of 196 tokens": "--min-pixels 153664 --eval scenes-fog",
-    "images of 784 tokens": "--min-pixels 614656 --max-pixels 614656 --eval scenes-fog",
+    "words alone": "--data words-fog",
+    "words, 3 other images": "--data words-fog+3images",
+    "words, 11 other images": "--data words-fog+11images",
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
@@ -130,14 +131,10 @@ SUITES = {
     ),
     "ratio": Suite(
         "Do the savings grow with the visual share of the tokens, and is Image-LoRA as good as LoRA at each share?",
-        crossed(SHARES, METHODS) | {TEXT_TOO: f"--tokens text {SHARES['60 words']}"},
+        crossed(SHARES, METHODS) | {TEXT_TOO: f"--ablate tokens=text {SHARES['60 words']}"},
         [*ours_and_lora(SHARES), (TEXT_TOO, "60 words, LoRA")],
     ),
     "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),
-    "faithful": Suite(
-        "Does a head's probe score say what a trained adapter loses without it? Are probed heads as good as the best?",
-        ALL_HEADS | PROBED,
-    ),
     "stability": Suite(
         "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
         ALL_HEADS | PROBED,

@@ -196,7 +196,7 @@ def test_the_front_page_of_the_course_has_its_picture():
 
 
 ANSWERS = {  # lesson: what holds lines like those of its solution, so nobody is sent there before
-    1: ("visual_tokens", "Processor.grid", "Processor.tensors"),
+    1: ("visual_tokens", "Processor.grid", "visual_positions"),
     2: ("attention_mask", "fused_attention"),
     3: ("LoRALayer",),
     4: ("ImageLoRALayer", "text_change"),

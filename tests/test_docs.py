@@ -15,6 +15,7 @@ import imagelora
 import probe
 import train
 from experiments import __main__ as command
+from harness import ask
 from model import VLM
 from parts import tasks
 from parts.tasks.scenes import DRAWN
@@ -29,7 +30,7 @@ REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
-    "visual_mask=": "visual_mask=",
+    "visual_positions": "def visual_positions(",
     "M = visual_mask": "M = visual_mask",
     "self.A": "self.A = nn.Parameter(",
     "self.B": "self.B = nn.Parameter(",
@@ -109,7 +110,7 @@ def test_the_front_page_has_its_two_commands():
 
 def test_every_flag_that_a_page_names_exists(capsys):
     flags = {"--nproc-per-node"}  # torchrun's
-    for main in (train.main, command.main):
+    for main in (train.main, ask.main, command.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
         flags |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
@@ -146,17 +147,12 @@ def runs_table():
 
 
 def bench_rows(file):
-    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth; or they
-    are in the report."""
+    """The lines of the tables of speed that belong to a benchmark: one for each ratio."""
     r = json.loads(file.read_text())
-    rows = r.get("table", [])
+    rows = []
     for name, ratio in r.get("ratios", {}).items():
         memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
         rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
-    for row in r.get("rows", []):
-        cells = [row["side"], row["expressions"], row["tokens"], row["visual_tokens"], f"{row['seconds']:.1f} s"]
-        cells += [f"{row['bytes'] / 2**20:,.0f} MiB", f"{row['adapter_flops']:.3g}"]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
     return rows
 
 

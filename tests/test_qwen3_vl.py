@@ -35,7 +35,6 @@ from parts.backbones.qwen3_vl import Config, table_entries
 from parts.files import InputError, read_json, read_safetensors, write_safetensors
 from parts.tasks import TASKS, score
 from parts.tasks.boxes import box_from_model, box_to_model, in_another_scale
-from parts.tasks.images import Visual
 from parts.tasks.rows import BOX_ANSWER
 from parts.tiny import deepstack
 
@@ -141,12 +140,12 @@ def test_the_table_of_positions_is_stretched_over_the_image_corner_to_corner():
 
 
 def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
-    visuals = [Visual(picture(90, 60)), Visual(picture(40, 300, 1)), Visual(picture(130, 130, 2))]
-    patches, grids = [processor.cut(v) for v in visuals], [processor.grid(v) for v in visuals]
-    together = vlm.visual(torch.cat(patches), torch.tensor(grids))
-    alone = [vlm.visual(p, torch.tensor([g])) for p, g in zip(patches, grids)]
+    examples = [Example([picture(90, 60)]), Example([picture(40, 300, 1)]), Example([picture(130, 130, 2)])]
+    together, *alone = (
+        vlm.visual(batch.patches, batch.grids) for batch in map(processor, [examples, *([e] for e in examples)])
+    )
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-    assert together.shape == (sum(map(processor.visual_tokens, visuals)), vlm.config.visual_size)
+    assert together.shape == (sum(processor.count(e)[1] for e in examples), vlm.config.visual_size)
 
 
 # -- DeepStack
@@ -295,7 +294,7 @@ def test_a_run_trains_an_adapter_that_keeps_text_and_loads_again(ran, vlm, check
     visual, (heads,) = sum(line["visual_tokens"] for line in log) / 4, report["heads"].values()
     assert report["adapter_flops_per_step"] == pytest.approx(6 * visual * (64 * 8 + 8 * len(heads) * 24))
     load_adapter(out / "adapter.safetensors", vlm)
-    again = run(checkpoint, tmp_path, "--eval-only", "--adapter", str(out / "adapter.safetensors"))
+    again = run(checkpoint, tmp_path, "--adapter", str(out / "adapter.safetensors"))
     assert again["tuned"] == report["tuned"] and again["base"] == report["base"]
 
 
@@ -332,7 +331,7 @@ def test_lora_and_the_other_criterion_run_too(checkpoint, tmp_path):
 
 
 def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(shared, checkpoint, tmp_path):
-    where = f"--data refcoco --data-root {shared / 'refcoco-mini'} --train-split testA --eval-split val --also".split()
+    where = f"--data refcoco={shared / 'refcoco-mini'} --train-split testA --eval refcoco --eval-split val".split()
     where += ["--max-pixels=50000", "--save-every=2", "--keep-states"]
     report = run(checkpoint, tmp_path / "run", *where)
     assert report["data"] == "refcoco" and report["steps"] == 4 and report["base"]["accuracy"] is not None

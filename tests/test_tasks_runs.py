@@ -1,13 +1,11 @@
 """A run on every data set, from files to a report; a new task is added from outside."""
 
-import functools
 import json
-import threading
 import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, picture
+from local_web import serving
 from task_folders import (
     MAKERS,
     make_gsm8k,
@@ -18,6 +16,7 @@ from task_folders import (
 )
 
 import data
+import harness.evaluate
 import train
 from harness.evaluate import score_again
 from parts.tasks import TASKS, Task, score
@@ -34,7 +33,7 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     MAKERS[name](tmp_path / "root")
     method = "lora" if name == "gsm8k" else "image-lora"  # without images Image-LoRA has nothing to adapt to
     flags = (
-        f"--data {name} --data-root {tmp_path / 'root'} --out {tmp_path / 'run'} --method {method} --steps 2 --batch 2"
+        f"--data {name}={tmp_path / 'root'} --out {tmp_path / 'run'} --method {method} --steps 2 --batch 2"
     )
     train.main(
         [*flags.split(), "--workers", "0", "--max-new-tokens", "6", "--max-pixels", "12544", "--probe-samples", "1"]
@@ -45,29 +44,25 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     assert {"prompt", "text", "parsed", "reference", "score", "metric"} <= rows[0].keys()
     assert report["tuned"]["accuracy"] is not None and report["tuned"]["by_kind"]
     capsys.readouterr()
-    train.main(["--score", str(tmp_path / "run/predictions.jsonl")])
+    harness.evaluate.main([str(tmp_path / "run/predictions.jsonl")])
     assert f"{len(rows)} answers scored again, 0 scores differ" in capsys.readouterr().out
 
 
 def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, monkeypatch, capsys):
     make_refcoco(tmp_path / "web")
-    with zipfile.ZipFile(tmp_path / "web/annotations.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "annotations.zip", "w") as archive:
         for file in (tmp_path / "web").glob("*.json*"):
             archive.write(file, f"rec_jsons_processed/{file.name}")
-    serve = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), serve)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: tmp_path / "annotations.zip")
     monkeypatch.setenv("IMAGELORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)  # where there is no data/refcoco
-    address = f"http://127.0.0.1:{server.server_port}"
-    flags = f"--data refcoco --annotations {address}/annotations.zip --image-url {address}/train2014/ --steps 1"
-    flags = [*flags.split(), "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"]
-    train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "first")])
+    flags = ["--data", "refcoco", "--steps", "1", "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"]
+    with serving(monkeypatch) as web:
+        web.files |= {file.name: file.read_bytes() for file in (tmp_path / "web/train2014").iterdir()}
+        train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "first")])
     assert str(tmp_path / "cache/refcoco") in capsys.readouterr().out
     have = {file.name for file in (tmp_path / "cache/refcoco/train2014").iterdir()}
     assert have == {f"COCO_train2014_{i:012d}.jpg" for i in (0, 1)}  # those that these rows need, no more
-    server.shutdown()
-    server.server_close()
     train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "second")])
     both = [json.loads((tmp_path / out / "report.json").read_text())["tuned"] for out in ("first", "second")]
     assert both[0] == both[1]
@@ -77,7 +72,7 @@ def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, mo
 def test_text_skills_are_checked_after_any_fine_tuning(tmp_path, capsys):
     make_jsonl(tmp_path / "own")
     make_gsm8k(tmp_path / "sums")
-    flags = f"--data jsonl={tmp_path / 'own'} --also gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --steps 1"
+    flags = f"--data jsonl={tmp_path / 'own'} --eval jsonl gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --steps 1"
     train.main([*flags.split(), "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"])
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert "gsm8k" in report["tuned"]["by_kind"]
@@ -99,12 +94,12 @@ def test_other_data_can_be_evaluated_than_was_trained_on(tmp_path, capsys):
 
 def test_a_model_is_evaluated_on_one_data_set_alone(tmp_path, capsys):
     make_gsm8k(tmp_path / "sums")
-    flags = f"--eval-only --eval gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --max-new-tokens 4"
+    flags = f"--method none --eval gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --max-new-tokens 4"
     train.main(flags.split())
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["data"] == "gsm8k" and set(report["base"]["by_kind"]) == {"gsm8k"}
     assert report["base"]["accuracy"] == report["base"]["text_accuracy"] is not None
-    assert report["arguments"]["eval_batch"] == 32  # not the tiny model's
+    assert report["arguments"]["batch"] == 8  # that of real data
     capsys.readouterr()
 
 
@@ -114,7 +109,7 @@ def test_a_changed_score_is_found_by_scoring_again(tmp_path, capsys):
     write_lines(tmp_path / "p.jsonl", [row | {"score": 1.0}, row | {"score": 0.0}])
     assert score_again(tmp_path / "p.jsonl") == 1
     with pytest.raises(SystemExit) as stop:
-        train.main(["--score", str(tmp_path / "absent.jsonl")])
+        harness.evaluate.main([str(tmp_path / "absent.jsonl")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "absent.jsonl: no such file" in said
 
