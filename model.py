@@ -190,8 +190,6 @@ class VLM(nn.Module):
     Made by VLM.from_pretrained(path_or_hub_id), frozen; saved by vlm.save(path). Batches come from data.py.
     """
 
-    sharded = False  # whether this process has only a part of each layer (harness/sharding.py)
-
     def __init__(self, config):
         super().__init__()
         self.config = config

@@ -7,7 +7,6 @@ answers, report. And in `train` every move of a training step.
     python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
     python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
     torchrun --nproc-per-node=4 train.py --data refcoco ...      on four GPUs: the same steps, each sharing its rows
-    torchrun --nproc-per-node=4 train.py --shard ...             the same, each GPU with a part of every layer
 
 A run prints what it decides. What it measures is in its folder: report.json, log.jsonl (a line a step),
 predictions.jsonl (a line an answer), adapter.safetensors, heads.json and three pictures.
@@ -29,13 +28,7 @@ from torch.utils.data import DataLoader
 
 import probe
 from data import Processor
-from harness import (  # each adds to METHODS or CRITERIA
-    ablations,
-    criteria,
-    ending,
-    planning,
-    report,
-)
+from harness import ablations, criteria, ending, report
 from harness.ablations import continue_from
 from harness.arguments import evaluation_sets, parse_args, planned_steps
 from harness.asking import answer
@@ -43,7 +36,6 @@ from harness.encodings import StepBatches, by_image, encode_images, load_example
 from harness.evaluate import evaluate, score_again, text_change, text_logits
 from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
 from harness.report import show_example, show_method, show_model
-from harness.sharding import empty_passes, load_sharded
 from harness.state import make_folder, pixel_limits, restore, save_state, start
 from imagelora import METHODS, load_adapter
 from model import VLM
@@ -69,7 +61,7 @@ def run(args, command):
     device, dtype, mixed = choose_device(args.device, args.dtype, full=args.method == "full")
     limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
     scratch_seed = args.seed if args.from_scratch else None
-    vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed, args.shard, args.quantize)
+    vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed, args.quantize)
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if args.prompt:
@@ -169,15 +161,14 @@ def run(args, command):
     report.print_end(measured | {"method": method}, predictions, main_data, out)
 
 
-def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, shard=False, quantize=None):
-    """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights; shard:
-    each process holds a part of every layer."""
+def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, quantize=None):
+    """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights."""
     folder = Path(__file__).parent / "parts/tiny" if model == "tiny" else model
     processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
     load = partial(VLM.from_pretrained, folder, quantize=quantize)
     if scratch_seed is not None:
         load = partial(VLM.from_scratch, read_config(folder), scratch_seed)
-    vlm = load_sharded(load, dtype, device) if shard else load(dtype, device)
+    vlm = load(dtype, device)
     show_model(model, vlm)
     ending.guard(vlm)
     return vlm, processor
@@ -296,7 +287,6 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
             counts = [supervised, tokens, visual, len(ending.now.signals)]
             sums = torch.cat([loss[None], torch.tensor(counts).to(vlm.device, non_blocking=True)])  # [5]
             if WORLD > 1:
-                empty_passes(vlm, backward=True)
                 sums = sum_over_processes(parameters, sums)
 
             # The mean gradient over all supervised tokens of the step, clipped; one step of AdamW.
@@ -335,9 +325,7 @@ def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     with ending.in_one_line():
         args = arguments(argv)
-        if args.plan:
-            planning.show(args.model, planning.plan(args, VLM, METHODS, choose_heads))
-        elif args.score:
+        if args.score:
             score_again(args.score)
         elif args.show:
             report.show_rows(args)

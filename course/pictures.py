@@ -15,22 +15,8 @@ from PIL import Image
 
 from course.checks import scenes, sum_in_words, tiny
 from data import Example, load
-from harness.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALE,
-    arrow,
-    canvas,
-    costs,
-    examples,
-    font,
-    head_map,
-    save,
-    shade,
-)
+from harness import figures
+from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, canvas, font
 from imagelora import ImageLoRA
 from model import attend
 from parts.backbones.layers import weights_kept
@@ -62,7 +48,7 @@ def row_of_tokens():
     ]
     for i, line in enumerate(words):
         pen.text((280, 110 + 44 * i), line, BLACK, font(23))
-    arrow(pen, (135, 296), (135, 330), colour=GREEN)
+    figures.arrow(pen, (135, 296), (135, 330), colour=GREEN)
     T = batch.input_ids.shape[1]
     width = (1200 - 60) / T
     for t in range(T):
@@ -91,7 +77,7 @@ def who_looks_at_whom():
         for j in range(i + 1):
             strength = min(1, 4 * weights[i, j].item() ** 0.5 / 2)
             x, y = left + j * cell, top + i * cell
-            pen.rectangle((x, y, x + cell - 1, y + cell - 1), shade(strength))
+            pen.rectangle((x, y, x + cell - 1, y + cell - 1), figures.shade(strength))
     visual = batch.visual_index.tolist()
     first, last = visual[0], visual[-1] + 1
     pen.rectangle((left + first * cell, top - 12, left + last * cell, top - 4), GREEN)
@@ -175,7 +161,7 @@ def three_taus(scores):
             for h in range(G):
                 x, y = x0 + h * cell, top + layer * cell
                 frame = (x, y, x + cell - 3, y + cell - 3)
-                pen.rectangle(frame, shade((scores[layer, h] / scores.max()).item() ** 0.5))
+                pen.rectangle(frame, figures.shade((scores[layer, h] / scores.max()).item() ** 0.5))
                 if h in heads.get(layer, []):
                     pen.rectangle(frame, outline=ORANGE, width=5)
     pen.text((20, top + L * cell + 16), "row: layer; column: value head; outlined: selected", BLACK, font(18))
@@ -186,19 +172,17 @@ def four_verdicts():
     """Lesson 8: four made-up intervals against zero and the margin."""
     picture, pen = canvas(1100, 400)
     pen.text((30, 16), "A difference with its 95 % interval, margin 2 points", BLACK, font(26))
-    middle, point, top = 470, 60, 90
-    pen.rectangle((middle - 2 * point, top - 10, middle + 2 * point, 340), PALE)
-    pen.line((middle, top - 10, middle, 340), BLACK, 2)
-    for x in range(-6, 7, 2):
-        pen.text((middle + x * point, 350), f"{x:+d}" if x else "0", BLACK, font(20), anchor="mt")
     cases = (("better", 1, 5), ("worse", -5, -0.8), ("equivalent", -1.2, 1.5), ("undecided", -3, 4.5))
+    axes = figures.Axes(picture, (60, 80, 880, 340), (-6.5, 6.5), (len(cases), 0), size=20)
+    pen.rectangle((*axes.at(-2, 0), *axes.at(2, len(cases))), PALE)
+    axes.ticks("g", count=7)
+    pen.line((*axes.at(0, 0), *axes.at(0, len(cases))), BLACK, 2)
     for i, (name, low, high) in enumerate(cases):
-        y = top + 20 + 62 * i
-        pen.line((middle + low * point, y, middle + high * point, y), BLUE, 5)
-        for end in (low, high):
-            pen.line((middle + end * point, y - 10, middle + end * point, y + 10), BLUE, 5)
-        mean = middle + (low + high) / 2 * point
-        pen.ellipse((mean - 8, y - 8, mean + 8, y + 8), ORANGE)
+        (x1, y), (x2, _) = axes.at(low, i + 0.5), axes.at(high, i + 0.5)
+        pen.line((x1, y, x2, y), BLUE, 5)
+        for end in (x1, x2):
+            pen.line((end, y - 10, end, y + 10), BLUE, 5)
+        axes.mark((low + high) / 2, i + 0.5, ORANGE, ORANGE, radius=8)
         pen.text((920, y), name, BLACK, font(26), anchor="lm")
     return picture
 
@@ -222,7 +206,7 @@ def before_and_after(path):
     items = []
     for example, answers in zip(asked, read_json(BOXES)["answers"]):
         items.append({"image": example.images[0], "caption": example.caption, "reference": example.answer} | answers)
-    examples(path, items, columns=3, side=260)
+    figures.examples(path, items, columns=3, side=260)
 
 
 def what_it_costs(path):
@@ -241,7 +225,7 @@ def what_it_costs(path):
         "LoRA, all tokens": (ORANGE, True, points(lora)),
     }
     title = "Boxes found in fog: mean and standard deviation of five seeds"
-    costs(path, title, "FLOPs of the adapter in a training step, in millions", rows["base"]["boxes"][0], series)
+    figures.costs(path, title, "FLOPs of the adapter in a training step, in millions", rows["base"]["boxes"][0], series)
 
 
 def draw(folder):
@@ -250,8 +234,8 @@ def draw(folder):
     pictures = {1: row_of_tokens(), 2: who_looks_at_whom(), 3: low_rank(), 4: what_changes()}
     pictures |= {7: three_taus(scores), 8: four_verdicts()}
     for number, picture in pictures.items():
-        save(picture, folder / f"lesson{number}/picture.png", optimize=True)
-    head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
+        figures.save(picture, folder / f"lesson{number}/picture.png", optimize=True)
+    figures.head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
     before_and_after(folder / "lesson8/boxes.png")
     what_it_costs(folder / "costs.png")
 

@@ -2,32 +2,22 @@
 
 blocks        rows of a table, a circle for each seed and a bar for their mean, columns beside each other
 scatter       one number of each head against another
+curves        accuracies against a cost
 attention     where an answer looks in an image
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import mean
 
 from PIL import Image
 
-from harness.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    canvas,
-    font,
-    nice_ticks,
-    outlined,
-    save,
-    text_width,
-    wrap,
-)
+from harness import figures
+from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, Axes, font, text_width
+from parts.tasks.boxes import draw_box
 
-COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167))  # of series, in their order; a mean has the second
+COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167), (86, 180, 233), (213, 94, 0), BLACK)  # of series, in their order
 KINDS = {"base": GREY, "Image-LoRA": BLUE, "LoRA": ORANGE}  # series that have the same colour in every picture
 TITLE, TEXT, SMALL, LINE = 26, 22, 19, 40  # sizes of letters, height of a row
 WIDTHS = {1: 620, 2: 420, 3: 320}  # of a panel, by the number of panels beside each other; more: 260
@@ -43,127 +33,91 @@ class Panel:
     rows: dict
 
 
-def written(value, form):
-    return f"{100 * value:.1f} %" if form == "%" else f"{value:{form}}"
-
-
-def tick_text(value, form):
-    return f"{100 * value:g} %" if form == "%" else f"{value:g}"
+def headed(title, width, height):
+    """An empty picture with a title of at most two lines."""
+    picture, pen = figures.canvas(width, height)
+    for i, line in enumerate(figures.wrap(title, TITLE, width - 40, 2)):
+        pen.text((20, 16 + 34 * i), line, BLACK, font(TITLE))
+    return picture, pen
 
 
 def blocks(path, title, panels):
     """Draw [[Panel, ...], ...]: the panels of a block have the same rows and stand beside each other."""
-    left = 40 + max(text_width(name, TEXT) for block in panels for panel in block for name in panel.rows)
-    widths = [left + len(block) * (width_of(block) + 110) for block in panels]
-    heights = [70 + LINE * len(block[0].rows) + 60 for block in panels]
+    names = [name for block in panels for panel in block for name in panel.rows]
+    left = 40 + max(text_width(name, TEXT) for name in names)
     shown = {name for block in panels for panel in block for row in panel.rows.values() for name in row}
-    named = [name for name in KINDS if name in shown]
-    picture, pen = canvas(max(max(widths), 1000), 90 + 40 * bool(named) + sum(heights) + 40)
-
-    # What the picture asks, and which colour is what.
-    for i, line in enumerate(wrap(title, TITLE, picture.width - 40, 2)):
-        pen.text((20, 16 + 34 * i), line, BLACK, font(TITLE))
-    x, y = 24, 90
-    for name in named:
-        pen.rectangle((x, y, x + 24, y + 20), KINDS[name])
-        pen.text((x + 34, y + 10), name, BLACK, font(TEXT), anchor="lm")
-        x += 70 + text_width(name, TEXT)
-
-    y += 40 * bool(named)
+    kinds = {name: (colour, colour) for name, colour in KINDS.items() if name in shown}
+    heights = [130 + LINE * len(block[0].rows) for block in panels]
+    widths = [left + len(block) * (WIDTHS.get(len(block), 260) + 110) for block in panels]
+    top = 130 if kinds else 90
+    picture, pen = headed(title, max(*widths, 1000), top + sum(heights) + 40)
+    figures.legend(pen, 24, 100, kinds, TEXT)
     for block, height in zip(panels, heights):
         for i, name in enumerate(block[0].rows):
-            pen.text((left - 16, y + 70 + LINE * (i + 0.5)), name, BLACK, font(TEXT), anchor="rm")
+            pen.text((left - 16, top + 70 + LINE * (i + 0.5)), name, BLACK, font(TEXT), anchor="rm")
+        width = WIDTHS.get(len(block), 260)
         for i, panel in enumerate(block):
-            dots(pen, panel, left + i * (width_of(block) + 110), y + 70, width_of(block))
-        y += height
+            dots(picture, panel, left + i * (width + 110), top + 70, width)
+        top += height
     pen.text((20, picture.height - 34), CAPTION, GREY, font(SMALL))
-    save(picture, path)
+    figures.save(picture, path)
 
 
-def width_of(block):
-    return WIDTHS.get(len(block), 260)
-
-
-def dots(pen, panel, left, top, width):
-    """One panel: in each row its series, on an axis that all rows share."""
-    found = [v for row in panel.rows.values() for values in row.values() for v in numbers(values)]
-    low, high = min(found, default=0), max(found, default=1)
-    edge = 0.06 * (high - low) or 0.02
-    low, high, bottom = low - edge, high + edge, top + LINE * len(panel.rows)
-
-    def at(value):
-        return left + (value - low) / (high - low) * width
-
-    for i, line in enumerate(wrap(panel.title, TEXT, width + 90, 2)):
-        pen.text((left, top - 62 + 27 * i), line, BLACK, font(TEXT))
-    for tick in nice_ticks(low, high, 4):
-        pen.line((at(tick), top, at(tick), bottom), (225, 225, 225))
-        pen.text((at(tick), bottom + 8), tick_text(tick, panel.form), BLACK, font(SMALL), anchor="mt")
+def dots(picture, panel, left, top, width):
+    """One panel: a row's circles and bars, on an axis that all rows share."""
+    count = len(panel.rows)
+    frame = (left, top, left + width, top + LINE * count)
+    values = [value for row in panel.rows.values() for seeds in row.values() for value in seeds if value is not None]
+    axes = Axes(picture, frame, around(values), (count, 0), size=SMALL)
+    for i, line in enumerate(figures.wrap(panel.title, TEXT, width + 90, 2)):
+        axes.pen.text((left, top - 62 + 27 * i), line, BLACK, font(TEXT))
+    axes.ticks(x_form="g%" if panel.form == "%" else "g", count=4)
     for i, row in enumerate(panel.rows.values()):
-        y = top + LINE * (i + 0.5)
-        for name, values in row.items():
-            values = numbers(values)
-            for value in values:
-                pen.ellipse((at(value) - 6, y - 6, at(value) + 6, y + 6), outline=KINDS.get(name, BLUE), width=2)
-            if values:
-                m = mean(values)
-                pen.line((at(m), y - 14, at(m), y + 14), KINDS.get(name, ORANGE), width=5)
-                if not name:
-                    pen.text((left + width + 14, y), written(m, panel.form), BLACK, font(SMALL), anchor="lm")
+        for name, seeds in row.items():
+            seeds = [value for value in seeds if value is not None]
+            for value in seeds:
+                axes.mark(value, i + 0.5, KINDS.get(name, BLUE))
+            if seeds:
+                x, y = axes.at(mean(seeds), i + 0.5)
+                axes.pen.line((x, y - 14, x, y + 14), KINDS.get(name, ORANGE), width=5)
+            if seeds and not name:
+                words = figures.written(mean(seeds), ".1f%" if panel.form == "%" else panel.form)
+                axes.pen.text((left + width + 14, y), words, BLACK, font(SMALL), anchor="lm")
 
 
-def numbers(values: Iterable):
-    return [v for v in values if v is not None]
+def around(values):
+    """A range that holds all values, with a margin; 0 to 1 for none."""
+    low, high = min(values, default=0), max(values, default=1)
+    margin = 0.06 * (high - low) or 0.02
+    return low - margin, high + margin
 
 
-def scatter(path, title, panels):
-    """Draw {panel title: (name of x, name of y, {series: [(x, y), ...]})} beside each other."""
+def scatter(path, title, panels, joined=False):
+    """Draw {panel title: (name of x, name of y, {series: [(x, y), ...]})} beside each other. joined: a series is a line of
+    accuracies against a cost, which has a logarithmic axis."""
     side, gap, top = 420, 130, 130
-    picture, pen = canvas(gap + len(panels) * (side + gap), top + side + 150)
-    for i, line in enumerate(wrap(title, TITLE, picture.width - 40, 2)):
-        pen.text((20, 16 + 34 * i), line, BLACK, font(TITLE))
-    for i, (name, (of_x, of_y, series)) in enumerate(panels.items()):
+    picture, pen = headed(title, gap + len(panels) * (side + gap), top + side + 150)
+    names = dict.fromkeys(label for _, _, series in panels.values() for label in series)
+    colours = dict(zip(names, cycle(COLOURS)))
+    figures.legend(pen, 40, top + side + 110, {label: (colour, None) for label, colour in colours.items()}, SMALL)
+    for i, (name, (x_name, y_name, series)) in enumerate(panels.items()):
         left = gap + i * (side + gap)
-        pen.text((left, top - 10), name, BLACK, font(TEXT), anchor="ls")
-        points(pen, series, left, top, side)
-        pen.text((left + side / 2, top + side + 44), of_x, BLACK, font(SMALL), anchor="mt")
-        upright, upright_pen = canvas(text_width(of_y, SMALL) + 8, 26)
-        upright_pen.text((4, 0), of_y, BLACK, font(SMALL))
-        upright = upright.rotate(90, expand=True)
-        picture.paste(upright, (left - 108, round(top + (side - upright.height) / 2)))
-        x = left
-        for label, colour in zip(series, COLOURS):
-            pen.ellipse((x, top + side + 84, x + 14, top + side + 98), colour)
-            pen.text((x + 22, top + side + 91), label, BLACK, font(SMALL), anchor="lm")
-            x += 50 + text_width(label, SMALL)
-    save(picture, path)
+        xs, ys = zip(*(pair for pairs in series.values() for pair in pairs))
+        x_range = (0.8 * min(xs), 1.25 * max(xs)) if joined else around(xs)
+        axes = Axes(picture, (left, top, left + side, top + side), x_range, around(ys), joined, SMALL)
+        axes.ticks(*("k", "g%") if joined else ("g", "g"), count=4)
+        axes.words(name, x_name, y_name)
+        for label, pairs in series.items():
+            if joined:
+                axes.line(pairs, colours[label])
+            for x, y in pairs:
+                axes.mark(x, y, colours[label])
+    figures.save(picture, path)
 
 
-def points(pen, series, left, top, side):
-    """One panel of `scatter`: axes with ticks, and a point for each pair of numbers."""
-    xs, ys = zip(*(pair for pairs in series.values() for pair in pairs))
-    ranges = []
-    for values in (xs, ys):
-        edge = 0.06 * (max(values) - min(values)) or 0.05
-        ranges.append((min(values) - edge, max(values) + edge))
-    (x1, x2), (y1, y2) = ranges
-
-    def at(x, y):
-        return left + (x - x1) / (x2 - x1) * side, top + side - (y - y1) / (y2 - y1) * side
-
-    for tick in nice_ticks(y1, y2, 4):
-        _, y = at(x1, tick)
-        pen.line((left, y, left + side, y), (225, 225, 225))
-        pen.text((left - 8, y), f"{tick:g}", BLACK, font(SMALL), anchor="rm")
-    for tick in nice_ticks(x1, x2, 4):
-        x, _ = at(tick, y1)
-        pen.line((x, top + side, x, top + side + 6), BLACK)
-        pen.text((x, top + side + 12), f"{tick:g}", BLACK, font(SMALL), anchor="mt")
-    pen.line((left, top, left, top + side, left + side, top + side), BLACK)
-    for pairs, colour in zip(series.values(), COLOURS):
-        for pair in pairs:
-            x, y = at(*pair)
-            pen.ellipse((x - 6, y - 6, x + 6, y + 6), outline=colour, width=2)
+def curves(path, title, panels):
+    """Accuracies against a cost: panels as above, their points joined."""
+    scatter(path, title, panels, joined=True)
 
 
 def attention(path, image, caption, box, maps, side=200):
@@ -172,14 +126,12 @@ def attention(path, image, caption, box, maps, side=200):
     scale. box: what is asked for, in pixels of the image, outlined in green; or None."""
     columns = max(len(line) for line in maps.values())
     left, top = 40 + max(text_width(name, TEXT) for name in maps), 100
-    picture, pen = canvas(left + columns * (side + 14) + 20, top + len(maps) * (side + 44))
-    pen.text((20, 14), "Where the answer looks", BLACK, font(TITLE))
+    picture, pen = headed("Where the answer looks", left + columns * (side + 14) + 20, top + len(maps) * (side + 44))
     words = f"{caption}. Orange: much attention; each map has its own scale."
     pen.text((20, 54), words + " Green: what is asked for." * (box is not None), BLACK, font(SMALL))
     scale = side / max(image.size)
-    pale = Image.blend(
-        image.convert("L").convert("RGB").resize((side, side)), Image.new("RGB", (side, side), "white"), 0.4
-    )
+    pale = image.convert("L").convert("RGB").resize((side, side))
+    pale = Image.blend(pale, Image.new("RGB", pale.size, "white"), 0.4)
     heat = Image.new("RGB", pale.size, (213, 94, 0))
     for i, (name, line) in enumerate(maps.items()):
         y = top + i * (side + 44)
@@ -191,6 +143,6 @@ def attention(path, image, caption, box, maps, side=200):
             strength = strength.resize(pale.size, Image.Resampling.NEAREST)
             picture.paste(Image.composite(heat, pale, strength), (x, y))
             if box is not None:
-                outlined(pen, [edge * scale + start for edge, start in zip(box, (x, y, x, y))], GREEN, 3)
+                draw_box(pen, [edge * scale + start for edge, start in zip(box, (x, y, x, y))], GREEN, 3)
             pen.text((x, y + side + 6), title, BLACK, font(SMALL))
-    save(picture, path)
+    figures.save(picture, path)

@@ -1,18 +1,20 @@
-"""Statistics: paired comparisons over seeds, rank correlation, overlap of selections."""
+"""Statistics: the difference of two methods over seeds and scenes, rank correlation, overlap of selections."""
 
 import math
-from statistics import correlation, fmean, stdev
+from statistics import correlation, fmean, variance
 
-from experiments.suites import MARGIN
-
+MARGIN = 0.02  # of accuracy, fixed beforehand
 POINTS = f"{100 * MARGIN:.0f} points"
+
+
+# Student's t
 
 
 def t_cdf(t, df):
     """P(T <= t) of Student's t distribution with `df` degrees of freedom.
 
     With t = sqrt(df) tan(x) the density becomes c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule
-    gives many exact places.
+    gives many exact digits.
     """
     c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     end, n = math.atan(abs(t) / math.sqrt(df)), 400
@@ -33,62 +35,90 @@ def t_quantile(p, df):
     return low
 
 
-def paired(a, b):
-    """Paired comparison of two lists, a value for each seed: the mean difference a - b, its 95 % confidence interval, and
-    the two-sided p of the paired t-test. A single pair and equal differences have no interval: None."""
-    differences = [x - y for x, y in zip(a, b)]
-    d, n = fmean(differences), len(differences)
-    s = stdev(differences) if n > 1 else 0
-    if s == 0:
-        return {"difference": d, "interval": None, "p": None}
-    error = s / math.sqrt(n)
-    half = t_quantile(0.975, n - 1) * error
-    p = 2 * (1 - t_cdf(abs(d / error), n - 1))
-    return {"difference": d, "interval": [d - half, d + half], "p": p}
+# Comparisons
 
 
-def verdict(low, high):
-    """What the confidence interval [low, high] of a difference says. One of four, the first that is true of it:
+def compare(row, against, column, ours, theirs):
+    """The difference of two rows of a table, over seeds and scenes.
 
-        better                          it lies above 0
-        equivalent within 2 points      it lies within the margin on both sides of 0
-        worse by more than 2 points     it lies below the margin
-        undecided                       it holds both; "worse, undecided ..." if it lies below 0, so that the sign is known
-
-    Added is "not worse at a margin of 2 points" exactly if the interval lies above -2 points: the paper claims as much.
+    ours, theirs: [{scene: [score of each question]} for each seed], of the same seeds and scenes.
     """
-    if low > 0:
-        found = "better"
+    by_seed, by_scene = [], {}
+    for a, b in zip(ours, theirs, strict=True):
+        by_seed.append(mean_score(a) - mean_score(b))
+        for scene in a:
+            by_scene.setdefault(scene, []).append(fmean(a[scene]) - fmean(b[scene]))
+    names = {"row": row, "against": against, "column": column}
+    return names | difference(by_seed, [fmean(values) for values in by_scene.values()])
+
+
+def mean_score(scenes):
+    return fmean(score for scores in scenes.values() for score in scores)
+
+
+def difference(by_seed, by_scene=()):
+    """A mean difference with its 95 % interval and the p of its t-test, from the means of the seeds and of the scenes.
+
+    The squared standard errors of the two are added. What varies in both is counted twice, so the interval is too wide
+    rather than too narrow. The degrees of freedom are Welch's. Without any variation there is no interval: None.
+    """
+    mean, errors = fmean(by_seed), []  # (squared standard error, degrees of freedom)
+    for values in (by_seed, by_scene):
+        if len(values) > 1 and variance(values) > 0:
+            errors.append((variance(values) / len(values), len(values) - 1))
+    result = {"difference": mean, "interval": None, "p": None, "seeds": list(by_seed), "scenes": len(by_scene)}
+    if errors:
+        squared = sum(e for e, _ in errors)
+        df = squared**2 / sum(e**2 / n for e, n in errors)
+        half = t_quantile(0.975, df) * math.sqrt(squared)
+        p = 2 * (1 - t_cdf(abs(mean) / math.sqrt(squared), df))
+        result |= {"interval": [mean - half, mean + half], "p": p, "error": math.sqrt(squared), "df": df}
+    return result
+
+
+def holm(ps):
+    """The p of several tests -> p by Holm's method: the smallest times their number, the next times one less, and so on,
+    never smaller than the one before."""
+    adjusted, largest = {}, 0.0
+    for i, p in enumerate(sorted(ps)):
+        largest = max(largest, min(1.0, (len(ps) - i) * p))
+        adjusted.setdefault(p, largest)
+    return [adjusted[p] for p in ps]
+
+
+def judged(comparisons):
+    """The comparisons of a suite with their p by Holm's method, "holm", and a "verdict"."""
+    tested = [c for c in comparisons if c["interval"]]
+    for c, p in zip(tested, holm([c["p"] for c in tested])):
+        c |= {"holm": p, "verdict": verdict(*c["interval"], p)}
+    return comparisons
+
+
+def verdict(low, high, p):
+    """What an interval [low, high] and a p say. "better" and "worse" are shown: p is below 0.05. What is said about the
+    margin comes from the interval: it lies within the margin, or completely above its lower end, or completely below."""
+    word = "undecided"
+    if p < 0.05:
+        word = "better" if low > 0 else "worse"
     elif -MARGIN < low and high < MARGIN:
-        found = f"equivalent within {POINTS}"
-    elif high < -MARGIN:
-        found = f"worse by more than {POINTS}"
-    elif high < 0:
-        found = f"worse, undecided at a margin of {POINTS}"
-    elif low > -MARGIN:
-        found = "undecided"
-    else:
-        found = f"undecided at a margin of {POINTS}"
-    return found + (f"; not worse at a margin of {POINTS}" if low > -MARGIN else "")
+        word = f"equivalent within {POINTS}"
+    if word == "worse" and high < -MARGIN:
+        word = f"worse by more than {POINTS}"
+    if word in ("worse", "undecided") and low > -MARGIN:
+        word = f"{word}; not worse by more than {POINTS}"
+    return word
 
 
-def not_worse(a, b):
-    """Whether a is not worse than b at the margin: the complete confidence interval of a - b lies above -MARGIN."""
-    c = paired(a, b)
-    low = c["difference"] if c["interval"] is None else c["interval"][0]
-    return low > -MARGIN
+def sentence(c):
+    """A comparison in a line."""
+    line = f"{c['row']}, against {c['against']}, {c['column']}: {100 * c['difference']:+.1f} points"
+    if c["interval"]:
+        low, high = c["interval"]
+        line += f" [{100 * low:+.1f}, {100 * high:+.1f}], p = {c['p']:.2g} ({c['holm']:.2g} by Holm), {c['verdict']}"
+    return f"{line}."
 
 
-def compared(name, a, b):
-    """One sentence about a paired comparison: `name` says what against what, a and b are accuracies."""
-    c = paired(a, b)
-    points = f"{100 * c['difference']:+.1f} points"
-    if c["interval"] is None:
-        return f"{name}: {points}."
-
-    low, high = c["interval"]
-    p = "p < 0.001" if c["p"] < 0.001 else f"p = {c['p']:.3f}"
-    return f"{name}: {points} [{100 * low:+.1f}, {100 * high:+.1f}], {p}, {verdict(low, high)}."
+# Ranks and overlaps
 
 
 def ranks(values):

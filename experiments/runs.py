@@ -1,12 +1,10 @@
-"""Runs of train.py: every row of a suite once for each seed; runs with heads that an analysis chose; and the search for
-learning rates.
+"""Runs of train.py: every row of a suite once for each seed, runs with given heads, and the search for learning rates.
 
 A run is one call of train.py and has a folder, which is named by its flags: two suites that need the same run share it.
 A run with a report is done. One that was interrupted continues from its last saved state.
 """
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -14,54 +12,52 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from tqdm import tqdm
 
 from experiments.suites import COMMON, SEARCHED
-from experiments.tables import MEASURES, accuracy
-from parts.backbones.qwen import check_number
-from parts.files import InputError, read_json, reading, write_text
+from experiments.tables import RESULTS, accuracy, main_column
+from parts.files import InputError, read_json, reading
 from probe import save_selection
 
 ROOT = Path(__file__).parent.parent
-RATES = "learning-rates.json"  # in the folder of the results
 
 
 @dataclass(frozen=True)
-class Launcher:
-    """How runs are started."""
+class Setup:
+    """How a suite is run."""
 
     folder: Path  # where the folders of the runs are
+    out: Path  # where the results go
     jobs: int  # runs at a time
     cores: int  # which these share
     more: str = ""  # further flags for every run
-    asked_for: list = field(default_factory=list)  # the reports of all runs that were asked for, to count their time
+    seeds: tuple = ()
+    rates: dict = field(default_factory=dict)  # {searched flags: learning rate}
+    reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
 
 
-def run_all(flags_of_runs, launcher, title, common=COMMON):
-    """[flags] -> [report]. Starts train.py for each that has no report yet, `launcher.jobs` at a time; `title` names the
+def run_all(flags_of_runs, setup, title, common=COMMON):
+    """[flags] -> [report]. Starts train.py for each that has no report yet, `setup.jobs` at a time; `title` names the
     progress bar. Raises InputError, with the last line that a failed run printed."""
-    with ThreadPoolExecutor(launcher.jobs) as pool, tqdm(total=len(flags_of_runs), desc=title, unit="run") as bar:
-
-        def run(flags):
-            report = run_one(flags, launcher, common)
-            bar.update()
-            return report
-
-        reports = list(pool.map(run, flags_of_runs))
-    launcher.asked_for.extend(reports)
-    return reports
+    different = list(dict.fromkeys(flags_of_runs))
+    with ThreadPoolExecutor(setup.jobs) as pool:
+        runs = pool.map(lambda flags: run_one(flags, setup, common), different)
+        reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
+    setup.reports.extend(reports.values())
+    return [reports[flags] for flags in flags_of_runs]
 
 
-def run_one(flags, launcher, common=COMMON):
+def run_one(flags, setup, common=COMMON):
     """The report of one run, which is made, continued or only read."""
-    arguments = f"{common} {flags} {launcher.more}".split()
-    folder = launcher.folder / folder_name(flags, arguments)
+    arguments = f"{common} {flags} {setup.more}".split()
+    folder = setup.folder / folder_name(flags, arguments)
 
     # Done?
     report = folder / "report.json"
     if report.exists():
-        return read_report(report)
+        return read_json(report)
 
     # Interrupted? Then it continues, with the arguments that it wrote down.
     if (folder / "state.pt").exists():
@@ -70,107 +66,123 @@ def run_one(flags, launcher, common=COMMON):
         arguments += ["--out", str(folder)]
 
     # Each of the runs at a time has its share of the cores.
-    threads = max(1, launcher.cores // launcher.jobs)
+    threads = max(1, setup.cores // setup.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         printed = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
-    return read_report(report)
-
-
-def read_report(file):
-    """The report of a run. Raises InputError if it does not hold what the tables need."""
-    with reading(file, "the complete report of a run"):
-        report = read_json(file)
-        check_number("wall_seconds", report["wall_seconds"], float, 0, 1e9)
-        for column, (value, _) in MEASURES.items():
-            if value(report) is not None:
-                check_number(column, value(report), float, 0, 1e18)
-        return report
+    return read_json(report)
 
 
 def folder_name(flags, arguments):
     """The flags of a run in a readable form, and a hash of all its arguments."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", flags).strip("-")[:60]
-    digest = hashlib.sha1(repr(arguments).encode()).hexdigest()[:6]
-    return f"{readable}-{digest}"
+    return f"{readable}-{short_hash(arguments)}"
 
 
-def run_rows(rows, seeds, rates, launcher, title):
+def short_hash(value):
+    return hashlib.sha1(repr(value).encode()).hexdigest()[:6]
+
+
+def run_rows(rows, setup, title):
     """{row: flags} -> {row: [report of each seed]}. The base model needs one seed only: nothing about it is drawn."""
     runs = []  # (row, its flags for a seed)
     for row, flags in rows.items():
-        trained = "--method none" not in flags
-        for seed in seeds if trained else seeds[:1]:
-            runs.append((row, of_seed(flags, seed, rates) if trained else f"{flags} --base"))
+        if "--method none" in flags:
+            runs.append((row, f"{flags} --base"))
+        else:
+            runs += [(row, of_seed(flags, seed, setup.rates)) for seed in setup.seeds]
 
-    found = run_all([flags for _, flags in runs], launcher, title)
     reports = {row: [] for row in rows}
-    for (row, _), report in zip(runs, found):
+    for (row, _), report in zip(runs, run_all([flags for _, flags in runs], setup, title)):
         reports[row].append(report)
     return reports
 
 
 def of_seed(flags, seed, rates):
-    """The flags of a row for one seed, with the row's learning rate."""
-    return f"{flags} --lr {rate(flags, rates)} --seed {seed} --probe-seed {seed}".strip()
+    """The flags of a row for one seed, with the learning rate of the longest searched flags that they contain; or with
+    the rate that they name."""
+    if "--lr" not in flags:
+        longest = max((searched for searched in rates if searched in flags), key=len)
+        flags += f" --lr {rates[longest]:g}"
+    return f"{flags} --seed {seed} --probe-seed {seed}".strip()
 
 
-def run_selections(name, selections, seeds, rates, launcher):
+def run_selections(selections, setup, flags=""):
     """[{layer: [heads]} of each seed] -> [report of each seed]: train these heads."""
-    flags = [f"--selection {selection_file(name, heads, launcher)}" for heads in selections]
-    runs = [of_seed(chosen, seed, rates) for chosen, seed in zip(flags, seeds)]
-    return run_all(runs, launcher, name)
+    runs = []
+    for heads, seed in zip(selections, setup.seeds):
+        runs.append(of_seed(f"{flags} {selection_flag(heads, setup)}", seed, setup.rates))
+    return run_all(runs, setup, "chosen heads")
 
 
-def selection_file(name, heads, launcher):
-    """Write a selection {layer: [heads]} for --selection, among the folders of the runs. Its name says which heads, and so
-    does that of a run: with other heads it is another run."""
-    digest = hashlib.sha1(repr(sorted(heads.items())).encode()).hexdigest()[:6]
-    file = launcher.folder / f"{name}-{digest}.json"
+def selection_flag(heads, setup):
+    """Write a selection {layer: [heads]} among the folders of the runs -> the flags that name it. Other heads have another
+    name, so they are another run."""
+    file = setup.folder / f"heads-{short_hash(sorted(heads.items()))}.json"
     save_selection(file, heads)
-    return file
+    return f"--heads {sum(map(len, heads.values()))} --selection {file}"
 
 
 # Learning rates
 
+RATES = "rates"
+CLOSE = 0.01  # of accuracy: two rates as close as this are compared by three seeds
+LONGEST = 7  # rates of one search
 
-def search_rates(launcher, out):
-    """The same small search for every method and for every switch that changes how far a step goes: three or four rates, one seed.
-    The best accuracy (that of the tables) on the split "val" wins. Writes the file that `read_rates` reads."""
+
+def search_rates(setup):
+    """The result of the search on the split "val": the best rate for each entry of SEARCHED, with all that was tried.
+
+    A search begins with three rates, a factor of 2 apart, and goes on while its best is at an edge. Where the second best
+    is within a point of it, both are run with two more seeds.
+    """
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --eval scenes-fog"
-    tries = [(flags, lr) for flags, lrs in SEARCHED.items() for lr in lrs]
-    reports = run_all([f"{flags} --lr {lr}".strip() for flags, lr in tries], launcher, "rates", common)
+    tried = {flags: {factor * start: [None] for factor in (0.5, 1, 2)} for flags, start in SEARCHED.items()}
+    while new := [run for flags, rates in tried.items() for run in missing(flags, rates)]:
+        runs = [f"{flags} --lr {lr:g} --seed {seed}".strip() for flags, lr, seed in new]
+        for (flags, lr, seed), report in zip(new, run_all(runs, setup, RATES, common)):
+            tried[flags][lr][seed] = accuracy(report, main_column(report))
+        for rates in tried.values():
+            extend(rates)
 
-    accuracies = {flags: {} for flags in SEARCHED}
-    for (flags, lr), report in zip(tries, reports):
-        accuracies[flags][lr] = accuracy(report)
-    best = {flags: max(by_rate, key=by_rate.get) for flags, by_rate in accuracies.items()}
-    result = {"flags": f"{common} {launcher.more}".strip(), "rates": best, "accuracy": accuracies}
-    write_text(out / RATES, json.dumps(result, indent=1) + "\n")
+    best, rows = {}, {}
+    for flags, rates in tried.items():
+        best[flags] = max(rates, key=lambda lr: fmean(rates[lr]))
+        edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
+        accuracies = rates[best[flags]]
+        rows[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
+    question = "Which learning rate is best for each method?"
+    return {"question": question, "tables": [("", rows)], "comparisons": [], "sentences": [], "rates": best, "tried": tried}
 
 
-def read_rates(out):
-    """{searched flags: best learning rate}, from the folder of the results."""
-    with reading(out / RATES, "learning rates"):
-        rates = read_json(out / RATES)["rates"]
-        for flags, lr in rates.items():
-            check_number(flags, lr, float, 1e-12, 1e3)
+def missing(flags, rates):
+    """The (flags, rate, seed) that a search {rate: [accuracy of each seed, None: not yet]} waits for."""
+    return [(flags, lr, seed) for lr, values in rates.items() for seed, value in enumerate(values) if value is None]
+
+
+def extend(rates):
+    """Add to a search {rate: [accuracy of each seed]} what it wants to know next: None in the place of an accuracy."""
+    best, second, *_ = sorted(rates, key=lambda lr: fmean(rates[lr]), reverse=True)
+    if best in (min(rates), max(rates)) and len(rates) < LONGEST:
+        rates[best / 2 if best == min(rates) else 2 * best] = [None]
+    elif fmean(rates[best]) - fmean(rates[second]) <= CLOSE:
+        for lr in (best, second):
+            rates[lr] += [None] * (3 - len(rates[lr]))
+
+
+def read_rates(setup):
+    """{searched flags: learning rate}, from the folder of the results, else those of the project, which fit the tiny model
+    alone. Raises InputError where neither is there, or the runs have another model."""
+    file = setup.out / f"{RATES}.json"
+    if not file.exists() and "--model" not in setup.more.split():
+        file = RESULTS / f"{RATES}.json"
+    if not file.exists():
+        raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
+    with reading(file, "learning rates"):
+        rates = read_json(file)["rates"]
+        for flags in SEARCHED.keys() - rates.keys():
+            raise InputError(f"{file}: no rate for {flags!r}; search the rates again: python -m experiments rates")
         return rates
-
-
-def rate(flags, rates):
-    """The learning rate for a row: that of the longest searched flags which the row's flags contain."""
-    fitting = [searched for searched in SEARCHED if flag_set(searched) <= flag_set(flags)]
-    nearest = max(fitting, key=lambda searched: len(flag_set(searched)))
-    if nearest not in rates:
-        raise InputError(f"{RATES}: no rate for {nearest!r}; search the learning rates again")
-    return rates[nearest]
-
-
-def flag_set(flags):
-    """ "--rank 8 --no-norm" -> {("--rank", "8"), ("--no-norm",)}."""
-    each = re.findall(r"--[^-]\S*(?: (?!--)\S+)*", flags)
-    return {tuple(flag.split()) for flag in each}

@@ -1,6 +1,9 @@
-"""The suites, as data: a question, and rows. A row is a name and flags for train.py; a new row is one line here."""
+"""The suites, as data: a question, rows, and which rows are compared.
 
-from harness.criteria import CRITERIA
+A row is a name and flags for train.py; a new row is one line here. A comparison is (row, against) or (row, against, column).
+"""
+
+from typing import NamedTuple
 
 STEPS = 150  # one pass over the 4,800 rows
 ALL, HALF, FEW = 24, 12, 6  # heads of the tiny model; FEW, a quarter of them, is the authors' default budget
@@ -9,8 +12,14 @@ COMMON = (  # what every run has, if its row does not say otherwise
     " --eval-limit 800 --eval-split test --no-base --eval-every 0"
 )
 SEEDS = (0, 1, 2)
-MORE_SEEDS = {"main": (0, 1, 2, 3, 4)}
-MARGIN = 0.02  # of accuracy: a method is "not worse" if its complete confidence interval lies above -MARGIN
+EIGHT = tuple(range(8))
+
+
+class Suite(NamedTuple):
+    question: str
+    rows: dict  # {row: flags}
+    comparisons: tuple | list = ()
+    seeds: tuple = SEEDS
 
 
 def crossed(a, b):
@@ -18,19 +27,51 @@ def crossed(a, b):
     return {f"{x}, {y}": f"{a[x]} {b[y]}".strip() for x in a for y in b}
 
 
-def with_data(name, rows):
-    """The rows, on another data set."""
-    return {row: f"--data {name} {flags}".strip() for row, flags in rows.items()}
+def against(other, rows, *column):
+    """Each of the rows compared with one other."""
+    return [(row, other, *column) for row in rows if row not in ("base", other)]
 
 
-BASE = {"base": "--method none"}
-LORA = {"LoRA": "--method lora"}
-OURS = {"Image-LoRA": ""}  # what COMMON says: HALF probed heads
-ALL_HEADS = {"Image-LoRA, all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
-KEPT = f"--save-every {STEPS // 3} --keep-states"  # three states of the training
-ALONE = "trained on boxes alone"
-BOXES = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
+def ours_and_lora(settings, *column):
+    return [(f"{setting}, Image-LoRA", f"{setting}, LoRA", *column) for setting in settings]
 
+
+METHODS = {"base": "--method none", "LoRA": "--method lora", "Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
+PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
+ALL_HEADS = {"all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
+RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16)}
+
+MAIN = {
+    "base": "--method none",
+    "full fine-tuning": "--method full",
+    "LoRA, rank 8": "--method lora",
+    "LoRA, rank 1": f"--method lora {RANK[1]}",
+    "Image-LoRA, all heads": f"--heads {ALL}",
+    "Image-LoRA, 12 probed heads": "--heads 12",
+    "Image-LoRA, 12 random heads": "--heads 12 --selection random",
+    "Image-LoRA, 6 probed heads": "--heads 6",
+    "Image-LoRA, 6 random heads": "--heads 6 --selection random",
+    "Image-LoRA, 3 probed heads": "--heads 3",
+    "Image-LoRA, 3 random heads": "--heads 3 --selection random",
+}
+PAIRS = [(row, row.replace("probed", "random")) for row in MAIN if "probed" in row]
+BY_DAY = [("Image-LoRA, all heads", "LoRA, rank 8", column) for column in ("boxes by day", "words by day")]
+
+COST = {"base": "--method none"}  # a row "curve / point"
+for name, flags in {"LoRA q,k,v,o": "--method lora", "LoRA v": "--method lora --targets v"}.items():
+    COST |= {f"{name} / rank {rank}": f"{flags} {RANK[rank]}" for rank in (1, 2, 4)} | {f"{name} / rank 8": flags}
+COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, HALF, ALL)}
+COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in (1, 2, 4)}
+
+BOXES_ALONE = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
+FORGETTING = METHODS | {
+    "LoRA, half the rate": "--method lora --lr 1e-3",
+    "LoRA, a quarter of the rate": "--method lora --lr 5e-4",
+    "LoRA, trained on boxes alone": f"--method lora {BOXES_ALONE}",
+    "Image-LoRA, trained on boxes alone": BOXES_ALONE,
+}
+
+PAPER = "as in the paper"
 SWITCHES = {
     "keys": "--path k",
     "queries": "--path q",
@@ -42,120 +83,82 @@ SWITCHES = {
     "one A for all layers": "--shared model",
     "B of rank 1": "--outer",
     "gamma 1, not learned": "--no-learn-gamma",
+    "rank 16": RANK[16],
 }
-RANKS = {f"rank {rank}": f"--rank {rank} --alpha {2 * rank}" for rank in (1, 4, 16)}
-TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 1)}
-SHARES = {  # of visual tokens: words before a question make it smaller; the model was pretrained to read so many
-    "60 words before each question": "--preamble 60 --eval scenes-fog",
+TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 0.5, 1)}
+
+SHARES = {  # words before a question make the visual share smaller, larger images make it larger
+    "60 words": "--preamble 60 --eval scenes-fog",
     "25 words": "--preamble 25 --eval scenes-fog",
-    "as it is": "",
+    "as it is": "--eval scenes-fog",
+    "images of 196 tokens": "--min-pixels 153664 --eval scenes-fog",
+    "images of 784 tokens": "--min-pixels 614656 --max-pixels 614656 --eval scenes-fog",
 }
-CHOSEN_BY = [name for name in CRITERIA if name not in ("rank1", "chance")]  # chance: the row "random"
-NEW_WORDS = "new words"  # a look by day, whose attributes are answered in words of another language
-LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur")}
-LOOKS |= {NEW_WORDS: "--data scenes-words"}
+TEXT_TOO = "60 words, Image-LoRA on text tokens"
+
+BUDGETS = (1, 2, 3, 6, 12)
+SHORT = "--steps 75 --limit 2400 --eval-limit 480"
+SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur", "words-words")}
+
+PRIOR = {
+    "base": "--method none",
+    "LoRA": "--method lora",
+    "Image-LoRA, 24 heads, rank 8": "--heads 24",
+    "Image-LoRA, 6 heads, rank 8": "--heads 6",
+    "Image-LoRA, 6 heads, rank 1": f"--heads 6 {RANK[1]}",
+    "Image-LoRA, 1 head, rank 1": f"--heads 1 {RANK[1]}",
+}
+LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur", "words")}
 
 SUITES = {
-    "main": (
+    "main": Suite(
         "Does Image-LoRA match standard LoRA, do probed heads beat random ones, and what is forgotten?",
-        {
-            "base": "--method none",
-            "full fine-tuning": "--method full",
-            "LoRA q,k,v,o": "--method lora",
-            "LoRA v": "--method lora --targets v",
-            "Image-LoRA, all heads": f"--heads {ALL}",
-            f"Image-LoRA, {HALF} probed heads": "",
-            f"Image-LoRA, {HALF} random heads": "--selection random",
-            f"Image-LoRA, {FEW} probed heads": f"--heads {FEW}",
-            f"Image-LoRA, {FEW} random heads": f"--heads {FEW} --selection random",
-            "Image-LoRA, 3 probed heads": "--heads 3",
-            "Image-LoRA, 3 random heads": "--heads 3 --selection random",
-            f"LoRA q,k,v,o, {ALONE}": f"--method lora {BOXES}",
-            f"Image-LoRA, all heads, {ALONE}": f"--heads {ALL} {BOXES}",
-        },
+        {row: f"{flags} --eval-limit 4000" for row, flags in MAIN.items()},
+        [*against("LoRA, rank 8", MAIN), *PAIRS, *BY_DAY],
+        EIGHT,
     ),
-    "ablation": (
+    "cost": Suite("What do boxes cost, in parameters and in FLOPs?", COST),
+    "forgetting": Suite(
+        "What is forgotten by day, and does LoRA forget less at a lower rate?",
+        FORGETTING,
+        against("LoRA", FORGETTING, "boxes by day"),
+    ),
+    "ablation": Suite(
         "Which of the method's decisions matter?",
-        {
-            "as in the paper": "",
-            **SWITCHES,
-            **RANKS,
-            "1 head": "--heads 1",
-            "3 heads": "--heads 3",
-            f"{FEW} heads": f"--heads {FEW}",
-            f"{ALL} heads": f"--heads {ALL}",
-            **TAUS,
-        },
+        {PAPER: ""} | SWITCHES | TAUS,
+        against(PAPER, SWITCHES) + against(f"{FEW} heads, tau 0.5", TAUS),
     ),
-    "ratio": (
+    "ratio": Suite(
         "Do the savings grow with the visual share of the tokens, and is Image-LoRA as good as LoRA at each share?",
-        crossed(SHARES, BASE | LORA | OURS),
+        crossed(SHARES, METHODS) | {TEXT_TOO: f"--tokens text {SHARES['60 words']}"},
+        [*ours_and_lora(SHARES), (TEXT_TOO, "60 words, LoRA")],
     ),
-    "criteria": (
-        "Does it matter by what the heads are chosen?",
-        {
-            "rank1": f"--heads {FEW}",
-            "random": f"--heads {FEW} --selection random",
-            **{name: f"--heads {FEW} --selection {name}" for name in CHOSEN_BY},
-        },
+    "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),
+    "faithful": Suite(
+        "Does a head's probe score say what a trained adapter loses without it? Are probed heads as good as the best?",
+        ALL_HEADS | PROBED,
     ),
-    "faithful": (
-        "Does a head's probe score say how much a trained adapter loses without it? Are probed heads as good as the best?",
-        {
-            **LORA,
-            **ALL_HEADS,
-            "probed heads": f"--heads {FEW}",
-            "random heads": f"--heads {FEW} --selection random",
-        },
+    "stability": Suite(
+        "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
+        ALL_HEADS | PROBED,
     ),
-    "stability": (
-        "Does the selection depend on the probe's examples, seed and look, and does that cost accuracy?",
-        {
-            "probed on the usual data": f"--heads {FEW}",
-            "random heads": f"--heads {FEW} --selection random",
-        },
+    "attention": Suite(
+        "Does training change how much attention an answer gives to the image?", {"LoRA": "--method lora"} | ALL_HEADS
     ),
-    "drift": (
-        "Do the important heads move while they are trained?",
-        {"Image-LoRA, all heads": f"--heads {ALL} {KEPT}"},
-    ),
-    "attention": (
-        "How does the attention of the answer to the image change, in the end and during training?",
-        {"LoRA": f"--method lora {KEPT}", "Image-LoRA": f"--heads {ALL} {KEPT}"},
-    ),
-    "bottleneck": (
+    "bottleneck": Suite(
         "On questions whose usual answer the image contradicts: does less capacity hold the habit off?",
-        with_data(
-            "scenes-prior",
-            {
-                **BASE,
-                **LORA,
-                f"Image-LoRA, {ALL} heads, rank 8": f"--heads {ALL}",
-                f"Image-LoRA, {FEW} heads, rank 8": f"--heads {FEW}",
-                f"Image-LoRA, {FEW} heads, rank 1": f"--heads {FEW} --rank 1 --alpha 2",
-                "Image-LoRA, 1 head, rank 1": "--heads 1 --rank 1 --alpha 2",
-            },
-        ),
+        {row: f"--data scenes-prior {flags}" for row, flags in PRIOR.items()},
+        against("LoRA", PRIOR),
     ),
-    "looks": (
+    "looks": Suite(
         "Where does it win, and where should it lose?",
-        crossed(LOOKS, BASE | LORA | OURS),
+        crossed(LOOKS, METHODS),
+        ours_and_lora(LOOKS) + ours_and_lora(["blur", "words"], "words"),
     ),
 }
 
-OURS_SEARCHED = [
-    "",
-    *RANKS.values(),
-    *(f"--path {path}" for path in "kqo"),
-    "--tokens text",
-    "--tokens all",
-    "--no-norm",
-    "--shared model",
-    "--outer",
-]
-SEARCHED = {  # flags: the learning rates to try. A row takes the rate of the longest entry whose flags it contains
-    **dict.fromkeys(OURS_SEARCHED, (1e-2, 2e-2, 4e-2)),
-    "--method lora": (1e-3, 2e-3, 4e-3, 8e-3),
-    "--method lora --targets v": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
-    "--method full": (2e-4, 4e-4, 8e-4, 1.6e-3),
-}
+# The search for learning rates: flags -> the middle of the first three rates that are tried.
+SEARCHED = dict.fromkeys(["", "--heads 3", f"--heads {ALL}", *SWITCHES.values(), *RANK.values()], 2e-2)
+SEARCHED |= dict.fromkeys([flags for row, flags in COST.items() if row.startswith("LoRA q")], 2e-3)
+SEARCHED |= dict.fromkeys([flags for row, flags in COST.items() if row.startswith("LoRA v")], 8e-3)
+SEARCHED["--method full"] = 4e-4

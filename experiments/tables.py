@@ -1,7 +1,7 @@
-"""Tables: reports -> columns -> markdown and a picture.
+"""Tables: reports of runs -> columns -> markdown, a picture, and the page experiments/README.md.
 
 A table is (title, {row: {column: [a value for each seed]}}). A result is what SUITE.json holds: the question, the tables,
-sentences, and how they were made.
+the comparisons, further sentences, and how all of this was made.
 """
 
 import json
@@ -9,89 +9,76 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from experiments.charts import KINDS, Panel, blocks
-from experiments.suites import FEW
-from parts.files import InputError, read_json, reading, write_text
+from experiments.charts import Panel, blocks
+from experiments.comparisons import sentence
+from experiments.suites import BUDGETS
+from parts.files import read_json, reading, write_text
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "experiments/results"  # the project's own results, which its page shows
-PAGE = ROOT / "experiments/README.md"
+RESULTS = Path(__file__).parent / "results"  # the project's own results, which its page shows
+PAGE = Path(__file__).parent / "README.md"
 
 
 # Reports -> columns
 
-
-def by_kind(report):
-    """{"data set kind": accuracy}: the base model's if nothing was trained."""
-    return report["base" if report["method"] == "none" else "tuned"]["by_kind"]
-
-
-def accuracy_of(kind):
-    """A function: report -> accuracy on this kind of question, None if there was none."""
-    return lambda report: by_kind(report).get(kind)
+QUESTIONS = {  # column: (its data set; None: the one that the run is about, kind of its questions)
+    "boxes": (None, "grounding"),
+    "words": (None, "attribute"),
+    "boxes by day": ("scenes-day", "grounding"),
+    "words by day": ("scenes-day", "attribute"),
+    "text": ("sums", "text"),
+}
 
 
-def own_accuracy(kind):
-    """The same in the run's own data set: the first that it was evaluated on, in whatever look that is."""
-
-    def value(report):
-        first = next(iter(by_kind(report)), "").partition(" ")[0]
-        return by_kind(report).get(f"{first} {kind}")
-
-    return value
+def when(report):
+    """Which answers of a run count: the base model's if nothing was trained."""
+    return "base" if report["method"] == "none" else "tuned"
 
 
-BOXES, WORDS = own_accuracy("grounding"), own_accuracy("attribute")
+def own_data(report):
+    """The data set that a run is about: the first that it was evaluated on."""
+    return next(iter(report[when(report)]["by_kind"]), "").partition(" ")[0]
 
 
-def accuracy(report):
-    """What is compared: the accuracy of boxes in the run's own data set, or of everything if it has no boxes."""
-    boxes = BOXES(report)
-    return report["base" if report["method"] == "none" else "tuned"]["accuracy"] if boxes is None else boxes
+def accuracy(report, column):
+    """The accuracy in a column; None if it was not measured. "accuracy" is that of data sets without boxes and words."""
+    if column == "accuracy":
+        asked = [accuracy(report, name) for name in ("boxes", "words")]
+        return report[when(report)]["accuracy"] if asked == [None, None] else None
+    data, kind = QUESTIONS[column]
+    return report[when(report)]["by_kind"].get(f"{data or own_data(report)} {kind}")
 
 
-def accuracies(reports):
-    """{row: reports} -> {row: [accuracy of each seed]}."""
-    return {row: [accuracy(report) for report in found] for row, found in reports.items()}
+def main_column(report):
+    """What rows are compared by: boxes, else words, else the accuracy of everything."""
+    return next(column for column in ("boxes", "words", "accuracy") if accuracy(report, column) is not None)
 
 
-def undivided(report):
-    """The accuracy of data sets that are not of boxes and words; None for others."""
-    return accuracy(report) if BOXES(report) is None and WORDS(report) is None else None
-
-
-MEASURES = {  # column: (value of a report, how it is written)
-    "boxes": (BOXES, "%"),
-    "words": (WORDS, "%"),
-    "accuracy": (undivided, "%"),
-    "boxes by day": (accuracy_of("scenes-day grounding"), "%"),
-    "words by day": (accuracy_of("scenes-day attribute"), "%"),
-    "text": (accuracy_of("sums text"), "%"),
+COSTS = {  # column: (value of a report, how it is written)
     "text logits": (lambda report: report["text_logit_max_change"], ".2g"),
     "parameters": (lambda report: report["trainable_parameters"], ",.0f"),
     "FLOPs a step": (lambda report: report["adapter_flops_per_step"], ".2e"),
-    "ms a step": (lambda report: report["step_ms"], ".0f"),
 }
-FORMS = {column: form for column, (_, form) in MEASURES.items()}
-FORMS |= {"visual share": "%", "FLOPs over LoRA's": "%", "lost accuracy": "%"}  # any other column: ".2f"
-
-
-def values(reports, column):
-    """A column of MEASURES: a value for each report."""
-    value, _ = MEASURES[column]
-    return [value(report) for report in reports]
+FORMS = {column: form for column, (_, form) in COSTS.items()}
+FORMS |= {"learning rate": "g"}  # any other column: ".2f"
+FORMS |= dict.fromkeys((*QUESTIONS, "accuracy", "visual share", "FLOPs over LoRA's", "boxes on val"), "%")
+FORMS |= {f"K = {budget}": "%" for budget in BUDGETS}
 
 
 def measured(reports):
-    """{row: reports} -> the rows of a table with the columns of MEASURES."""
-    return {row: {column: values(found, column) for column in MEASURES} for row, found in reports.items()}
+    """{row: [report of each seed]} -> the rows of a table: accuracies, then costs."""
+    rows = {}
+    for row, of_seeds in reports.items():
+        rows[row] = {column: [accuracy(report, column) for report in of_seeds] for column in (*QUESTIONS, "accuracy")}
+        for column, (value, _) in COSTS.items():
+            rows[row][column] = [value(report) for report in of_seeds]
+    return rows
 
 
 # Columns -> markdown
 
 
 def cell(values, form):
-    """The mean over the seeds, with the standard deviation where there are several."""
+    """The mean over the seeds, with the standard deviation where the seeds are several."""
     values = [v for v in values if v is not None]
     if not values:
         return "–"
@@ -109,7 +96,7 @@ def filled_columns(rows):
 
 
 def markdown(result):
-    """A suite's question and tables, and under them what its comparisons and its analysis say."""
+    """A suite's question and tables; under them what its comparisons and its analysis say, and the command."""
     lines = [f"**{result['question']}**", ""]
     for title, rows in result["tables"]:
         if title:
@@ -121,109 +108,55 @@ def markdown(result):
             cells = [cell(row[column], FORMS.get(column, ".2f")) for column in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [f"- {sentence}" for sentence in result["sentences"]]
+    lines += [f"- {text}" for text in [*result["sentences"], *map(sentence, result["comparisons"])]]
     lines.append(f"- `{result['command']}`, {result['minutes']:.0f} minutes on {result['cores']} cores.")
     return "\n".join(lines) + "\n"
 
 
-# Columns -> a picture
+# A result -> files
 
-OVERLAP = (f"overlap of {FEW} heads (Jaccard)", "rank correlation")  # columns of two suites
-COLUMNS = {  # suite: the columns that its picture shows, where a table has them; of the others: the first of each table
-    "main": ("boxes", "boxes by day", "text"),
-    "looks": ("boxes", "words"),
-    "drift": OVERLAP,
-    "stability": ("boxes", *OVERLAP),
-}
-
-
-def panels(suite, title, rows):
-    """The panels that show a table: one for each of its columns that are to be seen."""
-    there = filled_columns(rows) or list(next(iter(rows.values())))
-    columns = [column for column in there if column in COLUMNS.get(suite, ())] or there[:1]
-    return [Panel(f"{title}: {c}" if title else c, FORMS.get(c, ".2f"), lines(rows, c)) for c in columns]
-
-
-def lines(rows, column):
-    """{row: {column: values}} -> {line: {series: values}}. Rows "fog, base", "fog, LoRA", ... are one line."""
-    found = {}
-    for name, row in rows.items():
-        line, _, kind = name.rpartition(", ")
-        if line and kind in KINDS:
-            found.setdefault(line, {})[kind] = row[column]
-        else:
-            found[name] = {"": row[column]}
-    return found
-
-
-def draw(file, suite, result):
-    """The picture of a suite: a block for each of its tables."""
-    blocks(file, result["question"], [panels(suite, title, rows) for title, rows in result["tables"]])
-
-
-# Markdown -> files
-
-
+PICTURED = ("boxes", "words", "boxes by day")  # columns of accuracies that a picture shows beside each other
 MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->\n", re.DOTALL | re.MULTILINE)
 
 
-def places(page):
-    """The suites whose tables a page has a place for: between two marks, each alone on its line."""
-    return [suite for suite, _ in MARKED.findall(page)]
+def write_result(name, result, out):
+    """Write NAME.json, NAME.png and the tables: into the page where these are the project's own results and the page has
+    the two marks for them, else into NAME.md."""
+    write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    draw(out / f"{name}.png", result)
+    page, text = PAGE.read_text(encoding="utf-8"), out / f"{name}.md"
+    if out == RESULTS and f"<!-- table: {name} -->" in page:
+        text = PAGE
+        write_text(PAGE, filled(page, RESULTS))
+    else:
+        write_text(text, markdown(result))
+    print(f"\n{markdown(result)}\n  written to {out / name}.json, .png and {text}")
+
+
+def draw(file, result):
+    """A block of panels for each table: its columns of PICTURED, or else its first."""
+    panels = []
+    for title, rows in result["tables"]:
+        columns = filled_columns(rows)
+        shown = [column for column in columns if column in PICTURED] or columns[:1]
+        by_column = {column: {row: {"": values[column]} for row, values in rows.items()} for column in shown}
+        panels.append([Panel(f"{title} {c}".strip(), FORMS.get(c, ".2f"), by_column[c]) for c in shown])
+    blocks(file, result["question"], panels)
 
 
 def filled(page, results):
-    """The text of a page with every marked table made again, with its pictures, from the files of the folder `results`.
-    Raises InputError for a mark without an end."""
+    """The text of a page with the tables between two marks made again from the files of the folder `results`: tables and
+    sentences of a suite, its pictures, and a link to the numbers of every seed."""
 
     def table(match):
-        suite, old = match.groups()
-        if "<!-- table:" in old:
-            raise InputError(f"the table of {suite} has no <!-- end -->")
-        if (results / f"{suite}.json").exists():
-            new = measured_section(suite, results)
-        else:
-            new = f"Not measured yet: `python -m experiments {suite} --publish`.\n"
-        return f"<!-- table: {suite} -->\n\n{new}\n<!-- end -->\n"
+        name = match[1]
+        if not (results / f"{name}.json").exists():
+            return f"<!-- table: {name} -->\n\nNot measured yet: `python -m experiments {name}`.\n\n<!-- end -->\n"
+        with reading(results / f"{name}.json", "the results of a suite"):
+            result = read_json(results / f"{name}.json")
+            parts = [f"<!-- table: {name} -->\n", markdown(result)]
+        parts += [f"![{result['question']}](results/{file.name})\n" for file in sorted(results.glob(f"{name}*.png"))]
+        parts += [f"The numbers of every seed: [{name}.json](results/{name}.json).\n", "<!-- end -->\n"]
+        return "\n".join(parts)
 
-    page = MARKED.sub(table, page)
-    if len(places(page)) < len(re.findall(r"^<!-- table:", page, re.MULTILINE)):
-        raise InputError("the last table has no <!-- end -->")
-    return page
-
-
-def measured_section(suite, results):
-    """The tables and sentences of a suite, its pictures, and a link to the numbers of every seed."""
-    with reading(results / f"{suite}.json", "the results of a suite"):
-        result = read_json(results / f"{suite}.json")
-        tables = markdown(result)
-    pictures = [f"![{result['question']}](results/{file.name})\n" for file in sorted(results.glob(f"{suite}*.png"))]
-    numbers = f"The numbers of every seed: [{suite}.json](results/{suite}.json).\n"
-    return "\n".join([tables, *pictures, numbers])
-
-
-def refresh_page():
-    """Fill experiments/README.md from the project's own results, and draw their pictures again."""
-    page = PAGE.read_text(encoding="utf-8")
-    write_text(PAGE, filled(page, RESULTS))
-    for suite in places(page):
-        if (RESULTS / f"{suite}.json").exists():
-            draw(RESULTS / f"{suite}.png", suite, read_json(RESULTS / f"{suite}.json"))
-
-
-def is_published(out):
-    """Whether a folder is that of the project's own results."""
-    return out.resolve() == RESULTS.resolve()
-
-
-def write_suite(suite, result, out):
-    """Write SUITE.json, SUITE.png and the tables: into the page if it has a place for them and these are the project's own
-    results, else into SUITE.md. Returns the files."""
-    data, picture, text = (out / f"{suite}.{ending}" for ending in ("json", "png", "md"))
-    write_text(data, json.dumps(result, indent=1) + "\n")
-    draw(picture, suite, result)
-    if is_published(out) and suite in places(PAGE.read_text(encoding="utf-8")):
-        refresh_page()
-        return [data, picture, PAGE]
-    write_text(text, markdown(result))
-    return [data, picture, text]
+    return MARKED.sub(table, page)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.evaluate import CURVE_ROWS
-from harness.sharding import refused
 from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.download import ANNOTATIONS, COCO_IMAGES
@@ -198,11 +197,11 @@ def nonsense(found):
         return "--image and --predict exclude each other"
     if found["method"] == "full" and found["dtype"] == "float16":
         return "--method full: --dtype must be float32 or bfloat16"
-    if found["quantize"] and (found["method"] == "full" or found["from_scratch"] or found["shard"]):
-        return "--quantize is for a checkpoint's frozen weights: not with --method full, --from-scratch or --shard"
+    if found["quantize"] and (found["method"] == "full" or found["from_scratch"]):
+        return "--quantize is for a checkpoint's frozen weights: not with --method full or --from-scratch"
     if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
         return "--continue-from needs --method image-lora"
-    return refused(found) if found["shard"] else None
+    return None
 
 
 def planned_steps(args, rows):
@@ -285,7 +284,6 @@ def make_parser(methods, criteria):
     add("--image", "with --prompt or --find: ask about these images", [], nargs="*", type=path, metavar="FILE")
     add("--predict", "with --prompt or --find: ask about every image of a folder", type=path, metavar="FOLDER")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
-    add("--plan", "print what training will need: memory, FLOPs, time; load nothing", False, action=yes_no)
     add("--score", "score the answers of a run again, from its predictions.jsonl", type=file, metavar="FILE")
     add(
         "--show",
@@ -359,7 +357,6 @@ def make_parser(methods, criteria):
         type=Range(float, 0, 10**6),
     )
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--shard", "with torchrun: each process holds a part of every layer, not all of it", False, action=yes_no)
     add(
         "--workers",
         f"processes that read and cut images ahead of the steps ({by_data('workers')})",

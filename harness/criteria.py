@@ -3,7 +3,9 @@
 import torch
 
 from imagelora import ImageLoRA
-from probe import CRITERIA, HeadGates, gradients, rank1_gradients
+from model import attend
+from parts.backbones.layers import weights_kept
+from probe import CRITERIA, gradients
 
 
 def exact(vlm, batches):
@@ -20,26 +22,25 @@ def exact(vlm, batches):
     return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.B for layer in layers]))
 
 
-def second_order(vlm, batches):
-    """How much a Newton step along the mean gradient g of B^(h) would lower the loss: |g|^4 / (g^T F g), with the
-    empirical Fisher matrix F (mean over the batches of g_b g_b^T) in place of the Hessian; the factor 1/2 left out."""
-    each = torch.stack(list(rank1_gradients(vlm, batches)))  # [batches, L, G, K]
-    g = each.mean(dim=0)
-    curvature = (each * g).sum(dim=-1).square().mean(dim=0)
-    return g.square().sum(dim=-1).square() / curvature.clamp(min=1e-30)
+@torch.no_grad()
+def visual_attention(vlm, batches):
+    """Shares [L, H] of the attention that goes to visual tokens, mean over the positions that predict the answer."""
+    shares = []
+    for batch in batches:
+        with weights_kept(vlm.model.layers, attend) as kept:
+            vlm(batch)
+        weights = torch.stack(kept)  # [L, B, H, T, T]
+        to_image = (weights * batch.visual_mask[:, None, None]).sum(dim=-1)  # [L, B, H, T]
+        predicts = torch.zeros_like(batch.visual_mask)  # [B, T]: the next token is one of the answer
+        predicts.view(-1)[batch.answer_index] = True
+        shares.append((to_image * predicts[:, None]).sum(dim=(1, 3)) / predicts.sum())  # [L, H]
+    return torch.stack(shares).mean(dim=0).cpu()
 
 
-def learned_mask(vlm, batches):
-    """One pass of Adam (learning rate 0.01) on a factor for each head's visual values: how far learning moves it from
-    1, squared."""
-    gates = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
-    parameters = [g.gate for g in gates]
-    optimizer = torch.optim.Adam(parameters, lr=0.01)
-    for found in gradients(vlm, batches, gates, parameters):
-        for p, g in zip(parameters, found):
-            p.grad = g[:, 0].to(p.device)
-        optimizer.step()
-    return torch.stack([p.detach().cpu() - 1 for p in parameters]).square()
+def attention_mass(vlm, batches):
+    """How much the query heads that read a value head attend to the image (the criterion of arXiv 2503.06287)."""
+    shares = visual_attention(vlm, batches)  # [L, H]
+    return shares.unflatten(1, (vlm.config.value_heads, -1)).mean(dim=2)  # [L, G]
 
 
 def weight_norm(vlm, batches):
@@ -55,7 +56,6 @@ def chance(vlm, batches):
 
 
 CRITERIA["exact"] = exact
-CRITERIA["second-order"] = second_order
-CRITERIA["learned-mask"] = learned_mask
+CRITERIA["attention-mass"] = attention_mass
 CRITERIA["weight-norm"] = weight_norm
 CRITERIA["chance"] = chance

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from harness.processes import RANK, WORLD, all_processes, gone, one_line, together
+from harness.processes import RANK, WORLD, all_processes, one_line, together
 from parts.files import InputError
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows: two
@@ -112,8 +112,6 @@ def explained(error):
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
     if "no space left on device" in said.lower():
         return f"no room is left on the disk, or in shared memory for --workers ({said:.150})"
-    if WORLD > 1 and (isinstance(error, dist.DistError) or "gloo" in said):  # while a sharded layer was put together
-        return gone(error)
     if "DataLoader worker" in said and ("exited unexpectedly" in said or "killed by signal" in said):
         return "a process that reads images was ended from outside, perhaps for its memory; lower --workers"
     return None

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from data import Example
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
-from harness.sharding import empty_passes
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
@@ -45,7 +44,6 @@ def evaluate(vlm, processor, examples, name, room, size=32, share_images=True):
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)
     if WORLD > 1:
-        empty_passes(vlm, backward=False)
         generated = generated.to(vlm.device)
         with together():
             dist.all_reduce(generated, dist.ReduceOp.MAX)  # a process has -1 where another one has an answer

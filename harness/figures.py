@@ -18,8 +18,10 @@ from statistics import mean, stdev
 from PIL import Image, ImageDraw, ImageFont
 
 from parts.files import writing
+from parts.tasks.boxes import draw_box
 
 BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
+LINES = (225, 225, 225)  # across a chart
 ORANGE, BLUE, GREEN, PALE_ORANGE = (230, 159, 0), (0, 114, 178), (0, 158, 115), (252, 240, 214)
 
 
@@ -67,6 +69,103 @@ def shade(value):
     return tuple(round(a + (b - a) * value) for a, b in zip(light, dark))
 
 
+class Axes:
+    """The frame of a chart: its ticks and words, and the way from values to pixels.
+
+    frame: (x1, y1, x2, y2) in pixels of the picture. x_range, y_range: the values at its left and right, and at its
+    lower and upper edge. log_x: equal ratios of x have equal widths.
+    """
+
+    def __init__(self, picture, frame, x_range, y_range, log_x=False, size=16):
+        self.picture, self.pen, self.size = picture, ImageDraw.Draw(picture), size
+        self.frame, self.x_range, self.y_range, self.log_x = frame, x_range, y_range, log_x
+
+    def at(self, x, y):
+        """Values -> pixels."""
+        x1, y1, x2, y2 = self.frame
+        (left, right), (lower, upper) = self.x_range, self.y_range
+        if self.log_x:
+            x, left, right = math.log10(x), math.log10(left), math.log10(right)
+        return x1 + (x - left) / (right - left) * (x2 - x1), y2 - (y - lower) / (upper - lower) * (y2 - y1)
+
+    def ticks(self, x_form=None, y_form=None, count=5):
+        """Numbers at both axes, with grey lines across the frame; of an axis without a form: nothing."""
+        x1, y1, x2, y2 = self.frame
+        if y_form:
+            for tick in nice_ticks(*self.y_range, count):
+                _, y = self.at(self.x_range[0], tick)
+                self.pen.line((x1, y, x2, y), LINES)
+                self.pen.text((x1 - 8, y), written(tick, y_form), BLACK, font(self.size), anchor="rm")
+        if x_form:
+            for tick in log_ticks(*self.x_range) if self.log_x else nice_ticks(*self.x_range, count):
+                x, _ = self.at(tick, self.y_range[0])
+                self.pen.line((x, y1, x, y2 + 5), LINES)
+                self.pen.text((x, y2 + 9), written(tick, x_form), BLACK, font(self.size), anchor="mt")
+        self.pen.line((x1, y1, x1, y2, x2, y2), BLACK)
+
+    def words(self, title="", x="", y=""):
+        """The title above the frame, the names of its axes below it and, upright, left of it."""
+        x1, y1, x2, y2 = self.frame
+        self.pen.text((x1, y1 - 14), title, BLACK, font(self.size + 2), anchor="ls")
+        self.pen.text(((x1 + x2) / 2, y2 + 16 + self.size), x, BLACK, font(self.size), anchor="mt")
+        if y:
+            upright(self.picture, (x1 - 40 - 3 * self.size, (y1 + y2) / 2), y, self.size)
+
+    def line(self, points, colour, width=2):
+        """A line through [(x, y), ...] in values."""
+        self.pen.line([self.at(x, y) for x, y in points], colour, width, joint="curve")
+
+    def mark(self, x, y, colour, inside=None, radius=6):
+        """A circle at a value. inside: the colour that fills it; None leaves it open."""
+        circle(self.pen, *self.at(x, y), radius, colour, inside)
+
+
+def circle(pen, x, y, radius, colour, inside=None):
+    """A circle around a pixel."""
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), inside, colour, 2)
+
+
+def legend(pen, x, y, names, size):
+    """A circle and a name for each of {name: (colour, colour inside or None)}, in a row that begins at (x, y)."""
+    for name, (colour, inside) in names.items():
+        circle(pen, x + 7, y, 7, colour, inside)
+        pen.text((x + 22, y), name, BLACK, font(size), anchor="lm")
+        x += 56 + text_width(name, size)
+
+
+def upright(picture, middle, text, size):
+    """Write a text from below to above, around its middle."""
+    label, pen = canvas(text_width(text, size) + 8, size + 8)
+    pen.text((4, 0), text, BLACK, font(size))
+    label = label.rotate(90, expand=True)
+    picture.paste(label, (round(middle[0] - label.width / 2), round(middle[1] - label.height / 2)))
+
+
+def nice_ticks(low, high, count=5):
+    """About `count` round numbers from low to high."""
+    span = high - low
+    step = 10 ** math.floor(math.log10(span / count))
+    step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= count)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def log_ticks(low, high):
+    """1, 2, 5, 10, 20, 50, ... from low to high; where these are many, the powers of ten alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10**power for power in powers for m in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return ticks if len(ticks) < 9 else [tick for tick in ticks if math.log10(tick) % 1 == 0]
+
+
+def written(value, form):
+    """A number in words. form: a format of Python, with "%" at its end for a percentage; "k": 20k, 3M, 1G."""
+    if form == "k":
+        thousands = min(3, math.floor(math.log10(value)) // 3) if value >= 1 else 0
+        return f"{value / 1000**thousands:g}" + ("", "k", "M", "G")[thousands]
+    return f"{100 * value:{form[:-1]}} %" if form.endswith("%") else f"{value:{form}}"
+
+
 def head_map(path, scores, heads):
     """Layers x value heads: the shade is the influence (square root, relative to the largest), outlined the selected.
 
@@ -96,9 +195,7 @@ def head_map(path, scores, heads):
     for h in range(G):
         pen.text((left + (h + 0.5) * cell, top - 8), str(h), BLACK, font(min(16, cell)), anchor="mb")
     pen.text((left + G * cell / 2, top + L * cell + 8), "value head", BLACK, font(16), anchor="mt")
-    label, label_pen = canvas(60, 22)
-    label_pen.text((30, 11), "layer", BLACK, font(16), anchor="mm")
-    picture.paste(label.rotate(90, expand=True), (22, top + L * cell // 2 - 30))
+    upright(picture, (33, top + L * cell / 2), "layer", 16)
     y = height - 52
     for i in range(bar):
         pen.line((left + i, y, left + i, y + 14), shade(i / bar))
@@ -109,57 +206,26 @@ def head_map(path, scores, heads):
     save(picture, path)
 
 
-def nice_ticks(low, high, count=5):
-    """About `count` round numbers from low to high."""
-    span = max(high - low, 1e-9)
-    step = 10 ** math.floor(math.log10(span / count))
-    step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= count)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def plot(pen, frame, xs, ys, x_range, y_range, title, colour, percent=False, dots=False):
-    """One panel in the pixels of frame (x1, y1, x2, y2): axes with ticks, and a line with or without dots."""
-    x1, y1, x2, y2 = frame
-
-    def at(x, y):
-        px = x1 + (x - x_range[0]) / max(x_range[1] - x_range[0], 1e-9) * (x2 - x1)
-        return px, y2 - (y - y_range[0]) / max(y_range[1] - y_range[0], 1e-9) * (y2 - y1)
-
-    pen.text((x1, y1 - 14), title, BLACK, font(18), anchor="ls")
-    for tick in nice_ticks(*y_range):
-        y = at(0, tick)[1]
-        pen.line((x1, y, x2, y), (225, 225, 225))
-        pen.text((x1 - 8, y), f"{100 * tick:.0f} %" if percent else f"{tick:g}", BLACK, font(15), anchor="rm")
-    for tick in nice_ticks(*x_range):
-        x = at(tick, 0)[0]
-        pen.line((x, y2, x, y2 + 5), BLACK)
-        pen.text((x, y2 + 9), f"{tick:g}", BLACK, font(15), anchor="mt")
-    pen.text(((x1 + x2) / 2, y2 + 32), "step", BLACK, font(15), anchor="mt")
-    pen.line((x1, y1, x1, y2, x2, y2), BLACK)
-    points = [at(x, y) for x, y in zip(xs, ys)]
-    if len(points) > 1:
-        pen.line(points, colour, width=2, joint="curve")
-    if dots:
-        for x, y in points:
-            pen.ellipse((x - 5, y - 5, x + 5, y + 5), colour)
-
-
 def curve(path, losses, evaluations):
     """Two panels, one below the other. losses: [(step, training loss)]; evaluations: [(step, accuracy)]."""
-    picture, pen = canvas(860, 700)
-    steps = [s for s, _ in losses + evaluations]
-    x_range = (0, max(steps, default=1) or 1)
+    picture, _ = canvas(860, 700)
+    last = max(step for step, _ in losses + evaluations)
     if losses:
-        xs, ys = zip(*losses)
-        window = max(1, len(ys) // 50)  # a running mean, so that the trend is seen through the noise
-        smooth = [sum(ys[max(0, i - window) : i + 1]) / len(ys[max(0, i - window) : i + 1]) for i in range(len(ys))]
-        losses_range = (0, max(smooth) * 1.05)
-        plot(pen, (90, 60, 830, 280), xs, smooth, x_range, losses_range, "training loss (running mean)", BLUE)
+        window = max(1, len(losses) // 50)  # a running mean, so that the trend is seen through the noise
+        near = [losses[max(0, i - window) : i + 1] for i in range(len(losses))]
+        smooth = [(some[-1][0], mean(loss for _, loss in some)) for some in near]
+        highest = max(loss for _, loss in smooth)
+        axes = Axes(picture, (90, 60, 830, 280), (0, max(last, 1)), (0, 1.05 * highest or 1))
+        axes.ticks("g", "g")
+        axes.words("training loss (running mean)", "step")
+        axes.line(smooth, BLUE)
     if evaluations:
-        xs, ys = zip(*evaluations)
-        title = "accuracy on the first held-out rows"
-        plot(pen, (90, 400, 830, 620), xs, ys, x_range, (0, 1), title, ORANGE, percent=True, dots=True)
+        axes = Axes(picture, (90, 400, 830, 620), (0, max(last, 1)), (0, 1))
+        axes.ticks("g", "g%")
+        axes.words("accuracy on the first held-out rows", "step")
+        axes.line(evaluations, ORANGE)
+        for step, accuracy in evaluations:
+            axes.mark(step, accuracy, ORANGE, ORANGE)
     save(picture, path)
 
 
@@ -170,65 +236,38 @@ def costs(path, title, x_title, base, series):
     each seed])})}. The cost has a logarithmic axis. Marks that are not filled have their labels below.
     """
     picture, pen = canvas(860, 530)
-    x1, y1, x2, y2 = 80, 110, 830, 450
-    points = [point for _, _, found in series.values() for point in found.values()]
-    x_range = [math.log10(f(cost for cost, _ in points) * room) for f, room in ((min, 0.7), (max, 1.6))]
-    y_range = base - 0.02, max(max(values) for _, values in points) + 0.03
-
-    def at(x, y):
-        px = x1 + (math.log10(x) - x_range[0]) / (x_range[1] - x_range[0]) * (x2 - x1)
-        return px, y2 - (y - y_range[0]) / (y_range[1] - y_range[0]) * (y2 - y1)
+    points = [point for _, _, of_series in series.values() for point in of_series.values()]
+    prices = [cost for cost, _ in points]
+    highest = max(max(values) for _, values in points)
+    x_range, y_range = (0.7 * min(prices), 1.6 * max(prices)), (base - 0.02, highest + 0.03)
+    axes = Axes(picture, (80, 110, 830, 450), x_range, y_range, log_x=True)
 
     # The axes, and the frozen model.
     pen.text((20, 16), title, BLACK, font(22))
-    for tick in nice_ticks(*y_range):
-        y = at(1, tick)[1]
-        pen.line((x1, y, x2, y), (225, 225, 225))
-        pen.text((x1 - 8, y), f"{100 * tick:.0f} %", BLACK, font(16), anchor="rm")
-    for tick in [m * 10**e for e in range(10) for m in (1, 2, 5) if x_range[0] < math.log10(m * 10**e) < x_range[1]]:
-        x = at(tick, base)[0]
-        pen.line((x, y2, x, y2 + 6), BLACK)
-        pen.text((x, y2 + 10), f"{tick:,}", BLACK, font(16), anchor="mt")
-    pen.text(((x1 + x2) / 2, y2 + 38), x_title, BLACK, font(17), anchor="mt")
-    pen.line((x1, y1, x1, y2, x2, y2), BLACK)
-    y = at(1, base)[1]
-    for x in range(x1, x2, 16):
+    inside = {name: colour if filled else WHITE for name, (colour, filled, _) in series.items()}
+    legend(pen, 80, 74, {name: (series[name][0], inside[name]) for name in series}, 17)
+    axes.ticks(",", "g%")
+    axes.words(x=x_title)
+    (left, y), (right, _) = axes.at(x_range[0], base), axes.at(x_range[1], base)
+    for x in range(round(left), round(right), 16):
         pen.line((x, y, x + 8, y), BLACK, 2)
-    pen.text((x2, y - 8), f"frozen model, {100 * base:.1f} %", BLACK, font(16), anchor="rs")
+    pen.text((right, y - 8), f"frozen model, {100 * base:.1f} %", BLACK, font(16), anchor="rs")
 
-    # Each series: its name above, its points joined by a line.
-    left = x1
-    for name, (colour, filled, found) in series.items():
-        ink = {"fill": colour if filled else WHITE, "outline": colour, "width": 3}
-        pen.ellipse((left, 67, left + 14, 81), **ink)
-        pen.text((left + 22, 74), name, BLACK, font(17), anchor="lm")
-        left += 56 + text_width(name, 17)
-        pen.line([at(cost, mean(values)) for cost, values in found.values()], colour, 2)
-        for label, (cost, values) in found.items():
-            (x, y), low, high = at(cost, mean(values)), mean(values) - stdev(values), mean(values) + stdev(values)
-            low, high = at(cost, low)[1], at(cost, high)[1]
+    # Each series: its points joined by a line.
+    for name, (colour, filled, of_series) in series.items():
+        axes.line([(cost, mean(values)) for cost, values in of_series.values()], colour)
+        for label, (cost, values) in of_series.items():
+            middle, deviation = mean(values), stdev(values)
+            (x, low), (_, high) = axes.at(cost, middle - deviation), axes.at(cost, middle + deviation)
             pen.line((x, low, x, high), colour, 3)
             for end in (low, high):
                 pen.line((x - 6, end, x + 6, end), colour, 3)
-            pen.ellipse((x - 7, y - 7, x + 7, y + 7), **ink)
-            pen.text((x, high - 8 if filled else low + 8), label, BLACK, font(16), anchor="ms" if filled else "mt")
+            axes.mark(cost, middle, colour, inside[name], radius=7)
+            if filled:
+                pen.text((x, high - 8), label, BLACK, font(16), anchor="ms")
+            else:
+                pen.text((x, low + 8), label, BLACK, font(16), anchor="mt")
     save(picture, path, optimize=True)
-
-
-def outlined(pen, box, colour, width, dash=0):
-    """A box whose line has a white edge, so that it is seen on any image. dash: length of its dashes, 0 for none."""
-    x1, y1, x2, y2 = box
-    x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
-    for edge, ink in ((1, WHITE), (0, colour)):
-        if not dash:
-            pen.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=ink, width=width + 2 * edge)
-            continue
-        for a, b in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
-            length = math.dist(a, b)
-            for start in range(0, int(length), 2 * dash):
-                ends = [start / length, min(start + dash, length) / length]
-                line = [(a[0] + (b[0] - a[0]) * e, a[1] + (b[1] - a[1]) * e) for e in ends]
-                pen.line(line, ink, width=width + 2 * edge)
 
 
 def examples(path, items, columns=4, side=300):
@@ -238,7 +277,7 @@ def examples(path, items, columns=4, side=300):
     image, a text, or None for an answer without a box; "base" or "tuned" may be missing.
     """
     columns = min(columns, len(items))
-    styles = {"reference": (GREEN, 7), "base": (ORANGE, 3, 7), "tuned": (BLUE, 3)}  # colour, line width, dash
+    styles = {"reference": (GREEN, 8), "base": (ORANGE, 5, 9), "tuned": (BLUE, 2)}  # colour, line width, dash
     shown = [name for name in styles if any(name in item for item in items)]
     foot, gap, top = 104, 16, 60
     scales = [side / max(item["image"].size) for item in items]
@@ -247,7 +286,7 @@ def examples(path, items, columns=4, side=300):
     picture, pen = canvas(max(columns * (side + gap) + gap, 560), top + sum(rows))
     x = gap
     for name in shown:
-        outlined(pen, (x, 20, x + 34, 42), *styles[name])
+        draw_box(pen, (x, 20, x + 34, 42), *styles[name])
         pen.text((x + 44, 31), name, BLACK, font(18), anchor="lm")
         x += 60 + text_width(name, 18) + 24
     for i, item in enumerate(items):
@@ -262,7 +301,7 @@ def examples(path, items, columns=4, side=300):
             elif answer is not None:
                 box = [c * scale for c in answer]
                 box = [min(max(c, 0), limit - 1) for c, limit in zip(box, image.size * 2)]
-                outlined(pen, [box[0] + x, box[1] + y, box[2] + x, box[3] + y], *styles[name])
+                draw_box(pen, [box[0] + x, box[1] + y, box[2] + x, box[3] + y], *styles[name])
             elif name in item:
                 lines.append((f"{name}: no box", GREY))
         for j, (line, colour) in enumerate(lines[:4]):

@@ -61,11 +61,8 @@ def together():
     try:
         yield
     except RuntimeError as error:
-        raise InputError(gone(error)) from None
-
-
-def gone(error):
-    return f"another process of this run has ended or does not answer: {' '.join(str(error).split()):.150}"
+        reason = " ".join(str(error).split())
+        raise InputError(f"another process of this run has ended or does not answer: {reason:.150}") from None
 
 
 def choose_device(name, dtype, full=False):

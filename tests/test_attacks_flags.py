@@ -2,13 +2,11 @@
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 from short_run import SMALL_RUN
 
 import train
-from experiments import __main__ as experiments
 from harness.arguments import Range, make_parser
 
 NO_NUMBER = ["", " ", "nan", "inf", "-inf", "1e300", "-1", str(10**24), "x", "1,5", "0x10", "--", "9" * 5000, "\x1b[2J"]
@@ -164,35 +162,3 @@ def test_flags_drawn_at_random_end_in_one_line_or_are_understood(tmp_path, monke
             refused += 1
     print(f"100 draws of three senseless flags, {refused} refused")
     assert refused == 100 and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        *((["--seeds", text], "--seeds") for text in ("-1", "x", "1.5", "", str(2**64))),
-        (["--seeds", "0", "1", "0"], "--seeds: 0 1 0: each can be given once"),
-        *((["--jobs", text], "--jobs") for text in ("0", "-1", "nan", str(10**9))),
-        *((["--out", text], "--out") for text in ("", "a\0b", "file", "file/results", "/dev/null")),
-        *((["--runs", text], "--runs") for text in ("", "file/runs")),
-        (["--more", "--steps 0"], "--steps"),
-        (["--more", "--lr nan"], "--lr"),
-        (["--more", "--data coco"], "unknown data set 'coco'"),
-        (["--more", "--adapter /no/such"], "--adapter"),
-    ],
-    ids=str,
-)
-def test_flags_of_experiments_are_refused_before_anything_runs(places, flags, said, capsys, monkeypatch):
-    monkeypatch.chdir(places)
-    monkeypatch.setattr(experiments, "run_suite", lambda *_: pytest.fail("it ran"))
-    before = sorted(places.rglob("*"))
-    line = complaint(experiments.main, ["main", *flags], capsys)
-    assert line and said in line
-    assert sorted(places.rglob("*")) == before
-
-
-def test_a_new_folder_for_results_is_made_before_anything_runs(tmp_path, monkeypatch):
-    there = []
-    monkeypatch.setattr(experiments, "run_suite", lambda suite, seeds, rates, out, launcher: there.append(out.is_dir()))
-    monkeypatch.setattr(experiments, "rates_for", lambda out, more: {})
-    experiments.main(["drift", "--out", str(tmp_path / "a/b"), "--runs", str(tmp_path / "runs")])
-    assert there == [True] and Path(tmp_path / "a/b").is_dir()

@@ -9,14 +9,11 @@ from functools import partial
 import pytest
 import torch
 from breaking import attack, broken_bytes, broken_text
-from conftest import randomised
 from PIL import Image
 from task_folders import write_json, write_lines
 
 import train
 from data import Example
-from experiments.runs import RATES, SEARCHED, read_rates, read_report
-from experiments.tables import measured_section
 from harness import figures, report
 from harness.evaluate import score_again
 from harness.state import (
@@ -28,8 +25,7 @@ from harness.state import (
     sealed,
     start,
 )
-from imagelora import ImageLoRA
-from parts.files import InputError, read_metadata, write_safetensors, write_text
+from parts.files import InputError, write_safetensors, write_text
 from parts.tasks.rows import json_rows
 from probe import load_selection, save_selection
 
@@ -64,27 +60,6 @@ def left(tmp_path):
     line |= {"data": "d", "kind": "k", "group": "", "images": ["a.png"], "videos": 0, "when": "base", "score": 1.0}
     write_lines(out / "predictions.jsonl", [line, line | {"when": "tuned", "metric": "exact", "reference": "x"}])
     write_lines(out / "log.jsonl", state["log"])
-    measured = {"accuracy": 0.5, "by_kind": {"d k": 0.5}}
-    report = {"method": "lora", "wall_seconds": 1.5, "text_logit_max_change": 0.0, "trainable_parameters": 9}
-    report |= {
-        "adapter_flops_per_step": 1e6,
-        "step_ms": 2.5,
-        "base": measured,
-        "tuned": measured,
-        "arguments": arguments,
-    }
-    write_json(out / "report.json", report)
-    write_json(out / RATES, {"rates": {flags: 0.01 for flags in SEARCHED}})
-    tables = [["title", {"row": {"boxes": [0.5, 0.25]}}]]
-    result = {
-        "question": "Why?",
-        "tables": tables,
-        "sentences": ["Because."],
-        "command": "c",
-        "minutes": 1.5,
-        "cores": 2,
-    }
-    write_json(out / "main.json", result)
     return out
 
 
@@ -99,9 +74,6 @@ RUN_FILES = {  # file: (what is done with it, how many times it is broken)
     "heads.json": (lambda out, config: load_selection(out / "heads.json", config), 60),
     "log.jsonl": (lambda out, config: [*json_rows(out / "log.jsonl")], 20),
     "predictions.jsonl": (lambda out, config: score_again(out / "predictions.jsonl"), 60),
-    "report.json": (lambda out, config: read_report(out / "report.json"), 40),
-    RATES: (lambda out, config: read_rates(out), 30),
-    "main.json": (lambda out, config: measured_section("main", out), 40),
 }
 
 
@@ -137,16 +109,8 @@ def test_every_value_of_the_arguments_and_of_a_state_has_one_kind(left):
     print(f"wrong kinds: {count} inputs, {count} refused")
 
 
-def test_a_flipped_byte_of_a_state_or_an_adapter_is_never_accepted_as_another_number(left, vlm, tmp_path):
+def test_a_flipped_byte_of_a_state_is_never_accepted_as_another_number(left):
     """Every byte of the numbers themselves."""
-    file = tmp_path / "a.safetensors"
-    randomised(ImageLoRA(vlm.config, {0: [1]})).attach(vlm).save(file)
-    whole = file.read_bytes()
-    size = 8 + int.from_bytes(whole[:8], "little")
-    for i in random.Random(0).sample(range(size, len(whole)), 40):
-        file.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-        with pytest.raises(InputError, match="a.safetensors: not a complete safetensors file.*checksum"):
-            read_metadata(file)
     file = left / "state.pt"
     saved = torch.load(file, weights_only=True)["parameters"][0]
     with zipfile.ZipFile(file) as archive:

@@ -253,6 +253,15 @@ def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint,
     assert read_metadata(tmp_path / "a.safetensors")["base"] == vlm.fingerprint()
 
 
+def test_an_adapter_file_that_carries_a_checksum_loads(tmp_path, vlm):
+    """Those written up to 76fa6e7 do."""
+    adapter, file = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm), tmp_path / "a.safetensors"
+    adapter.save(file)
+    write_safetensors(file, dict(read_safetensors(file)), read_metadata(file) | {"checksum": "12345678"})
+    adapter.detach()
+    assert torch.equal(load_adapter(file, vlm).layers["0"].A, adapter.layers["0"].A)
+
+
 def test_an_adapter_refuses_another_base_and_any_other_set_of_tensors(tmp_path, vlm):
     file = tmp_path / "a.safetensors"
     randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).save(file)

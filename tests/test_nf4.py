@@ -222,7 +222,7 @@ def test_a_run_on_a_model_in_4_bits_goes_from_files_to_a_report(checkpoint, tmp_
     assert again["heads"] == report["heads"] and equal(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "again"))
 
 
-@pytest.mark.parametrize("flags", [["--method", "full"], ["--from-scratch"], ["--shard"]], ids=str)
+@pytest.mark.parametrize("flags", [["--method", "full"], ["--from-scratch"]], ids=str)
 def test_what_changes_or_draws_the_weights_is_refused(checkpoint, flags, tmp_path, capsys):
     code, line = stopped(capsys, train.main, ["--model", str(checkpoint), "--quantize", "nf4", *flags])
     assert code == 2 and "--quantize is for a checkpoint's frozen weights" in line

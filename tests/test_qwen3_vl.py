@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 
-import fits
 import pytest
 import torch
 from cases import CASES
@@ -346,12 +345,6 @@ def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(share
     (tmp_path / "run/state-2.pt").replace(tmp_path / "run/state.pt")
     train.main(["--resume", str(tmp_path / "run")])
     assert equal(whole, adapter_of(tmp_path / "run"))
-
-
-@by_hand
-def test_the_docs_say_what_fits_as_it_follows_from_the_shapes(shared):
-    config = fits.read_config_file(shared / "qwen3-vl/config_2b.json")
-    assert fits.table_line("Qwen3-VL-2B", config, "bfloat16, nf4") in (ROOT / "docs/families.md").read_text()
 
 
 def test_the_two_tiny_models_of_the_deepstack_suite_differ_by_nothing_but_deepstack(tmp_path, monkeypatch):

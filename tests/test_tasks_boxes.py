@@ -3,12 +3,14 @@
 import random
 
 import pytest
+from PIL import Image, ImageDraw
 
 from parts.tasks import score
 from parts.tasks.boxes import (
     ask_for_sizes,
     box_from_model,
     box_to_model,
+    draw_box,
     iou,
     parse_box,
     parse_point,
@@ -166,6 +168,14 @@ def test_percentiles_lie_between_neighbours():
     assert spread(range(11)) == (1, 5, 9) and spread([7]) == (7, 7, 7)
     assert spread([1, 2]) == pytest.approx((1.1, 1.5, 1.9), rel=1e-12)
     assert spread([]) == (None, None, None)
+
+
+@pytest.mark.parametrize("dash", [0, 5])
+def test_a_box_is_drawn_around_its_pixels_and_never_over_them(dash):
+    image = Image.new("RGB", (80, 60))
+    draw_box(ImageDraw.Draw(image), (20.2, 20, 31.8, 26), "red", 3, dash)
+    assert image.crop((20, 20, 32, 26)).getcolors() == [(72, (0, 0, 0))]
+    assert image.getbbox() == (16, 16, 36, 30)
 
 
 # -- boxes of a file

@@ -30,6 +30,15 @@ def test_drawn_rows_are_a_function_of_split_and_number(look):
     assert [e.prompt for e in load(f"scenes-{look}", None, "train", 4)] != [e.prompt for e in few]
 
 
+@pytest.mark.parametrize("name", ["scenes+25", "scenes-fog+60"])
+def test_a_name_with_a_number_puts_so_many_words_before_each_question(name):
+    plain, words = name.split("+")
+    for short, long in zip(load(plain, None, "val", 6), load(name, None, "val", 6)):
+        assert long.prompt.endswith(f" {short.prompt}") and long.answer == short.answer
+        assert len(long.prompt.split()) == len(short.prompt.split()) + int(words)
+        assert long.images[0].tobytes() == short.images[0].tobytes()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_drawn_thing_fills_its_box(shape):
     box = (30, 40, 66, 76)

@@ -20,7 +20,7 @@ import re
 
 from parts.files import InputError, read_json, reading
 from parts.tasks.boxes import corners, parse_box
-from parts.tasks.rows import MB, MOST, json_rows, read_bytes
+from parts.tasks.rows import MB, json_rows, read_bytes
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),
@@ -85,7 +85,7 @@ def described(ask):
 def refer_rows(folder, pickle_name, split):
     """refs(unc).p has the phrases, instances.json (as COCO's) the boxes: x, y, width, height."""
     file, instances_file = folder / pickle_name, folder / "instances.json"
-    refs, instances = read_pickle(file), read_json(instances_file, MOST)
+    refs, instances = read_pickle(file), read_json(instances_file)
     with reading(file, "references of REFER"):
         present = sorted({ref["split"] for ref in refs})
         if split not in present:

@@ -8,6 +8,8 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
+"scenes+25" and so on: the same with 25 words of unrelated text before each question.
+
 A scene is an image of 196 x 196 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
 left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
 
@@ -54,7 +56,7 @@ from functools import cache
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from parts.files import InputError
-from parts.tasks.rows import GROUNDING_PROMPT, with_preamble
+from parts.tasks.rows import FILLER, GROUNDING_PROMPT
 
 SIDE = 196
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
@@ -317,22 +319,33 @@ DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples
     "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS),
     **{f"scenes-{look}": ((look,), BOXES + WORDS) for look in LOOKS},
     **{f"boxes-{look}": ((look,), BOXES) for look in LOOKS if look != "prior"},
+    **{f"words-{look}": ((look,), WORDS) for look in LOOKS if look != "prior"},
     "scenes-prior": (("prior",), WORDS),
     "sums": (("day",), ("text",)),
     PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING),
 }
+DRAWN |= {f"{name}+{words}": DRAWN[name] for name in ("scenes", f"scenes-{DEMO_LOOK}") for words in (25, 60)}
 
 
 def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
     looks, kinds = DRAWN[name]
+    words = int(name.partition("+")[2] or 0)
     for number in itertools.count():
         look = looks[number % len(looks)]
         made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
         for i, row in enumerate(made):
             if row["kind"] in kinds:
-                yield row, f"{name} {split} {number}.{i}"
+                yield after_words(row, words) if words else row, f"{name} {split} {number}.{i}"
+
+
+def after_words(row, words):
+    """The row with `words` words of unrelated text before its question."""
+    prompt = row["prompt"] if "prompt" in row else GROUNDING_PROMPT.format(row["caption"])
+    filler = itertools.islice(itertools.cycle(FILLER.split()), words)
+    asked = {key: value for key, value in row.items() if key != "caption"}
+    return asked | {"prompt": " ".join([*filler, prompt])}
 
 
 def pretraining_rows(look, split, number):
@@ -347,7 +360,5 @@ def pretraining_rows(look, split, number):
         if kind == "listing" and number % 2 or kind == "text" and number % 3:
             continue
         if rng.random() < 1 / 7:
-            if kind == "grounding":
-                row["prompt"] = GROUNDING_PROMPT.format(row.pop("caption"))
-            row["prompt"] = with_preamble(row["prompt"], rng.randint(5, 60))
+            row = after_words(row, rng.randint(5, 60))
         yield row

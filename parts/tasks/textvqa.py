@@ -12,14 +12,14 @@ import re
 from collections import Counter
 
 from parts.files import read_json, reading
-from parts.tasks.rows import DIGITS, MOST, file_of
+from parts.tasks.rows import DIGITS, file_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
 
 
 def rows(name, root, split):
     file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
-    content = read_json(file, MOST)
+    content = read_json(file)
     with reading(file, "TextVQA's annotations"):
         listed = [*content["data"]]
     for i, row in enumerate(listed, start=1):

@@ -1,0 +1,105 @@
+"""Loads what an analysis needs: the model, examples, and the adapters and answers that runs saved.
+
+Whatever train.py and its harness offer is called here and nowhere else in this room.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import train
+from data import Processor
+from experiments.suites import COMMON
+from experiments.tables import QUESTIONS, own_data, when
+from harness.encodings import encode_images, load_examples
+from harness.processes import choose_device
+from imagelora import load_adapter
+from model import VLM
+from parts.files import read_json
+from parts.tasks.rows import json_rows
+from probe import head_scores
+
+# What a run left
+
+
+def folder(report):
+    return Path(report["arguments"]["out"])
+
+
+def scores_of(report):
+    """The probe's scores, [L, G], that a run wrote down."""
+    return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
+
+
+@contextmanager
+def attached(report, vlm):
+    """While this lasts, the adapter that a run trained is in the model."""
+    adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
+    try:
+        yield adapter
+    finally:
+        adapter.detach()
+
+
+def scene_scores(report, column):
+    """{scene: [score of each question]} of the questions that a column counts."""
+    data, kind = QUESTIONS.get(column, (None, None))
+    scenes = {}
+    for is_from, of_data, of_kind, scene, score in answers(folder(report)):
+        if is_from == when(report) and of_data == (data or own_data(report)) and kind in (None, of_kind):
+            scenes.setdefault(scene, []).append(score)
+    return scenes
+
+
+@cache
+def answers(folder):
+    """[(base or tuned, data set, kind, scene, score)] of a run. A scene is the images of a question, or what it was drawn
+    from: "scenes-fog test 12.3" is the third question about the scene "test 12"."""
+    lines = []
+    for line, _ in json_rows(folder / "predictions.jsonl"):
+        scene = " ".join(line["images"])
+        if scene in ("", "drawn"):
+            scene = line["source"].partition(" ")[2].rpartition(".")[0]
+        lines.append((line["when"], line["data"], line["kind"], scene, line["score"]))
+    return lines
+
+
+# Model and examples
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and examples with images to measure it on."""
+
+    vlm: VLM
+    processor: Processor
+    examples: list
+
+    def batches(self, size, share_images=False):
+        starts = range(0, len(self.examples), size)
+        batches = [self.processor(self.examples[i : i + size], share_images) for i in starts]
+        return [batch.to(self.vlm.device) for batch in batches]
+
+    def probe(self, count, seed, criterion="rank1"):
+        """Scores [L, G] of the heads, by `count` of the examples. A model with an adapter is probed with it."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.examples), generator=generator)[:count].tolist()
+        batches = (self.processor([self.examples[i]]).to(self.vlm.device) for i in order)
+        return head_scores(self.vlm, batches, criterion, seed)
+
+
+def load_subject(setup, data="", split="test", limit=300):
+    """The model of the suites, and at most `limit` examples of their data set. data: flags for another one."""
+    args = train.arguments(f"{COMMON} {data} {setup.more}".split())
+    device, dtype, _ = choose_device(args.device, args.dtype)
+    limits = train.pixel_limits(args.min_pixels, args.max_pixels, None)
+    vlm, processor = train.load_model(args.model, dtype, device, *limits, quantize=args.quantize)
+
+    limit = min(limit, (args.limit if split == "train" else args.eval_limit) or limit)
+    examples = load_examples(processor, args.data, args.data_root, split, limit)
+    examples = [example for example in examples if example.images]
+    encode_images(vlm, processor, examples, args.cache_vision)
+    return Subject(vlm, processor, examples)
