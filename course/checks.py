@@ -82,6 +82,16 @@ def gradients(loss, parameters):
     return each
 
 
+def call(function, *arguments):
+    """The student's function(*arguments). Raises Wrong if it changed one of the tensors that it was given."""
+    copies = [argument.clone() if torch.is_tensor(argument) else None for argument in arguments]
+    answer = function(*arguments)
+    for argument, copied in zip(arguments, copies):
+        words = f"{function.__name__} changed what it was given -> `+=` does that; write a + b, or change a copy, .clone()"
+        require(copied is None or same(argument, copied), words)
+    return answer
+
+
 def operations(task):
     """The floating-point operations of the matrix products in task()."""
     with FlopCounterMode(display=False) as counter:

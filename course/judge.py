@@ -47,12 +47,12 @@ def judge(number, file):
     command = [sys.executable, "-m", "course", "judge", str(number), str(Path(file).absolute())]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as child:
+        titles = json.loads(child.stdout.readline() or "[]")  # it has loaded torch
+        if not titles:
+            raise RuntimeError(f"the judge of lesson {number} did not start")
         alarm = threading.Timer(LIMIT, child.kill)
         alarm.start()
         try:
-            titles = json.loads(child.stdout.readline() or "[]")
-            if not titles:
-                raise RuntimeError(f"the judge of lesson {number} did not start")
             for line in child.stdout:
                 titles.pop(0)
                 yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Lesson 4: why not train everything? Read lesson.md first. Check yourself: python -m course 4
+"""Lesson 4: why not train everything? Read course/lesson4/lesson.md first. Check yourself: python -m course 4
 
 Letters: D inputs of a layer, O its outputs, R rank. A and B are the factors of LoRA.
 """

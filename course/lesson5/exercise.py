@@ -1,4 +1,4 @@
-"""Lesson 4: the mask. Read lesson.md first. Check yourself: python -m course 4
+"""Lesson 5: the mask. Read course/lesson5/lesson.md first. Check yourself: python -m course 5
 
 Letters: T tokens of a row, D size of the layer's input, O size of its values (its outputs), R rank, N visual tokens of the
 batch; batch: the rows of a batch. A and B are the factors of LoRA, as in lesson 3.

@@ -2,8 +2,9 @@
 
 import torch
 
-from course.checks import (Wrong, change, compare, frozen, mixed, pair, require, same, tensor, tiny, with_adapter,
-                           with_updates)
+from course.checks import (
+    Wrong, call, change, compare, frozen, mixed, pair, require, same, tensor, tiny, with_adapter, with_updates
+)
 from imagelora import ImageLoRA
 
 
@@ -23,24 +24,19 @@ def the_start(student):
     require(abs(deviation - 1 / R) < 0.02, words + "normal numbers, divided by R")
 
 
-def by_formula(v, x, M, A, B, s, slots):
-    """v with s * M X A B^(i) added in value head slots[i]."""
-    V = v.unflatten(-1, (-1, B.shape[-1])).clone()
-    for i, h in enumerate(slots):
-        V[:, :, h] += s * M * (x @ A @ B[i])
-    return V.flatten(2)
-
-
 def the_formula(student):
     """image_lora changes the selected heads, and no other number, as its docstring says."""
     D, K, R, G, alpha, gamma, heads = 10, 4, 2, 6, 5.0, 0.3, [1, 3, 4]
     n, scale = len(heads), alpha / R
     v, x, A, B = torch.randn(2, 7, G * K), torch.randn(2, 7, D), torch.randn(D, R), torch.randn(n, R, K)
     visual_mask = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0]]).bool()
-    before, M = v.clone(), visual_mask[..., None].float()
 
-    def mistake(factor=scale * gamma / n**0.5, M=M, B=B, slots=heads):
-        return by_formula(v, x, M, A, B, factor, slots)
+    def mistake(factor=scale * gamma / n**0.5, M=visual_mask[..., None].float(), B=B, slots=heads):
+        """The formula with one thing changed."""
+        V = v.unflatten(-1, (-1, K)).clone()
+        for i, h in enumerate(slots):
+            V[:, :, h] += factor * M * (x @ A @ B[i])
+        return V.flatten(2)
 
     mistakes = {
         "the update grows with the number of heads -> the factor 1/sqrt(n) is missing": mistake(scale * gamma),
@@ -55,10 +51,9 @@ def the_formula(student):
         "the frozen values v are missing -> this is the update alone": mistake() - v,
     }
     try:
-        got = student.image_lora(v, x, visual_mask, A, B, gamma, alpha, heads)
+        got = call(student.image_lora, v, x, visual_mask, A, B, gamma, alpha, heads)
     except IndexError:
         raise Wrong("B has no such entry, it has n -> use B[i] for the i-th selected head, not B[h]") from None
-    require(same(v, before), "v itself was changed -> unflatten gives a view of it; change a copy, .clone()")
     compare("image_lora", got, mistake(), mistakes)
 
 

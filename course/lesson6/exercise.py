@@ -1,4 +1,4 @@
-"""Lesson 5: heads. Read lesson.md first. Check yourself: python -m course 5
+"""Lesson 6: heads. Read course/lesson6/lesson.md first. Check yourself: python -m course 6
 
 Letters: T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the layer, K size
 of a head, R rank, n selected heads of the layer; batch: the rows of a batch. A and B are the factors of LoRA.

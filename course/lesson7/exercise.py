@@ -1,4 +1,4 @@
-"""Lesson 6: the probe. Read lesson.md first. Check yourself: python -m course 6
+"""Lesson 7: the probe. Read course/lesson7/lesson.md first. Check yourself: python -m course 7
 
 Letters: S probe examples, T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size of a
 head; batch: the rows of a batch. A and B are the factors of LoRA.
@@ -28,6 +28,6 @@ def head_scores(gradients):
 def best_heads(scores, budget):
     """The `budget` heads with the highest scores, from all layers: {layer: [heads]}, heads in ascending order.
 
-    scores [L, G]. A layer without a selected head does not occur. (How a budget is split over layers is lesson 7.)
+    scores [L, G]. A layer without a selected head does not occur. (How a budget is split over layers is lesson 8.)
     """
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Lesson 7: the budget over the layers, and tau. Read lesson.md first. Check yourself: python -m course 7
+"""Lesson 8: the budget over the layers, and tau. Read course/lesson8/lesson.md first. Check yourself: python -m course 8
 
 Letters: L layers, G value heads of a layer.
 """

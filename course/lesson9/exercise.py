@@ -1,6 +1,8 @@
-"""Lesson 8: an experiment of your own. Read lesson.md first. Check yourself: python -m course 8"""
+"""Lesson 9: an experiment of your own. Read course/lesson9/lesson.md first. Check yourself: python -m course 9"""
 
 import math  # noqa: F401 (for what you write)
+
+NUMBER = 0  # yours in the list of the class, from 0 on: your seeds are 3 * NUMBER and the two after it
 
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
 
@@ -33,8 +35,8 @@ def my_experiment():
     claim          one sentence: what against what, on which data, measured how
     margin         from which difference on it would matter, a share (0.02 is 2 points); decided before the runs
     measure        a name in the reports' tuned.by_kind, "scenes-fog grounding" say, or "accuracy"
-    a, b           the folders of the runs, from the project's folder: ["runs/a-0", "runs/a-1", ...], the same seeds in both
-    changed        the flags in which a and b differ, without dashes: ["selection"] for --selection, ["norm"] for --no-norm
+    a, b           names of the two sides, "values" and "keys" say: their runs are exercises/values-SEED, exercises/keys-SEED
+    changed        the flag in which a and b differ, "--ablate" say
     interval       [low, high] of a - b, shares
     verdict        one of the four words, for this interval and your margin
     did_not_show   one sentence: what these runs do not tell

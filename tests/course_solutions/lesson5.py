@@ -1,4 +1,4 @@
-"""A solution of lesson 4."""
+"""A solution of lesson 5."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A solution of lesson 5."""
+"""A solution of lesson 6."""
 
 import torch
 

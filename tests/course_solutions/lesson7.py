@@ -1,4 +1,4 @@
-"""A solution of lesson 6."""
+"""A solution of lesson 7."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A solution of lesson 7."""
+"""A solution of lesson 8."""
 
 import torch
 

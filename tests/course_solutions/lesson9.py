@@ -1,6 +1,8 @@
-"""A solution of lesson 8. Its reports are made up by the test that judges it."""
+"""A solution of lesson 9. Its reports are made up by the test that judges it."""
 
 import math
+
+NUMBER = 0
 
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
 
@@ -24,12 +26,12 @@ def verdict(low, high, margin):
 
 def my_experiment():
     return {
-        "claim": "Six heads of the probe find more boxes in fog than six random heads.",
+        "claim": "Values adapted in six heads find more boxes in fog than keys.",
         "margin": 0.02,
         "measure": "scenes-fog grounding",
-        "a": ["runs/probed-0", "runs/probed-1", "runs/probed-2"],
-        "b": ["runs/random-0", "runs/random-1", "runs/random-2"],
-        "changed": ["selection"],
+        "a": "values",
+        "b": "keys",
+        "changed": "--path",
         "interval": [0.015, 0.065],
         "verdict": "better",
         "did_not_show": "No difference in words: both find as many of them as before.",
