@@ -70,8 +70,7 @@ def run(args, command):
         return answer(vlm, processor, images, args.prompt, room, args.eval_batch, tune, out)
 
     # ========== 3. The data: to train on, and held out ==========
-    sources = {"annotations": args.annotations, "image_url": args.image_url}
-    read = partial(load_examples, processor, preamble=args.preamble, **sources)
+    read = partial(load_examples, processor, preamble=args.preamble)
     sets = [] if args.probe_only else evaluation_sets(args)
     held_out = {name: read(name, root, split, args.eval_limit, room) for name, root, split, room in sets}
     examples = []

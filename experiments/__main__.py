@@ -1,19 +1,15 @@
 """Experiments: the paper's tables, its review's demands and its open questions, each one command.
 
     python -m experiments main                      run a suite; write its results and its part of experiments/README.md
-    python -m experiments rates                     search the learning rates that the suites use
-    python -m experiments all                       run all suites
-    python -m experiments rates main --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco ..."
+    python -m experiments rates all                 search the learning rates that the suites use, then run all suites
+    python -m experiments rates main --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco=FOLDER"
 
 A suite is a question and rows. A row is a name and flags for train.py, and runs once for each seed. All rows of a seed
 see the same data in the same order. Learning rates are searched on the split "val"; results come from the split "test".
 
-Every run has a folder under --runs, which is named by its flags, so suites share equal runs. A run with a report is done.
-An interrupted run continues from its last saved state. So the same command continues a suite that was stopped. The flags
-of --more come last, so they win: with another model say also how many --heads, with other data what to --eval on.
-
-A suite writes SUITE.json and SUITE.png, and its tables into experiments/README.md; with --out FOLDER all of it goes there,
-the tables as SUITE.md.
+Every run has a folder under --runs, which is named by its flags. A run with a report is done, an interrupted one continues
+from its last saved state: the same command continues a suite that was stopped. The flags of --more come last, so they
+win: with another model say also how many --heads, with other data what to --eval on.
 """
 
 import argparse
@@ -30,17 +26,16 @@ from experiments.comparisons import judged
 from experiments.runs import Setup, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, SUITES
 from experiments.tables import RESULTS, measured, write_result
-from harness.arguments import Parser
+from harness.arguments import COUNT, SEED, Parser
 from harness.processes import one_line
 from harness.report import commit
 from parts.files import InputError, reading
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that we may use
 ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentences
     "cost": analyses.cost_curves,
-    "ablation": analyses.uneven_heads,
     "ratio": analyses.savings,
     "selection": selection.selecting,
-    "faithful": trained.faithful,
     "stability": trained.stable,
     "attention": trained.attending,
 }
@@ -71,16 +66,13 @@ def run_suite(name, setup):
 def finished(name, result, setup, seconds):
     """The result with all that is needed to make it again. seconds: those that the analysis took, without its runs."""
     command = ["python", "-m", "experiments", name]
-    if setup.seeds:
-        command += ["--seeds", *map(str, setup.seeds)]
-    if setup.out != RESULTS:
-        command += ["--out", str(setup.out)]
-    if setup.more:
-        command.append(f"--more={setup.more}")
+    command += ["--seeds", *map(str, setup.seeds)] if setup.seeds else []
+    command += ["--out", str(setup.out)] if setup.out != RESULTS else []
+    command += [f"--more={setup.more}"] if setup.more else []
     trained = sum(report["wall_seconds"] for report in setup.reports)  # runs of earlier calls count too
     minutes = (trained / setup.jobs + seconds / setup.cores) / 60
-    how = {"common": COMMON, "minutes": minutes, "cores": setup.cores, "command": shlex.join(command)}
-    return result | how | {"commit": commit()}
+    how = {"command": shlex.join(command), "commit": commit(), "minutes": minutes, "cores": setup.cores}
+    return result | how | {"common": COMMON}
 
 
 def parse_args(argv=None):
@@ -89,23 +81,15 @@ def parse_args(argv=None):
     names = [*SUITES, "all", "rates"]
     add = parser.add_argument
     add("suites", nargs="+", choices=names, metavar="SUITE", help=", ".join(names))
-    add("--seeds", nargs="+", type=int, default=(), help="a run of each row for each (default: 0 1 2; main and selection: 0 to 7)")
-    add("--jobs", type=int, default=cores(), help="runs at a time (default: one for each core)")
+    add("--seeds", nargs="+", type=SEED, default=(), help="a run of each row for each (default: the suite's)")
+    add("--jobs", type=COUNT, default=CORES, help="runs at a time (default: one for each core)")
     add("--runs", type=Path, default=Path("runs/experiments"), help="where the folders of the runs are")
     add("--out", type=Path, default=RESULTS, help="where the results go (default: experiments/)")
     add("--more", default="", help='further flags for every run, such as "--steps 50"')
     args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f"argument --jobs: {args.jobs}: at least 1")
-    if len(set(args.seeds)) < len(args.seeds) or any(seed < 0 for seed in args.seeds):
-        parser.error(f"argument --seeds: {' '.join(map(str, args.seeds))}: whole numbers from 0, each once")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"argument --seeds: {' '.join(map(str, args.seeds))}: each can be given once")
     return args
-
-
-def cores():
-    if hasattr(os, "sched_getaffinity"):  # Linux: those that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def main(argv=None):
@@ -120,7 +104,7 @@ def main(argv=None):
 
         # The rates come first: every suite needs them.
         for name in ["rates"] * ("rates" in args.suites) + suites:
-            setup = Setup(args.runs, args.out, args.jobs, cores(), args.more, tuple(args.seeds))
+            setup = Setup(args.runs, args.out, args.jobs, CORES, args.more, tuple(args.seeds))
             begun = time.process_time()  # without the time of the runs, which are processes of their own
             result = search_rates(setup) if name == "rates" else run_suite(name, setup)
             write_result(name, finished(name, result, setup, time.process_time() - begun), args.out)

@@ -1,17 +1,13 @@
 """What a suite says beyond its rows and comparisons, from the reports of its runs alone; trained.py and selection.py have
 the analyses that measure models again. Each returns any of the tables, comparisons and sentences of a result."""
 
-from itertools import cycle
 from statistics import fmean
 
-import train
 from experiments import charts
 from experiments.comparisons import MARGIN, POINTS, compare
 from experiments.loading import folder, scene_scores
-from experiments.runs import run_rows, selection_flag
-from experiments.suites import COMMON, PAIRS, SHARES
-from experiments.tables import COSTS, accuracy, main_column, measured
-from parts.backbones.checkpoint import read_config
+from experiments.suites import PAIRS, SHARES
+from experiments.tables import COSTS, accuracy, main_column
 from parts.files import reading
 from parts.tasks.rows import json_rows
 
@@ -31,12 +27,12 @@ def deciding(comparisons):
     It shows at a budget if probed heads are not worse than LoRA by more than the margin, random heads are worse than
     LoRA, and probed heads better than random ones. What is undecided counts for neither side.
     """
-    says = {(c["row"], c["against"]): c.get("verdict", "") for c in comparisons}
-    lows = {(c["row"], c["against"]): c["interval"][0] for c in comparisons if c["interval"]}
+    by_rows = {(c["row"], c["against"]): c for c in comparisons if c["interval"]}
     shown = []
-    for probed, drawn in PAIRS:
-        close = lows.get((probed, LORA), -1) > -MARGIN
-        if close and says[drawn, LORA].startswith("worse") and says[probed, drawn] == "better":
+    for probed, drawn in PAIRS if by_rows else ():
+        close = by_rows[probed, LORA]["interval"][0] > -MARGIN
+        random_fails = by_rows[drawn, LORA]["verdict"].startswith("worse")
+        if close and random_fails and by_rows[probed, drawn]["verdict"] == "better":
             shown.append(probed.removeprefix("Image-LoRA, "))
     answer = f"shown for {' and '.join(shown)}" if shown else "shown at no budget"
     return f"Probed heads are not worse than LoRA by more than {POINTS}, and as many random ones are worse: {answer}."
@@ -46,30 +42,15 @@ def cost_curves(reports, setup):
     """Figure 1 of the paper: boxes against parameters and against adapter FLOPs, a curve for each method."""
     panels = {}
     for cost in ("parameters", "FLOPs a step"):
-        value, _ = COSTS[cost]
-        curves = {}
+        curves, (key, _) = {}, COSTS[cost]
         for row, of_seeds in reports.items():
             curve, slash, _ = row.partition(" / ")
             if slash:
-                point = value(of_seeds[0]), fmean(accuracy(report, "boxes") for report in of_seeds)
+                point = of_seeds[0][key], fmean(accuracy(report, "boxes") for report in of_seeds)
                 curves.setdefault(curve, []).append(point)
         panels[f"boxes against {cost}"] = (cost, "boxes", {name: sorted(points) for name, points in curves.items()})
     charts.curves(setup.out / "cost-curves.png", "What boxes cost", panels)
     return {}
-
-
-def uneven_heads(reports, setup):
-    """A selection that is uneven on purpose, with 1, half and all heads of a layer in turn: what does 1/sqrt(n) do?"""
-    c = read_config(train.arguments(f"{COMMON} {setup.more}".split()).model)
-    sizes = cycle((1, max(1, c.value_heads // 2), c.value_heads))
-    heads = {layer: list(range(n)) for layer, n in zip(range(c.layers), sizes)}
-    flag = selection_flag(heads, setup)
-    rows = {"uneven heads": flag, "uneven heads, no 1/sqrt(n)": f"{flag} --no-norm"}
-    reports = run_rows(rows, setup, "uneven heads")
-    return {
-        "tables": [("An uneven selection of heads", measured(reports))],
-        "comparisons": [compared(reports, *reversed(rows))],
-    }
 
 
 def savings(reports, setup):

@@ -1,6 +1,7 @@
 """Statistics: the difference of two methods over seeds and scenes, rank correlation, overlap of selections."""
 
 import math
+from itertools import chain
 from statistics import correlation, fmean, variance
 
 MARGIN = 0.02  # of accuracy, fixed beforehand
@@ -45,15 +46,11 @@ def compare(row, against, column, ours, theirs):
     """
     by_seed, by_scene = [], {}
     for a, b in zip(ours, theirs, strict=True):
-        by_seed.append(mean_score(a) - mean_score(b))
+        by_seed.append(fmean(chain(*a.values())) - fmean(chain(*b.values())))
         for scene in a:
             by_scene.setdefault(scene, []).append(fmean(a[scene]) - fmean(b[scene]))
     names = {"row": row, "against": against, "column": column}
     return names | difference(by_seed, [fmean(values) for values in by_scene.values()])
-
-
-def mean_score(scenes):
-    return fmean(score for scores in scenes.values() for score in scores)
 
 
 def difference(by_seed, by_scene=()):

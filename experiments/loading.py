@@ -18,7 +18,6 @@ from harness.encodings import encode_images, load_examples
 from harness.processes import choose_device
 from imagelora import load_adapter
 from model import VLM
-from parts.files import read_json
 from parts.tasks.rows import json_rows
 from probe import head_scores
 
@@ -27,11 +26,6 @@ from probe import head_scores
 
 def folder(report):
     return Path(report["arguments"]["out"])
-
-
-def scores_of(report):
-    """The probe's scores, [L, G], that a run wrote down."""
-    return torch.tensor(read_json(folder(report) / "heads.json")["scores"])
 
 
 @contextmanager
@@ -78,17 +72,14 @@ class Subject:
     processor: Processor
     examples: list
 
-    def batches(self, size, share_images=False):
-        starts = range(0, len(self.examples), size)
-        batches = [self.processor(self.examples[i : i + size], share_images) for i in starts]
-        return [batch.to(self.vlm.device) for batch in batches]
+    def batches(self, order):
+        """One example a batch: those with the numbers in `order`."""
+        return (self.processor([self.examples[i]]).to(self.vlm.device) for i in order)
 
     def probe(self, count, seed, criterion="rank1"):
         """Scores [L, G] of the heads, by `count` of the examples. A model with an adapter is probed with it."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.examples), generator=generator)[:count].tolist()
-        batches = (self.processor([self.examples[i]]).to(self.vlm.device) for i in order)
-        return head_scores(self.vlm, batches, criterion, seed)
+        order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(seed))
+        return head_scores(self.vlm, self.batches(order[:count].tolist()), criterion, seed)
 
 
 def load_subject(setup, data="", split="test", limit=300):

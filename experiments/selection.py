@@ -12,11 +12,23 @@ from experiments.loading import load_subject, scene_scores
 from experiments.runs import of_seed, run_all, run_selections, selection_flag
 from experiments.suites import BUDGETS, SKILLS
 from experiments.tables import accuracy, main_column
-from experiments.trained import by_head, largest
 from probe import random_heads, select_heads
 
 CRITERIA = ("rank1", "gate", "exact", "weight-norm", "attention-mass")
 SMALL = (1, 2, 3)  # budgets of the hypothesis
+
+
+def by_head(scores):
+    """Scores [L, G] -> {(layer, head): score}."""
+    return {(layer, h): score for layer, row in enumerate(scores.tolist()) for h, score in enumerate(row)}
+
+
+def largest(values, count):
+    """{(layer, head): value} -> the `count` heads with the largest values, {layer: [heads]}."""
+    heads = {}
+    for layer, head in sorted(sorted(values, key=values.get, reverse=True)[:count]):
+        heads.setdefault(layer, []).append(head)
+    return heads
 
 
 def scores_of_seed(subject, seed):
@@ -52,35 +64,32 @@ def selections(scores, alone, budget, config, seeds):
 
 def pooled(trained, criterion, skills):
     """{scene: [scores]} of each seed, over the skills and the small budgets."""
-    seeds = []
-    for key, of_seeds in trained.items():
-        skill, name, budget = key
+    pools = {}  # {number of the seed: {scene: [scores]}}
+    for (skill, name, budget), reports in trained.items():
         if skill in skills and name == criterion and budget in SMALL:
-            seeds = seeds or [{} for _ in of_seeds]
-            for pool, report in zip(seeds, of_seeds):
+            for i, report in enumerate(reports):
                 for scene, scores in scene_scores(report, main_column(report)).items():
-                    pool.setdefault(scene, []).extend(scores)
-    return seeds
+                    pools.setdefault(i, {}).setdefault(scene, []).extend(scores)
+    return list(pools.values())
 
 
 def selecting(_, setup):
-    trained, alone_table, probes = {}, {}, {}
+    trained, alone_table, probes = {}, {}, {}  # trained: {(skill, criterion, budget): [report of each seed]}
     for skill, flags in SKILLS.items():
         subject = load_subject(setup, flags, split="train", limit=1200)
         config = subject.vlm.config
         scores = [scores_of_seed(subject, seed) for seed in setup.seeds]
-        alone = gains_alone(skill, config, setup)
 
-        # Every head alone; and do the criteria's scores say as much?
+        # Every head alone. Do the scores of a criterion say as much? Do its two heads hold the best one?
+        alone = gains_alone(skill, config, setup)
+        ((best_layer, (best,)),) = largest(alone, 1).items()
         for (layer, head), gain in alone.items():
             alone_table.setdefault(f"{skill}, layer {layer}", {})[f"head {head}"] = [100 * gain]
-        (best,) = largest(alone, 1).items()
         for name in scores[0]:
-            each = [by_head(of_seed[name]) for of_seed in scores]
-            row = probes.setdefault(name, {})
+            each, row = [by_head(of_seed[name]) for of_seed in scores], probes.setdefault(name, {})
             row[f"{skill}: rank correlation"] = [spearman(list(alone.values()), list(s.values())) for s in each]
             pairs = [select_heads(of_seed[name], 2) for of_seed in scores]
-            row[f"{skill}: finds the best"] = [float(best[1][0] in pair.get(best[0], [])) for pair in pairs]
+            row[f"{skill}: best head in two"] = [float(best in pair.get(best_layer, [])) for pair in pairs]
 
         # Train the heads of every criterion.
         for budget in BUDGETS:
@@ -88,27 +97,21 @@ def selecting(_, setup):
                 trained[skill, name, budget] = run_selections(chosen, setup, flags)
 
     # A table and a panel for each skill.
-    tables, panels = [], {}
-    for skill in SKILLS:
-        rows, curves = {}, {}
-        for (of_skill, name, budget), reports in trained.items():
-            if of_skill == skill:
-                values = [accuracy(report, main_column(report)) for report in reports]
-                rows.setdefault(name, {})[f"K = {budget}"] = values
-                curves.setdefault(name, []).append((budget, fmean(values)))
-        tables.append((skill, rows))
-        panels[skill] = ("K", "accuracy", curves)
+    tables, panels = {skill: {} for skill in SKILLS}, {skill: ("K", "accuracy", {}) for skill in SKILLS}
+    for (skill, name, budget), reports in trained.items():
+        values = [accuracy(report, main_column(report)) for report in reports]
+        tables[skill].setdefault(name, {})[f"K = {budget}"] = values
+        panels[skill][-1].setdefault(name, []).append((budget, fmean(values)))
     charts.curves(setup.out / "selection-budgets.png", "Does it matter which heads are chosen?", panels)
+    tables["Gain of every head alone, in points"] = alone_table
+    tables["Scores against these gains, and how often the best head is one of two"] = probes
 
     # The hypothesis, and the other criteria.
     comparisons = []
-    for skills in (tuple(SKILLS), ("boxes-fog",)):
-        rank1 = pooled(trained, "rank1", skills)
-        for name in tables[0][1]:
+    for skills in (list(SKILLS), ["boxes-fog"]):
+        rank1, column = pooled(trained, "rank1", skills), " and ".join(skills)
+        for name in tables[skills[0]]:
             if name != "rank1":
-                where = "all skills" if len(skills) > 1 else skills[0]
                 theirs = pooled(trained, name, skills)
-                comparisons.append(compare("rank1, 1 to 3 heads", name, where, rank1, theirs))
-    tables.append(("Gain of every head alone, in points", alone_table))
-    tables.append(("Do the scores agree with these gains? Are the best two of a criterion the best head and another?", probes))
-    return {"tables": tables, "comparisons": comparisons}
+                comparisons.append(compare("rank1, 1 to 3 heads", name, column, rank1, theirs))
+    return {"tables": list(tables.items()), "comparisons": comparisons}

@@ -38,7 +38,7 @@ def ours_and_lora(settings, *column):
 
 METHODS = {"base": "--method none", "LoRA": "--method lora", "Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
 PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
-ALL_HEADS = {"all heads": f"--heads {ALL}"}  # they are probed too, so that their scores are known
+ALL_HEADS = {"all heads": f"--heads {ALL}"}
 RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16)}
 
 MAIN = {
@@ -87,12 +87,13 @@ SWITCHES = {
 }
 TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 0.5, 1)}
 
-SHARES = {  # words before a question make the visual share smaller, larger images make it larger
-    "60 words": "--preamble 60 --eval scenes-fog",
-    "25 words": "--preamble 25 --eval scenes-fog",
+SHARES = {  # words before a question make the visual share smaller, other images after its own make it larger
+    "60 words": "--data scenes+60 --eval scenes-fog+60",
+    "25 words": "--data scenes+25 --eval scenes-fog+25",
     "as it is": "--eval scenes-fog",
-    "images of 196 tokens": "--min-pixels 153664 --eval scenes-fog",
-    "images of 784 tokens": "--min-pixels 614656 --max-pixels 614656 --eval scenes-fog",
+    "words alone": "--data words-fog",
+    "words, 3 other images": "--data words-fog+3images",
+    "words, 11 other images": "--data words-fog+11images",
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
@@ -134,10 +135,6 @@ SUITES = {
         [*ours_and_lora(SHARES), (TEXT_TOO, "60 words, LoRA")],
     ),
     "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),
-    "faithful": Suite(
-        "Does a head's probe score say what a trained adapter loses without it? Are probed heads as good as the best?",
-        ALL_HEADS | PROBED,
-    ),
     "stability": Suite(
         "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
         ALL_HEADS | PROBED,

@@ -1,4 +1,4 @@
-"""Tables: reports of runs -> columns -> markdown, a picture, and the page experiments/README.md.
+"""Tables: reports of runs -> columns -> markdown, and the page experiments/README.md.
 
 A table is (title, {row: {column: [a value for each seed]}}). A result is what SUITE.json holds: the question, the tables,
 the comparisons, further sentences, and how all of this was made.
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from experiments.charts import Panel, blocks
 from experiments.comparisons import sentence
 from experiments.suites import BUDGETS
 from parts.files import read_json, reading, write_text
@@ -53,10 +52,10 @@ def main_column(report):
     return next(column for column in ("boxes", "words", "accuracy") if accuracy(report, column) is not None)
 
 
-COSTS = {  # column: (value of a report, how it is written)
-    "text logits": (lambda report: report["text_logit_max_change"], ".2g"),
-    "parameters": (lambda report: report["trainable_parameters"], ",.0f"),
-    "FLOPs a step": (lambda report: report["adapter_flops_per_step"], ".2e"),
+COSTS = {  # column: (its name in a report, how it is written)
+    "text logits": ("text_logit_max_change", ".2g"),
+    "parameters": ("trainable_parameters", ",.0f"),
+    "FLOPs a step": ("adapter_flops_per_step", ".2e"),
 }
 FORMS = {column: form for column, (_, form) in COSTS.items()}
 FORMS |= {"learning rate": "g"}  # any other column: ".2f"
@@ -69,8 +68,7 @@ def measured(reports):
     rows = {}
     for row, of_seeds in reports.items():
         rows[row] = {column: [accuracy(report, column) for report in of_seeds] for column in (*QUESTIONS, "accuracy")}
-        for column, (value, _) in COSTS.items():
-            rows[row][column] = [value(report) for report in of_seeds]
+        rows[row] |= {column: [report[key] for report in of_seeds] for column, (key, _) in COSTS.items()}
     return rows
 
 
@@ -115,33 +113,20 @@ def markdown(result):
 
 # A result -> files
 
-PICTURED = ("boxes", "words", "boxes by day")  # columns of accuracies that a picture shows beside each other
 MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->\n", re.DOTALL | re.MULTILINE)
 
 
 def write_result(name, result, out):
-    """Write NAME.json, NAME.png and the tables: into the page where these are the project's own results and the page has
+    """Write NAME.json and the tables: into the page where these are the project's own results and the page has
     the two marks for them, else into NAME.md."""
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    draw(out / f"{name}.png", result)
     page, text = PAGE.read_text(encoding="utf-8"), out / f"{name}.md"
     if out == RESULTS and f"<!-- table: {name} -->" in page:
         text = PAGE
         write_text(PAGE, filled(page, RESULTS))
     else:
         write_text(text, markdown(result))
-    print(f"\n{markdown(result)}\n  written to {out / name}.json, .png and {text}")
-
-
-def draw(file, result):
-    """A block of panels for each table: its columns of PICTURED, or else its first."""
-    panels = []
-    for title, rows in result["tables"]:
-        columns = filled_columns(rows)
-        shown = [column for column in columns if column in PICTURED] or columns[:1]
-        by_column = {column: {row: {"": values[column]} for row, values in rows.items()} for column in shown}
-        panels.append([Panel(f"{title} {c}".strip(), FORMS.get(c, ".2f"), by_column[c]) for c in shown])
-    blocks(file, result["question"], panels)
+    print(f"\n{markdown(result)}\n  written to {out / name}.json and {text}")
 
 
 def filled(page, results):

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from harness.evaluate import CURVE_ROWS
 from parts.files import InputError
 from parts.tasks import TASKS
-from parts.tasks.download import ANNOTATIONS, COCO_IMAGES
 from parts.tasks.rows import GROUNDING_PROMPT
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
 
@@ -315,9 +314,6 @@ def make_parser(methods, criteria):
     add("--also", also, nargs="*", type=data_set, metavar="NAME")
     add("--eval-split", "their split (default: by data set, mostly val)", type=words, metavar="NAME")
     add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=ROWS)
-    source = "where to fetch RefCOCO's annotations from: hub file, URL or zip file"
-    add("--annotations", source, ANNOTATIONS, type=words, metavar="FILE")
-    add("--image-url", "where to fetch RefCOCO's images from", COCO_IMAGES, type=words, metavar="URL")
     add("--preamble", "words of unrelated text before each question", 0, type=Range(int, 0, 10**5))
 
     add = group("method")

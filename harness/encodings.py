@@ -13,10 +13,10 @@ from parts.tasks.boxes import small_targets
 from parts.tasks.rows import with_preamble
 
 
-def load_examples(processor, name, root, split, limit, room=0, preamble=0, **fetching):
+def load_examples(processor, name, root, split, limit, room=0, preamble=0):
     """Examples of a data set. Those longer than the model's positions (less `room` for an answer) are left out, with a
     line that counts and names them. root: see tasks.default_root; preamble: words of unrelated text before each prompt."""
-    examples = load(name, default_root(name, root), split, limit, **fetching)
+    examples = load(name, default_root(name, root), split, limit)
     if preamble:
         examples = [replace(e, prompt=with_preamble(e.prompt, preamble)) for e in examples]
 
@@ -54,27 +54,29 @@ def spread(values):
 def encode_images(vlm, processor, examples, gib):
     """Fill processor.encoded with the embeddings of the examples' images, until `gib` GiB are full. The encoder is
     frozen, so each image is encoded once per run. What processor.encoded held before is dropped."""
-    processor.encoded = {}
-    if gib == 0:
-        return
-    visuals = {visual.key: visual for e in examples for visual in e.visuals}
-    chosen, left = [], gib * 2**30
-    for visual in visuals.values():
-        left -= processor.visual_tokens(visual) * vlm.config.visual_size * vlm.dtype.itemsize
+    processor.encoded, chosen, seen, left = {}, [], set(), gib * 2**30
+    for example in examples if gib else ():
+        new = {visual.key: visual for visual in example.visuals if visual.key not in seen}
+        tokens = sum(processor.visual_tokens(visual) for visual in new.values())
+        left -= tokens * vlm.config.visual_size * vlm.dtype.itemsize
         if left < 0:
             break
-        chosen.append(visual)
+        if new:
+            chosen.append(example.question())
+            seen |= new.keys()
+    processor.kept = chosen  # a drawn image's key is its id, so it has to stay alive
 
     with progress(total=len(chosen), desc="encoding images") as bar:
         for i in range(0, len(chosen), 16):
-            some = chosen[i : i + 16]
-            patches = torch.cat([processor.cut(visual) for visual in some])
-            grids = torch.tensor([processor.grid(visual) for visual in some])
-            embeddings = vlm.visual(patches.to(vlm.device), grids).cpu()
-            sizes = [processor.visual_tokens(visual) for visual in some]
-            processor.encoded |= zip([visual.key for visual in some], embeddings.split(sizes))
-            bar.update(len(some))
-    print(f"images   {len(chosen)} of {len(visuals)} encoded once and kept")
+            part = chosen[i : i + 16]
+            batch = processor(part).to(vlm.device)
+            embeddings = vlm.visual(batch.patches, batch.grids).cpu()
+            new = {v.key: v for e in part for v in e.visuals if v.key not in processor.encoded}
+            processor.encoded |= zip(new, embeddings.split([processor.visual_tokens(v) for v in new.values()]))
+            bar.update(len(part))
+    if gib:
+        every = {visual.key for example in examples for visual in example.visuals}
+        print(f"images   {len(processor.encoded)} of {len(every)} encoded once and kept")
 
 
 def by_image(examples):

@@ -1,5 +1,9 @@
-"""Generated answers -> predictions -> accuracies."""
+"""Generated answers -> predictions -> accuracies.
 
+    python -m harness.evaluate runs/.../predictions.jsonl      the scores of a run again, from its answers
+"""
+
+import argparse
 import math
 from pathlib import Path
 from statistics import fmean
@@ -8,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data import Example
+from harness import ending
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
 from parts.files import InputError, reading
@@ -125,21 +130,29 @@ def text_change(before, after):
 def score_again(file):
     """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
     base and the tuned model. Returns the number of lines whose score differs. Raises InputError for a broken file."""
-    if not Path(file).is_file():
-        raise InputError(f"{file}: no such file")
-    found, differ = {}, 0
+    answers, differ = {}, 0
     for line, source in json_rows(Path(file)):
         with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
-            found.setdefault(f"{line['when']:.6}", []).append(line | scored)
+            answers.setdefault(f"{line['when']:.6}", []).append(line | scored)
     with reading(file, "the predictions of a run"):
-        results = {when: summary(predictions) for when, predictions in found.items()}
+        results = {when: summary(predictions) for when, predictions in answers.items()}
     for when, result in results.items():
         for kind, value in result["by_kind"].items():
             print(f"{when:6} {kind:40} {value:7.1%}")
         print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")
         print(f"{when:6} {'boxes in another scale':40} {result['boxes_in_another_scale']:7}")
-    count = sum(map(len, found.values()))
-    print(f"{count} answers scored again, {differ} scores differ from those in {file}")
+    print(f"{sum(map(len, answers.values()))} answers scored again, {differ} scores differ from those in {file}")
     return differ
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(usage="python -m harness.evaluate FILE", description=score_again.__doc__)
+    parser.add_argument("file", help="predictions.jsonl of a run")
+    with ending.in_one_line():
+        score_again(parser.parse_args(argv).file)
+
+
+if __name__ == "__main__":
+    main()

@@ -40,7 +40,7 @@ def show_rows(args):
     """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
     name, _, folder = args.show.partition("=")
     root = default_root(name, folder or args.data_root)
-    examples = load(name, root, args.train_split, 12, annotations=args.annotations, image_url=args.image_url)
+    examples = load(name, root, args.train_split, 12)
     for example in examples:
         print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
     items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
@@ -283,7 +283,7 @@ def print_end(report, predictions, main_data, out):
     print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
-        print(f"  ask it:  --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
+        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import safe_open
@@ -40,7 +40,8 @@ def writing(file, *also):
     except (OSError, *also) as error:
         raise InputError(f"{file}: cannot be written ({error}); what was there before is unchanged") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def parse_json(content):

@@ -91,7 +91,7 @@ def test_senseless_flags_are_refused_in_one_line_before_anything_is_written(tmp_
 def is_only_long(flags):
     """A word that is only long is a word: that there is no such split is found when the data are read."""
     return (
-        flags[0] in ("--device", "--train-split", "--eval-split", "--annotations", "--image-url")
+        flags[0] in ("--device", "--train-split", "--eval-split")
         and flags[1] == NO_NAME[-1]
     )
 

@@ -48,13 +48,14 @@ def test_patches_run_through_blocks_of_2_x_2_and_hold_channel_frame_row_column(p
     """Paint one patch white: it is found where the order says, both frames, all channels."""
     image = Image.new("RGB", (84, 56))
     image.paste("white", (28 + 14, 14, 28 + 28, 28))  # patch row 1, column 3: block (0, 1), its last patch
-    patches = processor.cut(Visual(image))
-    assert processor.grid(Visual(image)) == (1, 4, 6) and patches.shape == (24, 1176)
+    batch = processor([Example([image])])
+    patches = batch.patches
+    assert batch.grids.tolist() == [[1, 4, 6]] and patches.shape == (24, 1176)
     lit = (patches.view(24, 3, 2, 14, 14) - patches[0].view(3, 2, 14, 14)).abs().amax((1, 2, 3, 4)) > 0.5
     assert lit.nonzero().flatten().tolist() == [7]
     assert torch.equal(patches.view(24, 3, 2, 196)[:, :, 0], patches.view(24, 3, 2, 196)[:, :, 1])
-    white = (1 - processor.mean) / processor.std
-    assert torch.allclose(patches[7].view(3, -1), white[:, None].expand(3, 392))
+    white = [(1 - m) / s for m, s in zip(*(processor.preprocessor[f"image_{name}"] for name in ("mean", "std")))]
+    assert torch.allclose(patches[7].view(3, -1), torch.tensor(white)[:, None].expand(3, 392))
 
 
 # -- rows of a batch

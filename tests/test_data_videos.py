@@ -1,9 +1,9 @@
 """Videos in a batch: slices of two frames, positions by the clock; and what parts rows that show the same image."""
 
+import torch
 from conftest import picture
 
 from data import Example, Processor
-from parts.tasks.images import Visual
 
 
 def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(processor):
@@ -24,11 +24,14 @@ def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(proc
 
 def test_an_odd_last_frame_is_repeated_and_a_still_image_is_two_equal_frames(processor):
     frames = [picture(60, 60, i) for i in range(3)]
-    even = Visual(*frames, frames[-1], is_video=True)
-    assert processor.grid(even)[0] == 2
-    assert (processor.cut(Visual(*frames, is_video=True)) == processor.cut(even)).all()
-    still = processor.cut(Visual(frames[0]))
-    assert (still == processor.cut(Visual(frames[0], frames[0], is_video=True))).all()
+
+    def patches(*clips, images=()):
+        return processor([Example(images=list(images), videos=list(clips))]).patches
+
+    assert torch.equal(patches(frames), patches([*frames, frames[-1]]))
+    assert torch.equal(patches(images=frames[:1]), patches(frames[:1] * 2))
+    mixed = patches(frames[:2], images=frames[2:])  # with a video in the batch, an image has two frames as well
+    assert torch.equal(mixed, torch.cat([patches(images=frames[2:]), patches(frames[:2])]))
 
 
 def test_videos_train_and_answer_batched_as_alone(vlm, processor):

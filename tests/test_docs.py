@@ -6,7 +6,6 @@ tables between marks, <!-- main -->, <!-- printed --> and <!-- runs -->, each up
 
 import json
 import re
-from textwrap import wrap
 
 import pytest
 import torch
@@ -21,7 +20,8 @@ from parts import tasks
 from parts.tasks.scenes import DRAWN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {file: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = [ROOT / "README.md", ROOT / "experiments/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {file: file.read_text(encoding="utf-8") for file in PAGES}
 EVERYTHING = "\n".join(PAGES.values())
 RESULTS = sorted((ROOT / "experiments/results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
@@ -29,8 +29,7 @@ REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
-    "visual_mask=": "visual_mask=",
-    "visual_index=": "visual_index=",
+    "visual_positions": "def visual_positions(",
     "M = visual_mask": "M = visual_mask",
     "self.A": "self.A = nn.Parameter(",
     "self.B": "self.B = nn.Parameter(",
@@ -82,7 +81,7 @@ def test_every_link_leads_to_a_file(file):
 def test_every_file_of_the_results_is_linked():
     """But for the suites' own, whose tables experiments/README.md is filled from (tests/test_experiments.py)."""
     suites = {file.name for file in RESULTS if "tables" in json.loads(file.read_text())}
-    linked = set(re.findall(r"experiments/results/([\w.-]+)\)", EVERYTHING))
+    linked = set(re.findall(r"results/([\w.-]+)\)", EVERYTHING))
     assert {file.name for file in (ROOT / "experiments/results").iterdir()} - suites - linked == set()
 
 
@@ -109,12 +108,12 @@ def test_the_front_page_has_its_two_commands():
 
 
 def test_every_flag_that_a_page_names_exists(capsys):
-    known = {"--nproc-per-node"}  # torchrun's
+    flags = {"--nproc-per-node"}  # torchrun's
     for main in (train.main, command.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
-        known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - known == set()
+        flags |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", EVERYTHING)) - flags == set()
 
 
 # -- tables
@@ -128,7 +127,7 @@ def table_row(file):
     """The line of the table of runs that belongs to a report."""
     r = json.loads(file.read_text())
     cells = [
-        f"[{file.stem}](../results/{file.name})",
+        f"[{file.stem}](../experiments/results/{file.name})",
         percent(r["base"]["accuracy"]),
         percent(r["tuned"]["accuracy"]),
         percent(r["base"]["text_accuracy"]),
@@ -170,9 +169,9 @@ def test_the_tables_of_speed_are_made_of_the_benchmarks(file):
 def test_the_front_page_quotes_the_speed_that_was_measured():
     ratios = json.loads((ROOT / "experiments/results/bench-steps.json").read_text())["ratios"]
     one, seven = ratios["one expression a row"], ratios["seven expressions a picture"]
-    said = " ".join(README.split())
-    assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in said
-    assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in said
+    text = " ".join(README.split())
+    assert f"takes {one['time']:.2f} of the time and {one['memory']:.2f} of the memory" in text
+    assert f"it takes {seven['time']:.2f} and {seven['memory']:.2f}" in text
 
 
 FRONT = {  # the front page's table: rows of the suite `main`, and columns
@@ -181,8 +180,6 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
         "full fine-tuning",
         "LoRA q,k,v,o",
         "Image-LoRA, all heads",
-        "Image-LoRA, 12 probed heads",
-        "Image-LoRA, 12 random heads",
         "Image-LoRA, 6 probed heads",
         "Image-LoRA, 6 random heads",
     ),
@@ -192,7 +189,7 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
 
 def main_suite():
     """The first table of `main` in experiments/README.md, {row: {column: cell}}; tests/test_experiments.py holds it."""
-    lines = page("experiments.md").split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
+    lines = PAGES[ROOT / "experiments/README.md"].split("<!-- table: main -->")[1].split("|\n\n")[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
     return {row[0]: dict(zip(header, row)) for row in rows}
 
@@ -209,11 +206,8 @@ def front_table():
 def printed():
     """What the demo prints, from its report."""
     r = json.loads((ROOT / "experiments/results/demo.json").read_text())
-    heads = ", ".join(f"layer {layer}: {hs}" for layer, hs in r["heads"].items())
     lines = [
         "```",
-        *wrap(f"heads    {heads}", 116, subsequent_indent=" " * 9),
-        "",
         f"  {'':32}{'base':>14}{'tuned':>14}",
     ]
     for kind, base in r["base"]["by_kind"].items():
@@ -234,7 +228,7 @@ def refilled(text):
     """A page with what is between its marks made again."""
 
     def made(match):
-        return "\n".join([f"<!-- {match[1]} -->", "", *MADE[match[1]](), "", "<!-- end -->"])
+        return "\n".join([f"<!-- {match[1]} -->", *MADE[match[1]](), "<!-- end -->"])
 
     return re.sub(rf"<!-- ({'|'.join(MADE)}) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
 
@@ -263,30 +257,33 @@ def test_reports_hold_no_paths_of_the_machine_they_were_made_on(file):
 # -- snippets
 
 
-def run_snippet(name, known, **replaced):
-    """Run the Python on the front page that holds `name`, where the names `known` are known; return all names."""
+def run_snippet(name, defined, **replaced):
+    """Run the Python on the front page that holds `name`, with these names defined; return all names."""
     (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if name in code)
     for old, new in replaced.items():
         code = code.replace(old, new)
-    found = dict(known)
-    exec(code, found)  # noqa: S102 (our own front page)
-    return found
+    names = dict(defined)
+    exec(code, names)  # noqa: S102 (our own front page)
+    return names
 
 
 def test_the_snippet_in_python_runs(tmp_path, monkeypatch):
     picture(80, 60).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    found = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "parts/tiny")})
-    assert all(p.grad is not None for p in found["adapter"].parameters())
-    assert all(p.grad is None for p in found["vlm"].parameters())
+    names = run_snippet("vlm.loss(batch)", {}, **{"Qwen/Qwen2.5-VL-3B-Instruct": str(ROOT / "parts/tiny")})
+    assert all(p.grad is not None for p in names["adapter"].parameters())
+    assert all(p.grad is None for p in names["vlm"].parameters())
 
 
-def test_the_data_set_of_the_front_page_loads(tmp_path, monkeypatch):
-    rows = run_snippet("capitals", {})["capitals"]
-    monkeypatch.setitem(tasks.TASKS, "capitals", tasks.Task(rows))
-    (tmp_path / "train.jsonl").write_text('{"country": "Peru", "capital": "Lima"}\n')
-    (row,) = tasks.load("capitals", tmp_path, "train")
-    assert (row["prompt"], row["answer"]) == ("What is the capital of Peru?", "Lima")
+def test_a_data_set_with_images_is_a_function_and_a_line(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setitem(tasks.TASKS, "logos", tasks.Task(run_snippet("logos", {})["logos"]))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text('{"file": "a.png", "brand": "Acme"}\n')
+    picture(60, 60).save(tmp_path / "a.png")
+    short = ["--steps=2", "--batch=1", "--probe-samples=1", "--max-new-tokens=2", "--workers=0"]
+    train.main(["--model", str(checkpoint), "--data", f"logos={tmp_path}", *short, "--out", str(tmp_path / "run")])
+    (base, tuned) = (json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines())
+    assert (base["prompt"], base["reference"], tuned["images"]) == ("Whose logo is this?", "Acme", [str(tmp_path / "a.png")])
 
 
 def test_the_method_of_the_front_page_is_attached_saved_and_loaded(tmp_path, checkpoint, monkeypatch):

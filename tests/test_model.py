@@ -200,7 +200,7 @@ def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_
     loss = vlm.loss(processor(examples, share_images=True))
     encode_images(vlm, processor, [Example([second])], gib=1)
     batch = processor(examples, share_images=True)
-    assert len(batch.grids) == 1 and torch.equal(batch.patches, processor.cut(Visual(first)))
+    assert len(batch.grids) == 1 and torch.equal(batch.pixels, processor.cut(Visual(first)))
     assert abs(vlm.loss(batch) - loss) <= 1e-6
     encode_images(vlm, processor, examples, gib=1)
     monkeypatch.setattr(processor, "cut", None)

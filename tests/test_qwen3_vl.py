@@ -35,7 +35,6 @@ from parts.backbones.qwen3_vl import Config, table_entries
 from parts.files import InputError, read_json, read_safetensors, write_safetensors
 from parts.tasks import TASKS, score
 from parts.tasks.boxes import box_from_model, box_to_model, in_another_scale
-from parts.tasks.images import Visual
 from parts.tasks.rows import BOX_ANSWER
 from parts.tiny import deepstack
 
@@ -141,12 +140,12 @@ def test_the_table_of_positions_is_stretched_over_the_image_corner_to_corner():
 
 
 def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
-    visuals = [Visual(picture(90, 60)), Visual(picture(40, 300, 1)), Visual(picture(130, 130, 2))]
-    patches, grids = [processor.cut(v) for v in visuals], [processor.grid(v) for v in visuals]
-    together = vlm.visual(torch.cat(patches), torch.tensor(grids))
-    alone = [vlm.visual(p, torch.tensor([g])) for p, g in zip(patches, grids)]
+    examples = [Example([picture(90, 60)]), Example([picture(40, 300, 1)]), Example([picture(130, 130, 2)])]
+    together, *alone = (
+        vlm.visual(batch.patches, batch.grids) for batch in map(processor, [examples, *([e] for e in examples)])
+    )
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-    assert together.shape == (sum(map(processor.visual_tokens, visuals)), vlm.config.visual_size)
+    assert together.shape == (sum(processor.count(e)[1] for e in examples), vlm.config.visual_size)
 
 
 # -- DeepStack

@@ -1,13 +1,11 @@
 """A run on every data set, from files to a report; a new task is added from outside."""
 
-import functools
 import json
-import threading
 import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, picture
+from local_web import serving
 from task_folders import (
     MAKERS,
     make_gsm8k,
@@ -51,23 +49,19 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
 
 def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, monkeypatch, capsys):
     make_refcoco(tmp_path / "web")
-    with zipfile.ZipFile(tmp_path / "web/annotations.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "annotations.zip", "w") as archive:
         for file in (tmp_path / "web").glob("*.json*"):
             archive.write(file, f"rec_jsons_processed/{file.name}")
-    serve = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), serve)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: tmp_path / "annotations.zip")
     monkeypatch.setenv("IMAGELORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)  # where there is no data/refcoco
-    address = f"http://127.0.0.1:{server.server_port}"
-    flags = f"--data refcoco --annotations {address}/annotations.zip --image-url {address}/train2014/ --steps 1"
-    flags = [*flags.split(), "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"]
-    train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "first")])
+    flags = ["--data", "refcoco", "--steps", "1", "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"]
+    with serving(monkeypatch) as web:
+        web.files |= {file.name: file.read_bytes() for file in (tmp_path / "web/train2014").iterdir()}
+        train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "first")])
     assert str(tmp_path / "cache/refcoco") in capsys.readouterr().out
     have = {file.name for file in (tmp_path / "cache/refcoco/train2014").iterdir()}
     assert have == {f"COCO_train2014_{i:012d}.jpg" for i in (0, 1)}  # those that these rows need, no more
-    server.shutdown()
-    server.server_close()
     train.main([*flags, "--limit", "2", "--eval-limit", "1", "--out", str(tmp_path / "second")])
     both = [json.loads((tmp_path / out / "report.json").read_text())["tuned"] for out in ("first", "second")]
     assert both[0] == both[1]

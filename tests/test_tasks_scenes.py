@@ -39,6 +39,13 @@ def test_a_name_with_a_number_puts_so_many_words_before_each_question(name):
         assert long.images[0].tobytes() == short.images[0].tobytes()
 
 
+def test_other_images_come_after_the_one_that_is_asked_about():
+    for one, four in zip(load("words-fog", None, "val", 4), load("words-fog+3images", None, "val", 4)):
+        assert (four.prompt, four.answer, len(four.images)) == (one.prompt, one.answer, 4)
+        assert four.images[0].tobytes() == one.images[0].tobytes()
+        assert len({image.tobytes() for image in four.images}) == 4
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_drawn_thing_fills_its_box(shape):
     box = (30, 40, 66, 76)

@@ -12,13 +12,7 @@ from typing import NamedTuple
 from parts.files import InputError
 from parts.tasks import gsm8k, nextqa, own, refcoco, scenes, screenspot, textvqa, vilp
 from parts.tasks.boxes import score_iou, score_point
-from parts.tasks.download import (
-    ANNOTATIONS,
-    COCO_IMAGES,
-    cache_folder,
-    fetch_annotations,
-    fetch_images,
-)
+from parts.tasks.download import cache_folder, fetch_annotations, fetch_images
 from parts.tasks.images import sample, within
 from parts.tasks.rows import all_checked, score_exact
 
@@ -62,13 +56,12 @@ def default_root(name, root=None):
     return folder
 
 
-def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_IMAGES):
+def load(name, root, split, limit=None):
     """At most `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of. They are the
     first ones or, where the file may be in some order, evenly spread over it (Task.even).
 
     root: the folder that holds the data set (drawn ones need none, but a limit), or the file, of `jsonl` and `llava`.
-    None for the RefCOCO family: fetched into the cache folder, the annotations from `annotations`, the images of these
-    rows from `image_url`. Images are found and their sizes read, but not decoded. Raises InputError for an unknown name
+    None for the RefCOCO family: fetched into the cache folder, of the images only those of these rows. Images are found and their sizes read, but not decoded. Raises InputError for an unknown name
     or split, a missing file or image, and any row that is not what it should be.
     """
     if name not in TASKS:
@@ -79,7 +72,7 @@ def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_
     fetch = root is None and name in refcoco.FILES
     root = cache_folder() / "refcoco" if fetch else Path(root or ".")
     if fetch:
-        fetch_annotations(root, annotations)
+        fetch_annotations(root)
     # the rows, and the images of these rows alone
     task = TASKS[name]
     rows = list(islice(task.rows(name, root, split), None if task.even else limit or None))
@@ -87,7 +80,7 @@ def load(name, root, split, limit=None, annotations=ANNOTATIONS, image_url=COCO_
         raise InputError(f"{root}: split {split!r} of {name} has no rows")
     rows = [rows[i] for i in sample(len(rows), limit or len(rows))]
     if fetch:
-        fetch_images({within(row["image"], source, root).name for row, source in rows}, root, image_url)
+        fetch_images({within(row["image"], source, root).name for row, source in rows}, root)
     return all_checked(rows, root.parent if root.is_file() else root, task.skip_outside)
 
 

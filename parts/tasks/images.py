@@ -46,10 +46,10 @@ class Frame:
 
 
 class Visual:
-    """What is at one place of a prompt: an image, or a video as its frames.
+    """An image, or a video as its frames, of a prompt.
 
-    key: equal for two Visuals that show the same files or the same PIL objects. It is made at once and travels with the
-    Visual into other processes, where a PIL object would have another id.
+    key: equal for two Visuals of the same files or the same PIL objects. It is made at once and goes with the Visual into
+    other processes, where a PIL object has another id.
     """
 
     def __init__(self, *frames, is_video=False):
@@ -57,11 +57,16 @@ class Visual:
             raise InputError("an image or a video needs at least one frame")
         self.frames, self.is_video = frames, is_video
         self.key = (is_video, *(file_of_frame(frame) or id(frame) for frame in frames))
+        self.grids = {}  # see Processor.grid
 
     @cached_property
     def size(self):
-        """(width, height) of the first frame, as `open_image` gives it."""
-        return image_size(self.frames[0])
+        """(width, height) of the first frame, as `open_image` gives it. Raises InputError for a strip of a useless shape."""
+        width, height = image_size(self.frames[0])
+        if max(width, height) > MAX_RATIO * min(width, height):
+            size = f"{width} x {height} pixels"
+            raise InputError(f"{self}: {size}; one side may be {MAX_RATIO} times the other at most")
+        return width, height
 
     def __str__(self):
         """What messages and reports call it: the file of its first frame, or "drawn" for a PIL image."""

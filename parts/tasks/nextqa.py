@@ -13,12 +13,11 @@ metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, 
 """
 
 import csv
-import io
 import re
 
 from parts.files import read_json, reading
 from parts.tasks.images import FRAMES, find_video, video_frames
-from parts.tasks.rows import file_of, read_bytes
+from parts.tasks.rows import file_of
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -32,8 +31,8 @@ def rows(name, root, split):
     if names_file.exists():
         with reading(names_file, "names of videos"):
             names |= read_json(names_file)
-    with reading(file, "a table of NExT-QA", csv.Error):
-        table = list(csv.DictReader(io.StringIO(read_bytes(file).decode("utf-8-sig"), newline="")))
+    with reading(file, "a table of NExT-QA"), open(file, encoding="utf-8-sig", newline="") as lines:
+        table = list(csv.DictReader(lines))
     for i, row in enumerate(table, start=2):
         source = f"{file}:{i}"
         with reading(source, "a row of NExT-QA as known here"):

@@ -76,16 +76,6 @@ def json_rows(file):
                     yield parse_json(line), f"{file}:{i}"
 
 
-def read_bytes(file, most=MOST):
-    """The content of a file. Raises InputError, naming it, if it is missing or larger than `most` bytes."""
-    if not file.is_file():  # nor a folder, nor a device without end
-        raise InputError(f"{file}: no such file")
-    with reading(file, f"a file of at most {most // MB} MB"):
-        if (size := file.stat().st_size) > most:
-            raise ValueError(f"it has {size // MB} MB")
-        return file.read_bytes()
-
-
 def file_of(root, split, pattern, hint):
     """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
     splits are present."""

@@ -8,7 +8,8 @@ prompt   GROUNDING_PROMPT, or the question itself
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-"scenes+25" and so on: the same with 25 words of unrelated text before each question.
+"scenes+25" and so on: the same with 25 words of unrelated text before each question; "words-fog+3images": with 3
+other scenes after each image. The questions are about the first.
 
 A scene is an image of 196 x 196 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
 left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
@@ -325,18 +326,22 @@ DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples
     PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING),
 }
 DRAWN |= {f"{name}+{words}": DRAWN[name] for name in ("scenes", f"scenes-{DEMO_LOOK}") for words in (25, 60)}
+DRAWN |= {f"words-{DEMO_LOOK}+{images}images": DRAWN[f"words-{DEMO_LOOK}"] for images in (3, 11)}
 
 
 def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
     looks, kinds = DRAWN[name]
-    words = int(name.partition("+")[2] or 0)
+    more = name.partition("+")[2]
+    words, images = (0, int(more.removesuffix("images"))) if more.endswith("images") else (int(more or 0), 0)
     for number in itertools.count():
         look = looks[number % len(looks)]
         made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
+        others = [scene_of(look, f"{split} other {i}", number)[1] for i in range(images)]
         for i, row in enumerate(made):
             if row["kind"] in kinds:
+                row["images"] += others
                 yield after_words(row, words) if words else row, f"{name} {split} {number}.{i}"
 
 

@@ -1,0 +1,77 @@
+"""Questions without a data set, from the command line: `python -m harness.ask`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import picture
+
+from data import Processor
+from harness import ask
+from imagelora import LoRA
+from model import VLM
+from parts.files import read_metadata, read_safetensors, write_safetensors
+
+
+@pytest.fixture
+def adapter(checkpoint, tmp_path):
+    """An adapter file that says which model it is for."""
+    lora = LoRA(VLM.from_pretrained(checkpoint).config).attach(VLM.from_pretrained(checkpoint))
+    lora.save(tmp_path / "plain.safetensors")
+    named = read_metadata(tmp_path / "plain.safetensors") | {"model": str(checkpoint)}
+    write_safetensors(tmp_path / "adapter.safetensors", dict(read_safetensors(tmp_path / "plain.safetensors")), named)
+    return tmp_path / "adapter.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(ask, "MAX_NEW_TOKENS", 4)
+
+
+def refused(capsys, *arguments):
+    """The only line on stderr that is ours, of a command that ends with code 2."""
+    with pytest.raises(SystemExit) as stop:
+        ask.main([*map(str, arguments)])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert stop.value.code == 2
+    return line
+
+
+def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_and_with_it(adapter, tmp_path, capsys):
+    picture(112, 112).save(tmp_path / "photo.png")
+    ask.main(f"--adapter {adapter} --image {tmp_path}/photo.png --find star --out {tmp_path}/out".split())
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed if line.startswith(("base", "tuned"))] == ["base", "tuned"]
+    assert (tmp_path / "out/answer.png").exists()
+
+
+def test_an_adapter_that_names_no_model_is_not_given_another_one(adapter, tmp_path, capsys):
+    plain = tmp_path / "plain.safetensors"
+    assert f"{plain}: add --model" in refused(capsys, "--adapter", plain, "--prompt", "Why?")
+    assert "add --model" in refused(capsys, "--prompt", "Why?")
+
+
+def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(("b.png", "a.jfif", "c.TIF", "d.gif")):
+        picture(112 + 28 * i, 112, i).save(folder / name)
+    for name in ("._a.jpg", "notes.txt"):
+        (folder / name).write_text("no image")
+    ask.main(f"--model {checkpoint} --folder {folder} --prompt What? --out {tmp_path}/out".split())
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
+    assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
+    printed = capsys.readouterr().out
+    assert "more" in printed and "._a.jpg" in printed and "answers  to 4 images, 1 left out" in printed
+    empty = folder / "more"
+    assert f"--folder {empty}: no image" in refused(capsys, "--model", checkpoint, "--folder", empty, "--prompt", "?")
+
+
+def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):
+    vlm, processor = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint)
+    image = picture(560, 280)
+    monkeypatch.setattr(processor, "decode", lambda ids: "[28, 0, 56, 28]")
+    monkeypatch.setattr(processor, "box_scale", lambda visual: (280, 140))  # the model sees half of each side
+    assert ask.ask(vlm, processor, [image], "?")[1] == [56, 0, 112, 56]
+    assert ask.ask(vlm, processor, [image, image], "?")[1] is None  # a box in which of them?

@@ -1,0 +1,84 @@
+"""Files: read completely or named in one line, written completely or not at all."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from data import load
+from parts.files import (
+    InputError,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+    write_text,
+    writing,
+)
+
+
+@pytest.mark.parametrize("content", [b'{"a": NaN}', b"[" * 100_000, b'{"a": "\xff"}', b'{"a": "x"', b""])
+def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="a.json: not JSON ") as error:
+        read_json(tmp_path / "a.json")
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < len(str(tmp_path)) + 300
+    with pytest.raises(InputError, match="b.json: no such file"):
+        read_json(tmp_path / "b.json")
+
+
+def test_what_fails_while_a_file_is_written_leaves_the_file_of_before(tmp_path):
+    write_text(tmp_path / "new/a.txt", "before")
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "new/a.txt") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert [(file.name, file.read_text()) for file in (tmp_path / "new").iterdir()] == [("a.txt", "before")]
+    with pytest.raises(InputError, match="a.txt/b.txt: cannot be written"):
+        write_text(tmp_path / "new/a.txt/b.txt", "")
+
+
+TENSORS = {
+    "b": torch.arange(6.0).view(2, 3).T,
+    "half": torch.arange(3).bfloat16(),
+    "a": torch.arange(4),
+    "one": torch.tensor(0.5),
+    "none": torch.empty(0, 3),
+}
+
+
+def test_equal_contents_make_equal_safetensors_files_that_the_library_reads(tmp_path):
+    metadata = {str(i): f"text {i}" for i in range(9)}
+    write_safetensors(tmp_path / "a", TENSORS, metadata)
+    write_safetensors(tmp_path / "b", dict(reversed(TENSORS.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    again = dict(read_safetensors(tmp_path / "a"))
+    assert again.keys() == TENSORS.keys() and read_metadata(tmp_path / "a") == metadata
+    with safe_open(str(tmp_path / "a"), framework="pt") as file:
+        for name, t in TENSORS.items():
+            assert torch.equal(file.get_tensor(name), t) and torch.equal(again[name], t) and again[name].dtype == t.dtype
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_safetensors_file_that_was_cut_is_named(tmp_path, keep):
+    write_safetensors(tmp_path / "a", TENSORS, {})
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:keep])
+    with pytest.raises(InputError, match="a: not a complete safetensors file; copy or download it again"):
+        dict(read_safetensors(tmp_path / "a"))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this pickle ran code",)
+
+
+CODE = [pickle.dumps([Evil()], protocol) for protocol in (0, 2, 4)] + [b"cos\nsystem\n(S'id'\ntR.", pickle.dumps({1, 2}, 2)]
+
+
+@pytest.mark.parametrize("content", [*CODE, b"", b"not a pickle", pickle.dumps([{"a": 1}])[:-3]])
+def test_a_pickle_that_carries_code_or_is_broken_is_refused(tmp_path, capsys, content):
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(content)
+    with pytest.raises(InputError, match=r"refs\(unc\).p: not a pickle of plain data"):
+        load("refcoco", tmp_path, "val")
+    assert "ran code" not in capsys.readouterr().out
