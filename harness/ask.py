@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import Example, Processor
 from harness import ending, figures, report, state
+from harness.loading import pixel_limits
 from harness.processes import choose_device, progress
 from imagelora import load_adapter
 from model import VLM
@@ -31,11 +32,11 @@ def load(name, adapter, max_pixels, device, dtype):
     name = name or (read_metadata(adapter).get("model") if adapter else None)
     if not name:
         raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
-    device, dtype, _ = choose_device(device, dtype)
+    device, dtype = choose_device(device, dtype)
     checkpoint = ROOT / "parts/tiny" if name == "tiny" else name
     vlm = VLM.from_pretrained(checkpoint, dtype, device)
     report.show_model(name, vlm)
-    return vlm, Processor.from_pretrained(checkpoint, *state.pixel_limits(None, max_pixels, adapter))
+    return vlm, Processor.from_pretrained(checkpoint, *pixel_limits(None, max_pixels, adapter))
 
 
 def ask(vlm, processor, images, prompt):

@@ -1,6 +1,5 @@
 """What is done ahead of the steps: examples are counted, images encoded once, Batches made by worker processes."""
 
-from dataclasses import replace
 from statistics import median
 
 import torch
@@ -10,15 +9,12 @@ from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
 from parts.tasks import default_root
 from parts.tasks.boxes import small_targets
-from parts.tasks.rows import with_preamble
 
 
-def load_examples(processor, name, root, split, limit, room=0, preamble=0):
+def load_examples(processor, name, root, split, limit, room=0):
     """Examples of a data set. Those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them. root: see tasks.default_root; preamble: words of unrelated text before each prompt."""
+    line that counts and names them. root: see tasks.default_root."""
     examples = load(name, default_root(name, root), split, limit)
-    if preamble:
-        examples = [replace(e, prompt=with_preamble(e.prompt, preamble)) for e in examples]
 
     # What does not fit is left out, not cut off.
     longest = processor.config.max_positions - room

@@ -107,7 +107,7 @@ def explained(error):
         elif now.shape:  # [P, E]
             rows = f" with images of {now.shape[0]} patches in the vision encoder"
         what = f"out of memory{rows}" + (f", {tried[0].lower()}" if tried else "")
-        return f"{what}; lower --max-pixels, --batch or --eval-batch, or add --checkpointing"
+        return f"{what}; lower --max-pixels or --batch, or add --checkpointing"
     if isinstance(error, OSError) and error.errno in NO_DISK:
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
     if "no space left on device" in said.lower():

@@ -12,14 +12,12 @@ from statistics import mean, median
 
 import torch
 
-from data import load
 from harness import ending, figures
+from harness.arguments import data_set
 from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
-from harness.state import check_place
 from parts.backbones import nf4
 from parts.files import InputError, write_text
-from parts.tasks import default_root
 from parts.tasks.images import open_image
 from parts.tasks.scenes import DRAWN
 
@@ -34,21 +32,6 @@ def show_example(processor, example):
     text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
     answer = processor.tokenizer.decode(ids[answer_start:], skip_special_tokens=False)
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
-
-
-def show_rows(args):
-    """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
-    name, _, folder = args.show.partition("=")
-    root = default_root(name, folder or args.data_root)
-    examples = load(name, root, args.train_split, 12)
-    for example in examples:
-        print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
-    items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
-    if items:
-        out = Path(args.out or "runs/show")
-        check_place(out)
-        figures.examples(out / "rows.png", items)
-        print(f"drawn in {out / 'rows.png'}")
 
 
 def show_model(model, vlm):
@@ -208,7 +191,7 @@ def curve(points, predictions, main_data, steps):
 
 def write(out, arguments, measured, predictions, command):
     """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
-    made_by = {name: arguments[name] for name in ("method", "seed", "data")}
+    made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
     how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
     lines = [p | {"when": when} for when, found in predictions.items() for p in found]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -283,7 +266,7 @@ def print_end(report, predictions, main_data, out):
     print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
-        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
+        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 

@@ -93,7 +93,7 @@ def test_what_is_undecided_does_not_count_as_failing():
         every.append(made_up(probed, LORA, -0.01, 0.01, 0.9))
         every.append(made_up(drawn, LORA, -0.05, 0.001, 0.06))
         every.append(made_up(probed, drawn, 0.02, 0.05, 1e-4))
-    assert deciding(judged(every)).endswith("shown at no budget.")
+    assert deciding(judged(every)).endswith("shown for no budget.")
     every[4] |= {"interval": [-0.05, -0.03], "p": 1e-4}
     assert deciding(judged(every)).endswith("shown for 6 probed heads.")
 

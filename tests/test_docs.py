@@ -15,6 +15,7 @@ import imagelora
 import probe
 import train
 from experiments import __main__ as command
+from harness import ask
 from model import VLM
 from parts import tasks
 from parts.tasks.scenes import DRAWN
@@ -109,7 +110,7 @@ def test_the_front_page_has_its_two_commands():
 
 def test_every_flag_that_a_page_names_exists(capsys):
     flags = {"--nproc-per-node"}  # torchrun's
-    for main in (train.main, command.main):
+    for main in (train.main, ask.main, command.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
         flags |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))

@@ -65,7 +65,7 @@ def test_a_row_runs_once_for_each_seed_and_the_base_model_once_without_a_rate(mo
     setup = Setup(None, None, 1, 1, seeds=(3, 4), rates={"": 0.01})
     assert runs.run_rows({"base": "--method none", "5 heads": "--heads 5"}, setup, "") == {
         "base": ["--method none --base"],
-        "5 heads": [f"--heads 5 --lr 0.01 --seed {seed} --probe-seed {seed}" for seed in (3, 4)],
+        "5 heads": [f"--heads 5 --lr 0.01 --seed {seed}" for seed in (3, 4)],
     }
 
 

@@ -10,8 +10,8 @@ from task_folders import animated, make_frames, write_json, write_lines
 import train
 from data import load
 from harness.arguments import evaluation_sets
-from harness.figures import GREEN
 from parts.files import InputError
+from parts.tasks.__main__ import main as show
 from parts.tasks.images import Frame
 from parts.tasks.rows import GROUNDING_PROMPT
 
@@ -229,9 +229,9 @@ def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
         return [split for _, _, split, _ in evaluation_sets(train.arguments([*flags]))]
 
     assert split("--data", a) == ["val"] == split("--data", a, "--eval", a)
-    assert split("--data", a, "--eval", b) == ["test"] == split("--eval-only", "--eval", b)
+    assert split("--data", a, "--eval", b) == ["test"] == split("--method", "none", "--eval", b)
     assert split("--data", a, "--eval", b, "--eval-split", "val") == ["val"]
-    assert split("--data", "gsm8k=X", "--also", b) == ["test", "test"]
+    assert split("--data", "gsm8k=X", "--eval", "gsm8k", b) == ["test", "test"]
 
 
 def test_a_limit_takes_an_even_sample_of_your_rows(tmp_path):
@@ -257,18 +257,18 @@ def test_a_file_of_x_y_width_height_is_asked_about(root):
 def test_rows_are_shown_with_their_boxes_before_any_training(root, capsys):
     rows = [{"image": f"{name}.png", "sent": "the cup", "bbox": [10, 20, 60, 70]} for name in "ab"]
     write_lines(root / "mine.jsonl", [*rows, {"prompt": "17 + 25 =", "answer": "42"}, ASK | {"video": "clips/7"}])
-    train.main(["--show", f"jsonl={root / 'mine.jsonl'}", "--out", str(root / "out"), "--train-split", "test"])
+    show([f"jsonl={root / 'mine.jsonl'}", "--out", str(root / "out"), "--split", "test"])
     said = capsys.readouterr().out
     prompt = GROUNDING_PROMPT.format("the cup")
     assert f"mine.jsonl:1: {prompt!r} -> (10, 20, 60, 70)" in said and "mine.jsonl:3: '17 + 25 =' -> '42'" in said
     assert "model" not in said and f"drawn in {root / 'out/rows.png'}" in said
     with Image.open(root / "out/rows.png") as drawn:
         colours = {colour: count for count, colour in drawn.convert("RGB").getcolors(10**6)}
-    assert colours[GREEN] > 5000  # two boxes, and the legend
+    assert colours[255, 0, 0] > 1000  # two boxes
 
 
 def test_what_is_shown_is_checked_too(root, capsys):
     write_lines(root / "train.jsonl", [ASK | {"img": "a.png"}])
     with pytest.raises(SystemExit) as stop:
-        train.main(["--show", "jsonl", "--data-root", str(root), "--out", str(root / "out")])
+        show([f"jsonl={root}", "--out", str(root / "out")])
     assert stop.value.code == 2 and "error: " in (said := capsys.readouterr().err) and '"img" looks like' in said

@@ -16,6 +16,7 @@ from task_folders import (
 )
 
 import data
+import harness.evaluate
 import train
 from harness.evaluate import score_again
 from parts.tasks import TASKS, Task, score
@@ -32,7 +33,7 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     MAKERS[name](tmp_path / "root")
     method = "lora" if name == "gsm8k" else "image-lora"  # without images Image-LoRA has nothing to adapt to
     flags = (
-        f"--data {name} --data-root {tmp_path / 'root'} --out {tmp_path / 'run'} --method {method} --steps 2 --batch 2"
+        f"--data {name}={tmp_path / 'root'} --out {tmp_path / 'run'} --method {method} --steps 2 --batch 2"
     )
     train.main(
         [*flags.split(), "--workers", "0", "--max-new-tokens", "6", "--max-pixels", "12544", "--probe-samples", "1"]
@@ -43,7 +44,7 @@ def test_a_run_on_every_data_set_goes_from_files_to_a_report(name, tmp_path, cap
     assert {"prompt", "text", "parsed", "reference", "score", "metric"} <= rows[0].keys()
     assert report["tuned"]["accuracy"] is not None and report["tuned"]["by_kind"]
     capsys.readouterr()
-    train.main(["--score", str(tmp_path / "run/predictions.jsonl")])
+    harness.evaluate.main([str(tmp_path / "run/predictions.jsonl")])
     assert f"{len(rows)} answers scored again, 0 scores differ" in capsys.readouterr().out
 
 
@@ -71,7 +72,7 @@ def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, mo
 def test_text_skills_are_checked_after_any_fine_tuning(tmp_path, capsys):
     make_jsonl(tmp_path / "own")
     make_gsm8k(tmp_path / "sums")
-    flags = f"--data jsonl={tmp_path / 'own'} --also gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --steps 1"
+    flags = f"--data jsonl={tmp_path / 'own'} --eval jsonl gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --steps 1"
     train.main([*flags.split(), "--workers", "0", "--batch", "2", "--max-new-tokens", "4", "--probe-samples", "1"])
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert "gsm8k" in report["tuned"]["by_kind"]
@@ -93,12 +94,12 @@ def test_other_data_can_be_evaluated_than_was_trained_on(tmp_path, capsys):
 
 def test_a_model_is_evaluated_on_one_data_set_alone(tmp_path, capsys):
     make_gsm8k(tmp_path / "sums")
-    flags = f"--eval-only --eval gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --max-new-tokens 4"
+    flags = f"--method none --eval gsm8k={tmp_path / 'sums'} --out {tmp_path / 'run'} --max-new-tokens 4"
     train.main(flags.split())
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["data"] == "gsm8k" and set(report["base"]["by_kind"]) == {"gsm8k"}
     assert report["base"]["accuracy"] == report["base"]["text_accuracy"] is not None
-    assert report["arguments"]["eval_batch"] == 32  # not the tiny model's
+    assert report["arguments"]["batch"] == 8  # that of real data
     capsys.readouterr()
 
 
@@ -108,7 +109,7 @@ def test_a_changed_score_is_found_by_scoring_again(tmp_path, capsys):
     write_lines(tmp_path / "p.jsonl", [row | {"score": 1.0}, row | {"score": 0.0}])
     assert score_again(tmp_path / "p.jsonl") == 1
     with pytest.raises(SystemExit) as stop:
-        train.main(["--score", str(tmp_path / "absent.jsonl")])
+        harness.evaluate.main([str(tmp_path / "absent.jsonl")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "absent.jsonl: no such file" in said
 

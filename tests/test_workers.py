@@ -35,10 +35,8 @@ def test_an_adapter_has_the_same_bytes_with_every_way_to_start_workers(checkpoin
     for split in ("train", "val"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [
-        "--data=jsonl",
-        f"--data-root={tmp_path}",
+        f"--data=jsonl={tmp_path}",
         "--eval-limit=1",
-        "--also",
         "--no-base",
         "--max-new-tokens=2",
         "--steps=2",
