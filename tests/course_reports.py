@@ -19,7 +19,7 @@ def write_reports(folder):
     for side, shares in SHARES.items():
         for seed, share in enumerate(shares):
             arguments = {"seed": seed, "heads": 3 if (side, seed) == ("few", 2) else 6, "lr": 0.02, **RULES}
-            arguments |= {"path": "k" if side == "keys" else "v", "given": ["heads", "path", "seed"]}
+            arguments |= {"ablate": ["path=k"] if side == "keys" else [], "given": ["heads", "ablate", "seed"]}
             tuned = {"accuracy": share + 0.1, "by_kind": {MEASURE: share, "scenes-fog attribute": 0.9}}
             report = {"seed": seed, "method": "mine", "arguments": arguments, "tuned": tuned, "trainable_parameters": 4608}
             file = folder / f"{side}-{seed}/report.json"

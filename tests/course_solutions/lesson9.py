@@ -31,7 +31,7 @@ def my_experiment():
         "measure": "scenes-fog grounding",
         "a": "values",
         "b": "keys",
-        "changed": "--path",
+        "changed": "--ablate",
         "interval": [0.015, 0.065],
         "verdict": "better",
         "did_not_show": "No difference in words: both find as many of them as before.",
