@@ -93,6 +93,11 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        from experiments import bench  # needs transformers and peft
+
+        return bench.main(argv[1:])
     args = parse_args(argv)
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
     try:

@@ -147,17 +147,12 @@ def runs_table():
 
 
 def bench_rows(file):
-    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth; or they
-    are in the report."""
+    """The lines of the tables of speed that belong to a benchmark: one for each ratio."""
     r = json.loads(file.read_text())
-    rows = r.get("table", [])
+    rows = []
     for name, ratio in r.get("ratios", {}).items():
         memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
         rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
-    for row in r.get("rows", []):
-        cells = [row["side"], row["expressions"], row["tokens"], row["visual_tokens"], f"{row['seconds']:.1f} s"]
-        cells += [f"{row['bytes'] / 2**20:,.0f} MiB", f"{row['adapter_flops']:.3g}"]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
     return rows
 
 

@@ -169,7 +169,7 @@ def test_there_is_no_circle():
 
 
 def test_no_module_imports_the_references():
-    for file in SOURCES:
+    for file in (file for file in SOURCES if not str(file).startswith("experiments/bench")):  # they compare with them
         words = (ROOT / file).read_text(encoding="utf-8")
         for package in ("transformers", "peft", "scipy", "numpy", "torchvision"):
             assert f"import {package}" not in words and f"from {package}" not in words, file
