@@ -9,9 +9,9 @@ from torch import nn
 
 import data
 import train
-from course.checks import TINY, scenes, tiny
 from course.judge import EXERCISES, load_exercise
 from course.lesson7.check import by_chain_rule
+from course.real import TINY, scenes, tiny
 from imagelora import METHODS, Adapter, check_heads
 from probe import save_selection
 

@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from PIL import Image
 
-from course.checks import scenes, sum_in_words, tiny
+from course.real import scenes, sum_in_words, tiny
 from data import Example, load
 from harness import figures
 from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, canvas, font

@@ -132,7 +132,7 @@ def test_the_notebook_runs_twice_offline_from_top_to_bottom(copy, tmp_path):
     """But for the cell that says that it needs a GPU; the demo is shortened."""
     shutil.copytree(copy, tmp_path / "copy")
     for _ in range(2):
-        short = ["--steps=300", "--steps=2 --limit=8 --eval-every=0 --eval-limit=2 --probe-samples=2"]
+        short = ['"--steps=300"', '"--steps=2", "--limit=8", "--eval-every=0", "--eval-limit=2", "--probe-samples=2"']
         done = run(tmp_path / "copy/course", str(ROOT / "tests/run_notebook.py"), "colab.ipynb", *short)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("displayed") == 4 and "Lesson 5" in done.stdout

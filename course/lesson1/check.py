@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from course.checks import call, compare, frozen, mixed, require, same, scenes, tiny
+from course.checks import call, compare, require, same
+from course.real import frozen, mixed, scenes, tiny
 from data import IGNORED
 
 

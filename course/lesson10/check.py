@@ -4,9 +4,10 @@ from statistics import fmean
 
 import torch
 
-from course.checks import change, frozen, gradients, mixed, require, same, scenes, tiny, with_adapter
+from course.checks import gradients, require, same
 from course.lesson9.check import reports
 from course.mine import MEASURE, RULES, method_of
+from course.real import change, frozen, mixed, scenes, tiny, with_adapter
 from probe import head_scores
 
 NUMBERS, BAR = 5000, 0.820

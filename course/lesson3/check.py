@@ -3,8 +3,16 @@
 import torch
 
 from course.checks import (
-    call, change, compare, frozen, gradients, mixed, operations, pair, require, same, tensor, tiny, with_adapter
+    call,
+    compare,
+    gradients,
+    operations,
+    pair,
+    require,
+    same,
+    tensor,
 )
+from course.real import change, frozen, mixed, tiny, with_adapter
 from imagelora import LoRA, LoRALayer
 
 

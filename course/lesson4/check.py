@@ -2,7 +2,8 @@
 
 import torch
 
-from course.checks import call, change, compare, frozen, mixed, require, scenes, tiny, with_adapter, with_updates
+from course.checks import call, compare, require
+from course.real import change, frozen, mixed, scenes, tiny, with_adapter, with_updates
 from imagelora import LoRA
 
 QWEN = 3_754_622_976  # numbers of Qwen2.5-VL-3B: 36 layers, inputs of 2,048, 2 value heads of 128

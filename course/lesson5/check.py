@@ -2,7 +2,9 @@
 
 import torch
 
-from course.checks import Wrong, call, change, compare, frozen, mixed, operations, require, same, tiny, with_updates
+from course.checks import call, compare, operations, require, same
+from course.judge import Wrong
+from course.real import change, frozen, mixed, tiny, with_updates
 
 
 def example(rows, T, D, O=8, R=3):

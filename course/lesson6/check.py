@@ -2,9 +2,9 @@
 
 import torch
 
-from course.checks import (
-    Wrong, call, change, compare, frozen, mixed, pair, require, same, tensor, tiny, with_adapter, with_updates
-)
+from course.checks import call, compare, pair, require, same, tensor
+from course.judge import Wrong
+from course.real import change, frozen, mixed, tiny, with_adapter, with_updates
 from imagelora import ImageLoRA
 
 
@@ -31,7 +31,9 @@ def the_formula(student):
     v, x, A, B = torch.randn(2, 7, G * K), torch.randn(2, 7, D), torch.randn(D, R), torch.randn(n, R, K)
     visual_mask = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0]]).bool()
 
-    def mistake(factor=scale * gamma / n**0.5, M=visual_mask[..., None].float(), B=B, slots=heads):
+    M = visual_mask[..., None].float()
+
+    def mistake(factor=scale * gamma / n**0.5, M=M, B=B, slots=heads):
         """The formula with one thing changed."""
         V = v.unflatten(-1, (-1, K)).clone()
         for i, h in enumerate(slots):

@@ -4,7 +4,8 @@ from statistics import fmean
 
 import torch
 
-from course.checks import compare, every_head, gradients, require, scenes, tiny, with_adapter, with_updates
+from course.checks import compare, gradients, require
+from course.real import every_head, scenes, tiny, with_adapter, with_updates
 from imagelora import ImageLoRA
 from probe import random_heads
 
@@ -94,7 +95,7 @@ def by_chain_rule(student, batch, A):
 
 def in_the_real_model(student):
     """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
-    (vlm, processor), batch = tiny(), tiny()[1](scenes(2))
+    vlm, batch = tiny()[0], tiny()[1](scenes(2))
     probe = ImageLoRA(vlm.config, every_head(), rank=1, alpha=1, gamma=1.0)
     Bs = [layer.B for layer in probe.layers.values()]
     ours = with_adapter(probe, lambda: gradients(vlm.loss(batch), Bs))
@@ -105,14 +106,13 @@ def in_the_real_model(student):
 def after_a_step(probe, probed, others, selections):
     """How much a gradient step on `probed`, in the selected heads alone, lowers the loss of `others`: for each selection."""
     vlm, Bs = tiny()[0], [layer.B for layer in probe.layers.values()]
-    steps = gradients(vlm.loss(probed), Bs)
-    losses = []
+    steps, losses = with_adapter(probe, lambda: gradients(vlm.loss(probed), Bs)), []
     with torch.no_grad():
         for heads in [{}, *selections]:
             for layer, (B, step) in enumerate(zip(Bs, steps)):
                 B.zero_()
                 B[heads.get(layer, [])] -= 0.2 * step[heads.get(layer, [])]
-            losses.append(vlm.loss(others).item())
+            losses.append(with_adapter(probe, lambda: vlm.loss(others)).item())
     return [losses[0] - loss for loss in losses[1:]]
 
 
@@ -128,7 +128,7 @@ def probed_against_random(student):
         scores = student.head_scores(torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]]))
         selections = [student.best_heads(scores, BUDGET)]
         selections += [random_heads(vlm.config, BUDGET, RANDOM * draw + i) for i in range(RANDOM)]
-        first, *rest = with_adapter(probe, lambda: after_a_step(probe, probed, others, selections))
+        first, *rest = after_a_step(probe, probed, others, selections)
         yours.append(first)
         random.append(fmean(rest))
     each = ", ".join(f"{lower:+.4f}" for lower in yours)

@@ -2,7 +2,8 @@
 
 import torch
 
-from course.checks import compare, require, same, scenes, tiny
+from course.checks import compare, require, same
+from course.real import scenes, tiny
 from probe import head_scores, select_heads
 
 
@@ -57,33 +58,34 @@ def full_layers_pass_on(student):
         compare(f"limited({values}, {G})", got, fill(shares, G), mistakes)
 
 
+def topped_up(down, missing, key):
+    """Whole shares, and one head more for the `missing` layers with the smallest keys."""
+    first = sorted(range(len(down)), key=key.__getitem__)[:missing]
+    return [n + (i in first) for i, n in enumerate(down)]
+
+
 def the_sum_is_exact(student):
     """rounded gives whole numbers with exactly the sum of the shares, by the rule of its docstring."""
     ties = [1.5, 0.25, 0.75, 0.5]
     for values in ([0.1, 1.7, 0.55, 0.65], [0.6, 0.3, 4.1], [3.0, 1.0], [2.7, 1.6, 0.4, 0.3], ties):
-        down, layers = [int(x) for x in values], range(len(values))
-        missing = round(sum(values)) - sum(down)
-
-        def given(key, down=down, layers=layers, missing=missing):
-            """One head more for the first layers in the order of `key`."""
-            first = sorted(layers, key=key)[:missing]
-            return [n + (i in first) for i, n in enumerate(down)]
-
-        right = given(lambda i: down[i] - values[i])
-        largest = max(layers, key=lambda i: values[i] - down[i])
+        down, shares = [int(x) for x in values], torch.tensor(values)
+        missing, remainders = round(sum(values)) - sum(down), (torch.tensor(down) - shares).tolist()  # negative
+        numbers = range(len(values))
         mistakes = {
-            "heads are missing -> rounded down only; give what is missing to the largest remainders": down,
+            "heads are missing -> give them to the largest remainders, after rounding down": down,
             "the sum is not the budget: each is rounded for itself -> use the largest remainders": [round(x) for x in values],
-            "there are more heads than the budget -> rounded up; round down first": [int(-(-x // 1)) for x in values],
-            "what is missing went to the first layers -> to the largest remainders": given(lambda i: i),
-            "what is missing went to one layer -> give one head each": [n + missing * (i == largest) for i, n in enumerate(down)],
-            "what is missing went to the largest shares -> to the largest remainders": given(lambda i: -values[i]),
-            "of equal remainders the higher layer came first -> sort with stable=True": given(lambda i: (down[i] - values[i], -i)),
+            "there are more heads than the budget -> round down first": [int(-(-x // 1)) for x in values],
+            "what is missing went to the first layers -> to the largest remainders": topped_up(down, missing, numbers),
+            "what is missing went to the largest shares -> to the largest remainders": topped_up(down, missing, (-shares).tolist()),
+            "of equal remainders the higher layer came first -> sort with stable=True": topped_up(
+                down, missing, [(r, -i) for i, r in enumerate(remainders)]),
+            "what is missing went to one layer -> give one head each": [
+                n + missing * (i == remainders.index(min(remainders))) for i, n in enumerate(down)],
         }
-        got = student.rounded(torch.tensor(values))
+        got = student.rounded(shares)
         whole = isinstance(got, list) and all(type(n) is int for n in got)
         require(whole, "this is no list of ints -> `.tolist()` of a tensor of whole numbers gives one")
-        compare(f"rounded({values})", got, right, mistakes)
+        compare(f"rounded({values})", got, topped_up(down, missing, remainders), mistakes)
 
 
 def selected(student, scores, budget, tau):
