@@ -144,7 +144,7 @@ def run(args, command):
     main_data = sets[0][0]
     measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
     report.write(out, vars(args) | {"method": method}, measured, predictions, command)
-    report.draw(out, measured, state, held_out[main_data], predictions, main_data)
+    report.draw(out, measured, state, held_out, predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, out)
 
 

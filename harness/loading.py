@@ -11,7 +11,7 @@ from harness.processes import choose_device
 from model import VLM
 from parts.backbones.layers import compute_twice
 from parts.backbones.qwen import check_number
-from parts.files import parse_json, read_metadata, reading
+from parts.files import InputError, parse_json, read_metadata, reading
 
 TINY = Path(__file__).parent.parent / "parts/tiny"
 
@@ -29,6 +29,14 @@ def load_model(args):
     ending.guard(vlm)
     report.show_model(args.model, vlm)
     return vlm, processor
+
+
+def base_of(adapter):
+    """The model that an adapter file names as its base. Raises InputError if it names none."""
+    model = read_metadata(adapter).get("model") if adapter else None
+    if not model:
+        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+    return model
 
 
 def pixel_limits(min_pixels, max_pixels, adapter_file):
