@@ -15,6 +15,7 @@ from harness import ending
 from harness.arguments import Parser
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
+from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
@@ -35,10 +36,14 @@ def evaluate(vlm, processor, examples, name, max_new_tokens, size=32):
 
     name: of the data set; size: questions answered at once.
     """
+    jobs = like_batches(processor, examples, size)[RANK::WORLD]
     generated = torch.full((len(examples), max_new_tokens), -1)  # token ids; -1: nothing
+
+    def batch_of(numbers):
+        return processor([examples[i].question() for i in numbers], share_images=True)
+
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for numbers in like_batches(processor, examples, size, share_images=True)[RANK::WORLD]:
-            batch = processor([examples[i].question() for i in numbers], share_images=True)
+        for batch, numbers in zip(ahead(batch_of, jobs), jobs):
             for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)

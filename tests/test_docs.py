@@ -1,7 +1,7 @@
 """The front page and docs/ say what the reports, the flags and the code say.
 
-`python tests/test_docs.py` writes again what follows from them: the line numbers of README.md's links to code, and the
-tables between marks, <!-- main -->, <!-- printed --> and <!-- runs -->, each up to <!-- end -->.
+`python tests/test_docs.py` writes again what follows from them: the line numbers of README.md's links to code, and what is
+between the marks <!-- main --> or <!-- printed --> and <!-- end -->.
 """
 
 import json
@@ -26,7 +26,6 @@ PAGES = {file: file.read_text(encoding="utf-8") for file in PAGES}
 EVERYTHING = "\n".join(PAGES.values())
 RESULTS = sorted((ROOT / "experiments/results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
-REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
@@ -120,32 +119,6 @@ def test_every_flag_that_a_page_names_exists(capsys):
 # -- tables
 
 
-def percent(value):
-    return "not measured" if value is None else f"{value:.1%}"
-
-
-def table_row(file):
-    """The line of the table of runs that belongs to a report."""
-    r = json.loads(file.read_text())
-    cells = [
-        f"[{file.stem}](../experiments/results/{file.name})",
-        percent(r["base"]["accuracy"]),
-        percent(r["tuned"]["accuracy"]),
-        percent(r["base"]["text_accuracy"]),
-        percent(r["tuned"]["text_accuracy"]),
-        f"{r['text_logit_max_change']:.3g}",
-        f"{r['trainable_parameters']:,}",
-        f"{r['train_seconds']:.0f} s",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def runs_table():
-    columns = ["report", "accuracy of the base", "tuned", "text of the base", "tuned", "largest change of a text logit"]
-    columns += ["trainable parameters", "training"]
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *map(table_row, REPORTS)]
-
-
 def bench_rows(file):
     """The lines of the tables of speed that belong to a benchmark: one for each ratio."""
     r = json.loads(file.read_text())
@@ -217,7 +190,7 @@ def printed():
     return [*lines, "```"]
 
 
-MADE = {"main": front_table, "printed": printed, "runs": runs_table}
+MADE = {"main": front_table, "printed": printed}
 
 
 def refilled(text):
@@ -229,14 +202,9 @@ def refilled(text):
     return re.sub(rf"<!-- ({'|'.join(MADE)}) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("file", [ROOT / "README.md", ROOT / "docs/tiny.md"], ids=lambda file: file.stem)
-def test_what_is_between_marks_is_made_of_the_reports(file):
-    assert "<!-- main -->" in README and "<!-- printed -->" in README and "<!-- runs -->" in page("tiny.md")
-    assert refilled(PAGES[file]) == PAGES[file], "run: python tests/test_docs.py"
-
-
-def test_nothing_is_left_to_fill_in():
-    assert "TODO" not in EVERYTHING
+def test_what_is_between_marks_is_made_of_the_reports():
+    assert "<!-- main -->" in README and "<!-- printed -->" in README
+    assert refilled(README) == README, "run: python tests/test_docs.py"
 
 
 def test_every_data_set_has_a_row():
@@ -304,5 +272,4 @@ def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", ROOT / "docs/tiny.md"):
-        file.write_text(refilled(refreshed(PAGES[file])), encoding="utf-8")
+    (ROOT / "README.md").write_text(refilled(refreshed(README)), encoding="utf-8")
