@@ -8,15 +8,14 @@ import torch
 from data import load
 from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
-from parts.tasks import default_root
 from parts.tasks.boxes import small_targets
-from parts.tasks.rows import with_preamble
+from parts.tasks.scenes import with_preamble
 
 
 def load_examples(processor, name, root, split, limit, room=0, preamble=0):
     """Examples of a data set. Those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them. root: see tasks.default_root; preamble: words of unrelated text before each prompt."""
-    examples = load(name, default_root(name, root), split, limit)
+    line that counts and names them. root: see tasks.load; preamble: words of unrelated text before each prompt."""
+    examples = load(name, root, split, limit)
     if preamble:
         examples = [replace(e, prompt=with_preamble(e.prompt, preamble)) for e in examples]
 

@@ -19,7 +19,6 @@ from harness.processes import RANK, WORLD, peak_memory
 from harness.state import check_place
 from parts.backbones import nf4
 from parts.files import InputError, write_text
-from parts.tasks import default_root
 from parts.tasks.images import open_image
 from parts.tasks.scenes import DRAWN
 
@@ -39,8 +38,7 @@ def show_example(processor, example):
 def show_rows(args):
     """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
     name, _, folder = args.show.partition("=")
-    root = default_root(name, folder or args.data_root)
-    examples = load(name, root, args.train_split, 12)
+    examples = load(name, folder or args.data_root, args.train_split, 12)
     for example in examples:
         print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
     items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]

@@ -1,0 +1,85 @@
+"""Look at a data set before a model does: python -m parts.tasks NAME[=FOLDER] [SPLIT]
+
+Prints the first rows, checks every row and decodes every image, lists all that are wrong (exit code 2), and draws the
+first twelve images with their boxes into runs/rows.png. SPLIT is "train" by default, of a FILE all of it; of drawn data,
+100 rows are read.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from parts.files import InputError, writing
+from parts.tasks import TASKS, own, read_rows, scenes
+from parts.tasks.boxes import draw_box
+from parts.tasks.images import open_image
+from parts.tasks.rows import checked
+
+PICTURE, SHOWN, COLUMNS, SIDE = Path("runs/rows.png"), 12, 4, 320
+
+
+def check(name, root, split):
+    """(good rows, lines about bad ones) of all rows of a split; every image and the frames of every video are decoded."""
+    rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
+    good, bad, decoded = [], [], set()
+    for row, source in rows:
+        try:
+            example = checked(row, source, TASKS[name], folder)
+            for frame in [*example["images"], *(frame for video in example.get("videos", []) for frame in video)]:
+                if str(frame) not in decoded:
+                    open_image(frame)
+                decoded.add(str(frame))
+            good.append(example)
+        except InputError as error:
+            bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
+    try:
+        if TASKS[name].rows is own.rows:
+            own.check_habits(good)
+    except InputError as error:
+        bad.append(str(error))
+    return good, bad
+
+
+def picture(examples):
+    """The images of some examples in a grid, each with its box and what is asked."""
+    rows = -(-len(examples) // COLUMNS)
+    grid = Image.new("RGB", (min(len(examples), COLUMNS) * SIDE, rows * SIDE), "white")
+    pen = ImageDraw.Draw(grid)
+    for i, example in enumerate(examples):
+        image = open_image(example["images"][0])
+        scale = (SIDE - 40) / max(image.size)
+        x, y = i % COLUMNS * SIDE + 10, i // COLUMNS * SIDE + 30
+        pen.text((x, y - 22), (example["caption"] or example["prompt"])[:45], "black", font_size=13)
+        grid.paste(image.resize([max(1, round(side * scale)) for side in image.size]), (x, y))
+        if not isinstance(example["answer"], str):
+            x1, y1, x2, y2 = (c * scale for c in example["answer"])
+            draw_box(pen, (x + x1, y + y1, x + x2, y + y2), (0, 158, 115))
+    return grid
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m parts.tasks", description=__doc__.partition("\n")[0])
+    parser.add_argument("data", metavar="NAME[=FOLDER]")
+    parser.add_argument("split", metavar="SPLIT", nargs="?")
+    args = parser.parse_args()
+    name, _, root = args.data.partition("=")
+    split = args.split or ("test" if Path(root).is_file() else "train")  # all of a file
+    good, bad = check(name, root or None, split)
+    for example in good[:SHOWN]:
+        print(f"{example['source']}: {example['prompt']!r} -> {example['answer']!r}")
+    if shown := [example for example in good if example["images"]][:SHOWN]:
+        with writing(PICTURE) as part:
+            picture(shown).save(part, "png")
+        print(f"drawn in {PICTURE}")
+    print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
+    return 2 if bad else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
