@@ -1,11 +1,11 @@
 """Lecture 5. One run, from its arguments to its report, in numbered stations; and the training loop.
 
-You will see in `run` what happens in which order: frozen model, data, base answers, probe, adapter, training, tuned
+You will see in `run` what happens in which order: frozen model, data, probe, base answers, adapter, training, tuned
 answers, report. And in `train` every move of a training step.
 
     python train.py                                              the tiny model, offline, on a laptop
     python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
-    python train.py --eval-only --adapter runs/.../adapter.safetensors --image photo.jpg --prompt "What is this?"
+    python train.py --adapter runs/.../adapter.safetensors --eval refcoco
     torchrun --nproc-per-node=4 train.py --data refcoco ...      on four GPUs: the same steps, each sharing its rows
 
 A run prints what it decides. What it measures is in its folder: report.json, log.jsonl (a line a step),
@@ -19,34 +19,32 @@ import sys
 import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
-from torch.utils.data import DataLoader
 
 import probe
-from data import Processor
 from harness import ablations, criteria, ending, report
-from harness.ablations import continue_from
-from harness.arguments import evaluation_sets, parse_args, planned_steps
-from harness.asking import answer
+from harness.arguments import data_set, evaluation_sets, parse_args, planned_steps
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
-from harness.evaluate import evaluate, score_again, text_change, text_logits
+from harness.evaluate import evaluate, text_change, text_logits
+from harness.loading import load_model
 from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
-from harness.report import show_example, show_method, show_model
-from harness.state import make_folder, pixel_limits, restore, save_state, start
+from harness.report import show_example, show_method
+from harness.state import make_folder, restore, save_state, start
+from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
-from model import VLM
-from parts.backbones.checkpoint import read_config
-from parts.backbones.layers import compute_twice
 from parts.files import InputError, read_metadata
+
+CLIP = 1.0  # largest norm of a step's gradient
+WARMUP = 0.05  # share of the steps over which the learning rate rises
 
 
 def arguments(argv=None):
     """The command line -> a Namespace with a value for every flag."""
-    return parse_args(argv, methods=[*ablations.METHODS, "full", "none"], criteria=criteria.CRITERIA)
+    methods = [name for name in METHODS if name != "ablation"]  # which is what --ablate makes of Image-LoRA
+    return parse_args(argv, [*methods, "full", "none"], criteria.CRITERIA)
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -58,24 +56,16 @@ def run(args, command):
     args, out, state = start(args)  # state, saved on the way: base, heads, scores, parameters, optimizer, step, log
 
     # ========== 2. The frozen model and its processor ==========
-    device, dtype, mixed = choose_device(args.device, args.dtype, full=args.method == "full")
-    limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
-    scratch_seed = args.seed if args.from_scratch else None
-    vlm, processor = load_model(args.model, dtype, device, *limits, scratch_seed, args.quantize)
-    if args.checkpointing:
-        compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-    if args.prompt:
-        tune = partial(load_adapter, args.adapter, vlm) if args.adapter else None
-        images, room = args.predict or args.image, args.max_new_tokens or 200
-        return answer(vlm, processor, images, args.prompt, room, args.eval_batch, tune, out)
+    vlm, processor = load_model(args)
+    device, dtype = choose_device(args.device, args.dtype)  # of --method full the weights are float32 all the same
 
     # ========== 3. The data: to train on, and held out ==========
-    read = partial(load_examples, processor, preamble=args.preamble)
+    read = partial(load_examples, processor)
     sets = [] if args.probe_only else evaluation_sets(args)
     held_out = {name: read(name, root, split, args.eval_limit, room) for name, root, split, room in sets}
     examples = []
-    if args.method != "none" and not args.eval_only:
-        examples = read(args.data, args.data_root, args.train_split, args.limit)
+    if args.method != "none":
+        examples = read(*data_set(args.data), args.train_split, args.limit)
         if "heads" in options_of(args.method) and not any(e.visuals for e in examples):
             raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
         show_example(processor, examples[0])
@@ -88,22 +78,9 @@ def run(args, command):
     needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in upcoming)]
     encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
-    # ========== 4. What the frozen model answers, and its logits of text ==========
-    def answers(sets, few=None):
-        found = []
-        for name, _, _, room in sets:
-            rows = held_out[name][:few]
-            found += evaluate(vlm, processor, rows, name, room, args.eval_batch, args.share_images)
-        return found
-
-    if state["base"] is None:  # as text, so that a resumed run has it in the same form
-        state["base"] = json.dumps(answers(sets) if args.base and not args.from_scratch else [])
-    predictions = {"base": json.loads(state["base"]), "tuned": []}
-    logits, logit_change = text_logits(vlm, processor), None
-
-    # ========== 5. The probe: which heads ==========
+    # ========== 4. The probe: which heads ==========
     if examples and state["heads"] is None and "heads" in options_of(args.method):
-        score = partial(probe_scores, vlm, processor, examples, args.probe_samples, args.probe_seed)
+        score = partial(probe_scores, vlm, processor, examples, args.probe_samples, args.seed)
         found = choose_heads(vlm.config, args.selection, args.heads, args.tau, args.seed, score)
         state["heads"], state["scores"] = found
     if state["heads"] and RANK == 0:
@@ -111,14 +88,25 @@ def run(args, command):
     if args.probe_only:
         return report.show_probe(out, state["heads"], state["scores"])
 
+    # ========== 5. What the frozen model answers, and its logits of text ==========
+    def answers(sets, few=None):
+        found = []
+        for name, _, _, room in sets:
+            rows = held_out[name][:few]
+            found += evaluate(vlm, processor, rows, name, room, size=4 * args.batch)
+        return found
+
+    if state["base"] is None:  # as text, so that a resumed run has it in the same form
+        state["base"] = json.dumps(answers(sets) if args.base else [])
+    predictions = {"base": json.loads(state["base"]), "tuned": []}
+    logits, logit_change = text_logits(vlm, processor), None
+
     # ========== 6. What is trained: nothing, an adapter, or the model itself ==========
     adapter, parameters, method = None, [], "none"
     if examples:
         method = args.method
-        settings = vars(args) | {"heads": state["heads"], "gamma": args.gamma if args.learn_gamma else None}
+        settings = vars(args) | {"heads": state["heads"]} | ablations.parse_ablations(args.ablate)
         adapter, parameters = build_method(vlm, method, settings, args.seed)
-        if args.continue_from:
-            continue_from(adapter, args.continue_from, vlm)
         if adapter:
             adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         show_method(vlm, method, parameters, steps, rows_a_step, args.lr, state["heads"])
@@ -130,15 +118,15 @@ def run(args, command):
     if examples:
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
         rows_of_steps = (list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps))
-        batches = StepBatches(processor, examples, args.batch, args.share_images)
-        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda", "worker_init_fn": ending.deaf}
-        loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
-        rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=args.warmup)
+        batches = StepBatches(processor, examples, args.batch)
+        workers = fitting_workers(args.workers, processor, examples, rows_a_step)
+        loader = step_loader(batches, rows_of_steps, workers, device)
+        rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=WARMUP)
         note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
         curve = args.eval_every, lambda: report.by_now(partial(answers, sets[:1]), state["curve"], adapter, out)
         with ending.whole_steps():
-            train(vlm, parameters, loader, steps, rate, args.clip, mixed, state, note, *save, *curve)
+            train(vlm, parameters, loader, steps, rate, CLIP, dtype, state, note, *save, *curve)
 
     # ========== 8. What the tuned model answers; text must not have changed ==========
     if parameters:
@@ -156,21 +144,8 @@ def run(args, command):
     main_data = sets[0][0]
     measured = report.measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data)
     report.write(out, vars(args) | {"method": method}, measured, predictions, command)
-    report.draw(out, measured, state, held_out[main_data], predictions, main_data)
+    report.draw(out, measured, state, held_out, predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, out)
-
-
-def load_model(model, dtype, device, min_pixels, max_pixels, scratch_seed=None, quantize=None):
-    """(vlm, processor) of a checkpoint folder, a hub id or "tiny", frozen. scratch_seed: draws random weights."""
-    folder = Path(__file__).parent / "parts/tiny" if model == "tiny" else model
-    processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
-    load = partial(VLM.from_pretrained, folder, quantize=quantize)
-    if scratch_seed is not None:
-        load = partial(VLM.from_scratch, read_config(folder), scratch_seed)
-    vlm = load(dtype, device)
-    show_model(model, vlm)
-    ending.guard(vlm)
-    return vlm, processor
 
 
 # --------------------------------------------------------------------------------------------------------- the method
@@ -222,7 +197,7 @@ def build_method(vlm, method, settings, seed):
     if method == "full":
         vlm.requires_grad_(True)
         return None, list(vlm.parameters())
-    options = {name: settings[name] for name in options_of(method)}
+    options = {name: settings[name] for name in options_of(method) if name in settings}
     adapter = METHODS[method](vlm.config, **options).attach(vlm)
     return adapter, [p for p in adapter.parameters() if p.requires_grad]
 
@@ -248,10 +223,10 @@ def row_order(examples, seed):
             yield from groups[g]
 
 
-def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_every, save, eval_every, accuracy):
+def train(vlm, parameters, loader, steps, rate, clip, dtype, state, note, save_every, save, eval_every, accuracy):
     """The training loop, from state["step"] on. note(line) keeps the numbers of a step and puts them into words.
 
-    loader: the Batches of each step; rate(step): its learning rate; mixed: arithmetic in bfloat16. Every `save_every`
+    loader: the Batches of each step; rate(step): its learning rate; dtype: of the arithmetic. Every `save_every`
     steps, and when a signal asks for the end, save() writes the state (weights, optimiser, log); the rest of a run is a
     function of seed and step. Every `eval_every` steps (0: never) accuracy() is a point of state["curve"].
     """
@@ -267,14 +242,12 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
 
         begun, pending = time.perf_counter(), None
         for step, batches in enumerate(loader, start=state["step"]):
-            if isinstance(batches, InputError):
-                raise batches
             waited = time.perf_counter() - begun
 
             # Forward and backward. The loss times its tokens is a sum over tokens, so batches simply add up.
             loss = torch.zeros((), device=vlm.device)
             for batch in batches:
-                with torch.autocast(vlm.device.type, torch.bfloat16, enabled=mixed):
+                with torch.autocast(vlm.device.type, dtype, enabled=dtype != vlm.dtype):
                     batch_loss = vlm.loss(batch.to(vlm.device)) * len(batch.answer_ids)
                 batch_loss.backward()
                 loss += batch_loss.detach()
@@ -323,13 +296,7 @@ def train(vlm, parameters, loader, steps, rate, clip, mixed, state, note, save_e
 def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     with ending.in_one_line():
-        args = arguments(argv)
-        if args.score:
-            score_again(args.score)
-        elif args.show:
-            report.show_rows(args)
-        else:
-            run(args, command)
+        run(arguments(argv), command)
 
 
 if __name__ == "__main__":

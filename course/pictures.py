@@ -1,14 +1,14 @@
 """The pictures of the course, drawn with Pillow: `python -m course.pictures [FOLDER]`.
 
 Each goes to lessonN/picture.png under the folder, by default course/. Their background is white, for dark pages too.
-The picture of lesson 5 is docs/method.png. Most are drawn from the real tiny model; costs.png from results/main.json;
+The picture of lesson 5 is docs/method.svg. Most are drawn from the real tiny model; costs.png from results/main.json;
 lesson8/boxes.png from lesson8/boxes.json, the first answers of the demo's run, which `first_boxes` takes from its folder.
 """
 
 import json
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from imagelora import ImageLoRA
 from model import attend
 from parts.backbones.layers import weights_kept
 from parts.files import read_json, write_text
+from parts.tasks.boxes import iou
 from probe import head_scores, select_heads
 
 HERE = Path(__file__).parent
@@ -48,7 +49,8 @@ def row_of_tokens():
     ]
     for i, line in enumerate(words):
         pen.text((280, 110 + 44 * i), line, BLACK, font(23))
-    figures.arrow(pen, (135, 296), (135, 330), colour=GREEN)
+    pen.line((135, 296, 135, 320), GREEN, 5)
+    pen.polygon([(135, 332), (125, 316), (145, 316)], GREEN)
     T = batch.input_ids.shape[1]
     width = (1200 - 60) / T
     for t in range(T):
@@ -153,18 +155,11 @@ def three_taus(scores):
     picture, pen = canvas(left + 3 * (G * cell + 130), top + L * cell + 50)
     pen.text((20, 16), "Six heads of the tiny model, by the same scores", BLACK, font(26))
     for i, (tau, words) in enumerate(((0, "all layers alike"), (0.5, "between"), (1, "in proportion"))):
-        x0, heads = left + i * (G * cell + 130), select_heads(scores, 6, tau)
-        pen.text((x0, top - 50), f"tau = {tau}", BLACK, font(22))
-        pen.text((x0, top - 26), words, BLACK, font(18))
-        for layer in range(L):
-            pen.text((x0 - 10, top + (layer + 0.5) * cell), str(layer), BLACK, font(18), anchor="rm")
-            for h in range(G):
-                x, y = x0 + h * cell, top + layer * cell
-                frame = (x, y, x + cell - 3, y + cell - 3)
-                pen.rectangle(frame, figures.shade((scores[layer, h] / scores.max()).item() ** 0.5))
-                if h in heads.get(layer, []):
-                    pen.rectangle(frame, outline=ORANGE, width=5)
-    pen.text((20, top + L * cell + 16), "row: layer; column: value head; outlined: selected", BLACK, font(18))
+        x = left + i * (G * cell + 130)
+        pen.text((x, top - 50), f"tau = {tau}", BLACK, font(22))
+        pen.text((x, top - 26), words, BLACK, font(18))
+        figures.head_grid(pen, (x, top), cell, scores.tolist(), select_heads(scores, 6, tau))
+    pen.text((20, top + L * cell + 16), "row: layer; column: value head; framed: selected; right: the quota of the layer", BLACK, font(18))
     return picture
 
 
@@ -205,27 +200,42 @@ def before_and_after(path):
     asked = [example for example in load("scenes-fog", None, "val", 20) if not isinstance(example.answer, str)]
     items = []
     for example, answers in zip(asked, read_json(BOXES)["answers"]):
-        items.append({"image": example.images[0], "caption": example.caption, "reference": example.answer} | answers)
+        right = {when: iou(box, example.answer) >= 0.5 for when, box in answers.items()}
+        tile = {"image": example.images[0], "caption": example.caption, "reference": example.answer, "right": right}
+        items.append(tile | answers)
     figures.examples(path, items, columns=3, side=260)
 
 
-def what_it_costs(path):
-    """Of the suite `main`: boxes in fog against the adapter's FLOPs."""
+def what_it_costs():
+    """Of the suite `main`: boxes in fog against the adapter's FLOPs. A mark is the mean of the seeds, a bar -+ one
+    standard deviation; the marks of random heads are open, their labels below."""
     ((_, rows),) = read_json(HERE.parent / "experiments/results/main.json")["tables"]
-
-    def points(names):
-        return {label: (fmean(rows[name]["FLOPs a step"]) / 1e6, rows[name]["boxes"]) for label, name in names.items()}
-
-    probed = {n: f"Image-LoRA, {n} probed heads" for n in ("3", "6", "12")} | {"all 24": "Image-LoRA, all heads"}
-    random = {n: f"Image-LoRA, {n} random heads" for n in ("3", "6", "12")}
-    lora = {"v": "LoRA v", "q, k, v, o": "LoRA q,k,v,o"}
     series = {
-        "Image-LoRA, probed heads": (BLUE, True, points(probed)),
-        "random heads": (GREY, False, points(random)),
-        "LoRA, all tokens": (ORANGE, True, points(lora)),
+        "Image-LoRA, probed heads": (BLUE, BLUE, {n: f"Image-LoRA, {n} probed heads" for n in ("3", "6", "12")}),
+        "random heads": (GREY, "white", {n: f"Image-LoRA, {n} random heads" for n in ("3", "6", "12")}),
+        "LoRA, all tokens": (ORANGE, ORANGE, {"v": "LoRA v", "q, k, v, o": "LoRA q,k,v,o"}),
     }
-    title = "Boxes found in fog: mean and standard deviation of five seeds"
-    figures.costs(path, title, "FLOPs of the adapter in a training step, in millions", rows["base"]["boxes"][0], series)
+    series["Image-LoRA, probed heads"][2]["all 24"] = "Image-LoRA, all heads"
+    picture, pen = canvas(860, 530)
+    pen.text((20, 16), "Boxes in fog: mean and standard deviation of five seeds", BLACK, font(22))
+    figures.legend(pen, 80, 74, {name: colours for name, (*colours, _) in series.items()}, 17)
+    axes = figures.Axes(picture, (80, 110, 830, 450), (4e6, 6e8), (0.55, 0.9), log_x=True)
+    axes.ticks("k", "g%")
+    axes.words(x="FLOPs of the adapter in a training step")
+    (base,) = set(rows["base"]["boxes"])
+    axes.line([(4e6, base), (6e8, base)], BLACK)
+    pen.text(axes.at(5e8, base + 0.01), f"frozen model, {base:.1%}", BLACK, font(16), anchor="rs")
+    for colour, inside, names in series.values():
+        points = {label: (fmean(rows[name]["FLOPs a step"]), rows[name]["boxes"]) for label, name in names.items()}
+        axes.line([(cost, fmean(boxes)) for cost, boxes in points.values()], colour)
+        for label, (cost, boxes) in points.items():
+            low, high = fmean(boxes) - stdev(boxes), fmean(boxes) + stdev(boxes)
+            axes.line([(cost, low), (cost, high)], colour, 3)
+            axes.mark(cost, fmean(boxes), colour, inside, 7)
+            (x, below), (_, above) = axes.at(cost, low), axes.at(cost, high)
+            where = (x, below + 8) if inside == "white" else (x, above - 22)
+            pen.text(where, label, BLACK, font(16), anchor="mt")
+    return picture
 
 
 def draw(folder):
@@ -237,7 +247,7 @@ def draw(folder):
         figures.save(picture, folder / f"lesson{number}/picture.png", optimize=True)
     figures.head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
     before_and_after(folder / "lesson8/boxes.png")
-    what_it_costs(folder / "costs.png")
+    figures.save(what_it_costs(), folder / "costs.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiments.comparisons import judged
 from experiments.runs import Setup, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, SUITES
 from experiments.tables import RESULTS, measured, write_result
-from harness.arguments import COUNT, SEED, Parser
+from harness.arguments import Parser
 from harness.processes import one_line
 from harness.report import commit
 from parts.files import InputError, reading
@@ -49,7 +49,7 @@ def run_suite(name, setup):
     tables = [("", measured(reports))] if reports else []
     comparisons = [analyses.compared(reports, *names) for names in suite.comparisons]
     further = ANALYSES[name](reports, setup) if name in ANALYSES else {}
-    comparisons = judged(comparisons + further.pop("comparisons", []))
+    comparisons = judged([c for c in comparisons + further.pop("comparisons", []) if c])
     return {
         "question": suite.question,
         "tables": tables + further.pop("tables", []),
@@ -81,8 +81,8 @@ def parse_args(argv=None):
     names = [*SUITES, "all", "rates"]
     add = parser.add_argument
     add("suites", nargs="+", choices=names, metavar="SUITE", help=", ".join(names))
-    add("--seeds", nargs="+", type=SEED, default=(), help="a run of each row for each (default: the suite's)")
-    add("--jobs", type=COUNT, default=CORES, help="runs at a time (default: one for each core)")
+    add("--seeds", nargs="+", type=int, default=(), help="a run of each row for each (default: the suite's)")
+    add("--jobs", type=int, default=CORES, help="runs at a time (default: one for each core)")
     add("--runs", type=Path, default=Path("runs/experiments"), help="where the folders of the runs are")
     add("--out", type=Path, default=RESULTS, help="where the results go (default: experiments/)")
     add("--more", default="", help='further flags for every run, such as "--steps 50"')
@@ -93,6 +93,11 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        from experiments import bench  # needs transformers and peft
+
+        return bench.main(argv[1:])
     args = parse_args(argv)
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
     try:

@@ -15,8 +15,10 @@ LORA = "LoRA, rank 8"
 
 
 def compared(reports, row, against, column=None):
-    """The comparison of two rows; of their boxes, if no column is named."""
+    """The comparison of two rows; of their boxes, if no column is named. None: the column was not measured."""
     column = column or main_column(reports[row][0])
+    if accuracy(reports[row][0], column) is None:
+        return None
     ours, theirs = ([scene_scores(report, column) for report in reports[name]] for name in (row, against))
     return compare(row, against, column, ours, theirs)
 
@@ -34,8 +36,8 @@ def deciding(comparisons):
         random_fails = by_rows[drawn, LORA]["verdict"].startswith("worse")
         if close and random_fails and by_rows[probed, drawn]["verdict"] == "better":
             shown.append(probed.removeprefix("Image-LoRA, "))
-    answer = f"shown for {' and '.join(shown)}" if shown else "shown at no budget"
-    return f"Probed heads are not worse than LoRA by more than {POINTS}, and as many random ones are worse: {answer}."
+    budgets = " and ".join(shown) or "no budget"
+    return f"Probed heads are within {POINTS} of LoRA or better, and as many random ones are worse: shown for {budgets}."
 
 
 def cost_curves(reports, setup):

@@ -14,8 +14,8 @@ import train
 from data import Processor
 from experiments.suites import COMMON
 from experiments.tables import QUESTIONS, own_data, when
+from harness.arguments import data_set
 from harness.encodings import encode_images, load_examples
-from harness.processes import choose_device
 from imagelora import load_adapter
 from model import VLM
 from parts.tasks.rows import json_rows
@@ -85,12 +85,10 @@ class Subject:
 def load_subject(setup, data="", split="test", limit=300):
     """The model of the suites, and at most `limit` examples of their data set. data: flags for another one."""
     args = train.arguments(f"{COMMON} {data} {setup.more}".split())
-    device, dtype, _ = choose_device(args.device, args.dtype)
-    limits = train.pixel_limits(args.min_pixels, args.max_pixels, None)
-    vlm, processor = train.load_model(args.model, dtype, device, *limits, quantize=args.quantize)
+    vlm, processor = train.load_model(args)
 
     limit = min(limit, (args.limit if split == "train" else args.eval_limit) or limit)
-    examples = load_examples(processor, args.data, args.data_root, split, limit)
+    examples = load_examples(processor, *data_set(args.data), split, limit)
     examples = [example for example in examples if example.images]
     encode_images(vlm, processor, examples, args.cache_vision)
     return Subject(vlm, processor, examples)

@@ -21,7 +21,7 @@ from experiments.tables import RESULTS, accuracy, main_column
 from parts.files import InputError, read_json, reading
 from probe import save_selection
 
-ROOT = Path(__file__).parent.parent
+TRAIN = RESULTS.parents[1] / "train.py"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_one(flags, setup, common=COMMON):
     # Each of the runs at a time has its share of the cores.
     threads = max(1, setup.cores // setup.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    command = [sys.executable, str(TRAIN), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         printed = done.stderr.strip().splitlines() or ["no message"]
@@ -107,7 +107,7 @@ def of_seed(flags, seed, rates):
     if "--lr" not in flags:
         longest = max((searched for searched in rates if searched in flags), key=len)
         flags += f" --lr {rates[longest]:g}"
-    return f"{flags} --seed {seed} --probe-seed {seed}".strip()
+    return f"{flags} --seed {seed}".strip()
 
 
 def run_selections(selections, setup, flags=""):

@@ -63,7 +63,7 @@ for name, flags in {"LoRA q,k,v,o": "--method lora", "LoRA v": "--method lora --
 COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, HALF, ALL)}
 COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in (1, 2, 4)}
 
-BOXES_ALONE = "--data boxes-fog --eval scenes-fog --also scenes-day sums"  # evaluated as the others are
+BOXES_ALONE = "--data boxes-fog --eval scenes-fog scenes-day sums"  # evaluated as the others are
 FORGETTING = METHODS | {
     "LoRA, half the rate": "--method lora --lr 1e-3",
     "LoRA, a quarter of the rate": "--method lora --lr 5e-4",
@@ -73,16 +73,16 @@ FORGETTING = METHODS | {
 
 PAPER = "as in the paper"
 SWITCHES = {
-    "keys": "--path k",
-    "queries": "--path q",
-    "output": "--path o",
-    "text tokens": "--tokens text",
-    "all tokens": "--tokens all",
-    "no 1/sqrt(n)": "--no-norm",
-    "an A for each head": "--shared none",
-    "one A for all layers": "--shared model",
-    "B of rank 1": "--outer",
-    "gamma 1, not learned": "--no-learn-gamma",
+    "keys": "--ablate path=k",
+    "queries": "--ablate path=q",
+    "output": "--ablate path=o",
+    "text tokens": "--ablate tokens=text",
+    "all tokens": "--ablate tokens=all",
+    "no 1/sqrt(n)": "--ablate norm=off",
+    "an A for each head": "--ablate shared=none",
+    "one A for all layers": "--ablate shared=model",
+    "B of rank 1": "--ablate outer=on",
+    "gamma 1, not learned": "--ablate gamma=fixed",
     "rank 16": RANK[16],
 }
 TAUS = {f"{FEW} heads, tau {tau}": f"--heads {FEW} --tau {tau}" for tau in (0, 0.5, 1)}
@@ -131,7 +131,7 @@ SUITES = {
     ),
     "ratio": Suite(
         "Do the savings grow with the visual share of the tokens, and is Image-LoRA as good as LoRA at each share?",
-        crossed(SHARES, METHODS) | {TEXT_TOO: f"--tokens text {SHARES['60 words']}"},
+        crossed(SHARES, METHODS) | {TEXT_TOO: f"--ablate tokens=text {SHARES['60 words']}"},
         [*ours_and_lora(SHARES), (TEXT_TOO, "60 words, LoRA")],
     ),
     "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),

@@ -1,4 +1,4 @@
-"""Image-LoRA with one of its decisions taken otherwise, for the ablations; and training on from another adapter."""
+"""Image-LoRA with one design choice changed, for the ablations."""
 
 import torch
 from torch import nn
@@ -9,9 +9,8 @@ from imagelora import (
     ImageLoRA,
     ImageLoRALayer,
     check_heads,
-    load_adapter,
 )
-from parts.files import InputError, parse_json, read_metadata, reading
+from parts.files import InputError
 
 SWITCHES = {  # name: {what --ablate NAME=VALUE calls a value: the value}; the paper's is the first
     "path": {"v": "v", "k": "k", "q": "q", "o": "o"},
@@ -143,36 +142,3 @@ class Ablation(ImageLoRA):
 
 
 METHODS[Ablation.name] = Ablation
-AS_IN_THE_PAPER = {"path": "v", "shared": "layer", "outer": False}  # on these depends which matrices there are
-
-
-def continue_from(adapter, path, vlm):
-    """Give an Image-LoRA, which is attached to `vlm`, what another one, saved at `path`, has learnt in the layers and
-    heads that both have. Raises InputError if the file is no Image-LoRA of this model, has another rank or alpha or no
-    layer in common, or one of the two has other matrices than the paper's."""
-    with reading(path, "an Image-LoRA to continue from"):
-        settings = parse_json(read_metadata(path).get("settings", "{}").encode())
-        if "heads" not in settings:
-            raise InputError(f"{path}: no Image-LoRA to continue from")
-        for name in ("rank", "alpha"):
-            if settings[name] != adapter.settings[name]:
-                raise InputError(f"{path}: its {name} is {settings[name]}; continue with --{name} {settings[name]}")
-        for name, usual in AS_IN_THE_PAPER.items():
-            if [settings.get(name, usual), adapter.settings.get(name, usual)] != [usual, usual]:
-                raise InputError(f"{path}: --continue-from goes with --{name} as in the paper only")
-
-    # Loaded as any adapter, which checks that it is complete and belongs to this model.
-    adapter.detach()
-    old = load_adapter(path, vlm)
-    old.detach()
-    adapter.attach(vlm)
-
-    if not adapter.heads.keys() & old.heads.keys():
-        raise InputError(f"{path}: its heads {old.heads} are in other layers than those to train, {adapter.heads}")
-    for layer in adapter.heads.keys() & old.heads.keys():
-        update, learnt = adapter.layers[str(layer)], old.layers[str(layer)]
-        update.A.data.copy_(learnt.A)
-        update.gamma.data.copy_(learnt.gamma)
-        for i, h in enumerate(adapter.heads[layer]):
-            if h in old.heads[layer]:
-                update.B.data[i] = learnt.B[old.heads[layer].index(h)].detach()

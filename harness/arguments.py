@@ -7,373 +7,239 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.evaluate import CURVE_ROWS
+from harness.ablations import SWITCHES, parse_ablations
 from parts.files import InputError
 from parts.tasks import TASKS
-from parts.tasks.rows import GROUNDING_PROMPT
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
-DEFAULTS = {  # what depends on the data: (of real data, of drawn data, whose images are small and in memory anyway)
-    "limit": (2000, 4800),
-    "batch": (8, 32),
-    "gamma": (0.01, 1.0),
-    "eval_limit": (500, 300),
-    "eval_batch": (32, 100),
-    "eval_every": (0, 100),
-    "workers": (2, 0),
-    "cache_vision": (0.0, 1.0),
-}
+DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
 LEARNING_RATES = {  # of real data, of drawn data: a small model takes larger steps
     "image-lora": (5e-3, 2e-2),
-    "ablation": (5e-3, 2e-2),
     "lora": (1e-3, 4e-3),
     "full": (1e-5, 5e-4),
-    "none": (0.0, 0.0),
 }
-ABLATIONS = {  # as in the paper
-    "path": "v",
-    "tokens": "visual",
-    "norm": True,
-    "shared": "layer",
-    "outer": False,
-    "learn_gamma": True,
-}
-MOST_ROWS = 10**9  # of a training: steps x batch x accumulate
+POSITIVE = ("steps", "epochs", "heads", "lr", "batch", "accumulate", "max_pixels", "min_pixels", "save_every")
+POSITIVE += ("max_new_tokens", "rank", "alpha", "gamma", "probe_samples")  # other numbers may also be 0
 EXAMPLES = """
 examples:
   python train.py                                        the tiny model, offline, on a laptop
   python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
-  python train.py --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
+  python train.py --adapter runs/.../adapter.safetensors --eval refcoco gsm8k=FOLDER
+  python -m harness.ask --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
 """
-
-
-# -- what the values of flags may be: argparse types, which raise ArgumentTypeError
-
-
-class Range(NamedTuple):
-    """A number from `least` to `most`; "nan" is none."""
-
-    kind: type
-    least: float
-    most: float
-
-    def __call__(self, text):
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = math.nan
-        if not self.least <= value <= self.most:
-            what = "whole number" if self.kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r:.60} is not a {what} from {self.least:,} to {self.most:,}")
-        return value
-
-
-COUNT, FROM_ZERO = Range(int, 1, 10**9), Range(int, 0, 10**9)
-ROWS = Range(int, 0, 10**6)
-PIXELS = Range(int, 1, 10**8)
-AT_ONCE = Range(int, 1, 10**5)  # so many rows or words are in memory at the same time
-SEED = Range(int, 0, 2**64 - 1)
-POSITIVE, SHARE = Range(float, 1e-30, 10**6), Range(float, 0, 1)
-
-
-def words(text):
-    """A text that says something."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r:.60} is empty or holds a zero byte")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r:.60} is not valid UTF-8") from None
-    return text
-
-
-def path(text):
-    """A name that a file or folder can have."""
-    try:
-        os.stat(words(text))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # what must be there is looked for later
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r:.60} cannot name a file ({error.strerror})") from None
-    return text
-
-
-def file(text):
-    """The name of a file that is there."""
-    if not os.path.isfile(path(text)):
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
-    return text
-
-
-def data_set(text):
-    """NAME or NAME=FOLDER."""
-    _, equals, folder = words(text).partition("=")
-    if equals:
-        path(folder)
-    return text
 
 
 class Parser(argparse.ArgumentParser):
     """What is wrong with the flags is one line."""
 
     def error(self, message):
-        line = " ".join(message.split())
-        print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Every flag with its default, if that is one value; the examples at the end as they are."""
+class ByData(NamedTuple):
+    """A default that depends on the data: drawn data have small images, which are in memory anyway."""
 
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+    real: float
+    drawn: float
 
-
-def parse_args(argv, methods, criteria):
-    """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value.
-
-    methods: what --method may be; criteria: what --selection may be besides the usual. Ends the program with code 2 for
-    flags that make no sense; raises InputError for an unknown data set.
-    """
-    parser = make_parser(methods, criteria)
-    args = parser.parse_args(argv)
-    found = dict(vars(args))
-    unset = object()  # what was said, and not only filled in
-    said = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(found, unset)))
-    found["given"] = sorted(name for name, value in vars(said).items() if value is not unset)
-
-    # A data set is NAME or NAME=FOLDER.
-    usual = found["eval"][0] if found["eval"] and args.eval_only else "scenes"
-    found["data"], _, folder = (args.data or usual).partition("=")
-    found["data_root"] = folder or args.data_root
-    for name in (found["data"], *(args.eval or []), *(args.also or []), args.show or "scenes"):
-        if name.partition("=")[0] not in TASKS:
-            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
-
-    # What the command line does not say depends on the data.
-    drawn = found["data"] in DRAWN
-    defaults = {name: values[drawn] for name, values in DEFAULTS.items()}
-    found = defaults | {name: value for name, value in found.items() if value is not None or name not in defaults}
-    if found["steps"] is None and found["epochs"] is None and drawn:
-        found["steps"] = 300
-    if found["heads"] is None and drawn and args.model == "tiny":
-        found["heads"] = TINY_HEADS
-    if found["method"] == "image-lora" and any(found[name] != usual for name, usual in ABLATIONS.items()):
-        found["method"] = "ablation"
-    if found["lr"] is None:
-        rates = LEARNING_RATES.get(found["method"], LEARNING_RATES["lora"])
-        found["lr"] = rates[drawn]
-    if found["method"] == "full":
-        found["cache_vision"] = 0.0  # the encoder itself is trained
-    if found["find"] and not found["prompt"]:
-        found["prompt"] = GROUNDING_PROMPT.format(found["find"])
-    if found["prompt"]:  # a question, not a training
-        found["eval_only"] = True
-
-    if problem := nonsense(found):
-        parser.error(problem)
-    return argparse.Namespace(**found)
-
-
-def nonsense(found):
-    """What is wrong with {flag: value}, or None."""
-    if found["steps"] is not None and found["epochs"] is not None:
-        return "--steps and --epochs exclude each other"
-    if not found["targets"] or set(found["targets"]) - set("qkvo"):
-        return f"--targets {found['targets']:.40}: choose from q, k, v, o"
-    smallest, largest = found["min_pixels"] or 0, found["max_pixels"] or (math.inf if found["adapter"] else MAX_PIXELS)
-    if smallest > largest:
-        return f"--min-pixels {smallest}: max_pixels {largest} is below min_pixels"
-    if (rows := (found["steps"] or 0) * found["batch"] * found["accumulate"]) > MOST_ROWS:
-        return f"--steps x --batch x --accumulate are {rows:,} rows; {MOST_ROWS:,} is the most"
-    if found["adapter"] and not found["eval_only"]:  # --prompt and --find imply it
-        return "--adapter needs --eval-only"
-    if (found["image"] or found["predict"]) and not found["prompt"]:
-        return "--image and --predict need --prompt or --find"
-    if found["image"] and found["predict"]:
-        return "--image and --predict exclude each other"
-    if found["method"] == "full" and found["dtype"] == "float16":
-        return "--method full: --dtype must be float32 or bfloat16"
-    if found["quantize"] and (found["method"] == "full" or found["from_scratch"]):
-        return "--quantize is for a checkpoint's frozen weights: not with --method full or --from-scratch"
-    if found["continue_from"] and found["method"] not in ("image-lora", "ablation"):
-        return "--continue-from needs --method image-lora"
-    return None
-
-
-def planned_steps(args, rows):
-    """Optimiser steps of a run on so many examples: --steps, or those of --epochs (1) passes over them."""
-    step = args.batch * args.accumulate
-    steps = (args.steps or math.ceil((args.epochs or 1) * rows / step)) if rows else 0
-    if steps * step > MOST_ROWS:
-        raise InputError(f"--epochs {args.epochs:g}: {steps * step:,} rows; {MOST_ROWS:,} is the most")
-    return steps
-
-
-def evaluation_sets(args):
-    """What --eval and --also name: [(data set, its folder or None, its split, room for an answer), ...]. The accuracy of
-    the first is the run's."""
-    own, also = args.eval or [args.data], args.also or []
-    if args.data == "scenes" and not args.eval:  # a mixture, which is measured by its parts
-        own = [f"scenes-{DEMO_LOOK}"]
-        also = list(dict.fromkeys(["scenes-day", "sums", *also]))
-    sets = []
-    for named in [*own, *also]:
-        name, _, folder = named.partition("=")
-        if not folder and name == args.data:
-            folder = args.data_root
-        split = args.eval_split
-        if named in also and name not in DRAWN:  # it may have other splits
-            split = None
-        other = args.eval_only or (name, folder) != (args.data, args.data_root)
-        if named in [*(args.eval or []), *also] and other and folder and Path(folder).is_file():
-            split = split or "test"  # all of a file that is not trained on
-        room = args.max_new_tokens or TASKS[name].new_tokens
-        if any(name == other for other, *_ in sets):
-            raise InputError(f"--eval, --also: {name} is named twice; evaluate its folders one after another")
-        sets.append((name, folder, split or TASKS[name].eval_split, room))
-    return sets
+    def __str__(self):
+        return f"{self.real}; drawn data: {self.drawn}"
 
 
 def make_parser(methods, criteria):
-    """The flags in groups: first the ten that matter most. A flag whose default depends on others has None here; its
-    help says what it will be."""
+    """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
-    usage = "python train.py [flags]"
-    parser = Parser(usage=usage, description=about, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(usage="python train.py [flags]", description=about, epilog=EXAMPLES, formatter_class=form)
+    usual = {}
     yes_no = argparse.BooleanOptionalAction
-
-    def selection(text):
-        return text if text in ("probe", *criteria, "random", "all") else file(text)
 
     def group(title):
         g = parser.add_argument_group(title)
 
         def add(name, help, default=None, **options):
-            if isinstance(options.get("type"), Range):
-                options["metavar"] = "N" if options["type"].kind is int else "X"
-            g.add_argument(name, help=help, default=default, **options)
+            usual[name.removeprefix("--").replace("-", "_")] = default
+            if default not in (None, []):
+                help += f" (default: {default})"
+            if options.get("type") in (int, float):
+                options["metavar"] = "N" if options["type"] is int else "X"
+            g.add_argument(name, help=help, **options)
 
         return add
 
-    add = group("the ten flags that matter first")
+    add = group("what is trained, and how long")
     models = "checkpoint folder or hub id; tiny: the model that comes with this program"
-    add("--model", models, "tiny", type=path, metavar="NAME")
-    sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)} (default: scenes)"
-    add("--data", sets, type=data_set, metavar="NAME")
-    where = "folder of --data (default: data/NAME; RefCOCO: fetched if it is not there)"
-    add("--data-root", where, type=path, metavar="FOLDER")
+    add("--model", models, "tiny", metavar="NAME")
+    sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}"
+    add("--data", sets, "scenes", metavar="NAME")
     add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
-    add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=COUNT)
-    add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=COUNT)
-    rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items() if real)
-    add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=POSITIVE)
+    add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
+    add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=int)
+    add("--epochs", "instead of --steps: passes over the training rows", type=float)
+    rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items())
+    add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
+    add("--batch", "examples of one forward and backward pass; of an evaluation four times as many", ByData(8, 32), type=int)
+    add("--accumulate", "passes of one optimiser step", 1, type=int)
+    add("--seed", "draws initial weights, the order of the data, and the probe's rows and A", 0, type=int)
+
+    add = group("speed and memory")
     area = f"largest area of a resized image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})"
-    add("--max-pixels", area, type=PIXELS)
-    add("--out", "folder of the run (default: runs/TIME-DATA-METHOD)", type=path, metavar="FOLDER")
-    add("--resume", "continue an interrupted run, with its own arguments", type=path, metavar="RUN")
-
-    add = group("instead of training")
-    add("--eval-only", "train nothing; with --adapter also evaluate that", False, action=yes_no)
-    add("--adapter", "adapter.safetensors to evaluate, at the resolution it was trained at", type=file, metavar="FILE")
-    add("--prompt", "one question, answered without and with --adapter", type=words, metavar="TEXT")
-    add("--find", 'in short: where is it? "the red cup" is put into the prompt for boxes', type=words, metavar="TEXT")
-    add("--image", "with --prompt or --find: ask about these images", [], nargs="*", type=path, metavar="FILE")
-    add("--predict", "with --prompt or --find: ask about every image of a folder", type=path, metavar="FOLDER")
-    add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
-    add("--score", "score the answers of a run again, from its predictions.jsonl", type=file, metavar="FILE")
-    add(
-        "--show",
-        "draw rows of a data set with their boxes into OUT/rows.png, load no model",
-        type=data_set,
-        metavar="NAME",
-    )
-
-    add = group("model")
-    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=PIXELS)
-    add("--from-scratch", "random weights for the model's config.json", False, action=yes_no)
-    add(
-        "--device",
-        "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one",
-        "auto",
-        type=words,
-        metavar="NAME",
-    )
+    add("--max-pixels", area, type=int)
+    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
+    add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto", metavar="NAME")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
     add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
+    add("--checkpointing", "less memory, a third more time", False, action=yes_no)
+    add("--workers", "processes that read and cut images ahead of the steps", ByData(min(8, CORES - 1), 0), type=int)
+    add("--cache-vision", "GiB for embeddings of images, each encoded once", ByData(0.0, 1.0), type=float)
 
-    add = group("data")
-    add("--train-split", "split to probe and train on", "train", type=words, metavar="NAME")
-    add("--limit", f"training rows; 0: all ({by_data('limit')})", type=ROWS)
-    held_out = f"data sets to evaluate on (default: --data; of scenes: scenes-{DEMO_LOOK})"
-    add("--eval", held_out, nargs="+", type=data_set, metavar="NAME")
-    also = "further data sets to evaluate on; scenes without --eval adds scenes-day and sums"
-    add("--also", also, nargs="*", type=data_set, metavar="NAME")
-    add("--eval-split", "their split (default: by data set, mostly val)", type=words, metavar="NAME")
-    add("--eval-limit", f"evaluation rows of each data set; 0: all ({by_data('eval_limit')})", type=ROWS)
-    add("--preamble", "words of unrelated text before each question", 0, type=Range(int, 0, 10**5))
+    add = group("the folder of the run")
+    add("--out", "where (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
+    add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
+    add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
+    add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
+
+    add = group("data and evaluation")
+    add("--train-split", "split to probe and train on", "train", metavar="NAME")
+    add("--limit", "training rows; 0: all", ByData(2000, 4800), type=int)
+    held_out = "data sets to evaluate on; the first one counts as the run's (default: --data; of scenes: its parts)"
+    add("--eval", held_out, nargs="+", metavar="NAME")
+    add("--eval-split", "split of the first one (default: by data set, mostly val)", metavar="NAME")
+    add("--eval-limit", "evaluation rows of each data set; 0: all", ByData(500, 300), type=int)
+    add("--max-new-tokens", "longest answer (default by data set: 48, llava 200, gsm8k 400)", type=int)
+    by_now = "steps between measurements on a few held-out rows, for the curve; 0: none"
+    add("--eval-every", by_now, ByData(0, 100), type=int)
+    add("--base", "also evaluate the model before it is trained", True, action=yes_no)
+    add("--adapter", "train nothing: evaluate this adapter, at the resolution it was trained at", metavar="FILE")
+    add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
 
     add = group("method")
-    add("--rank", "R", 8, type=Range(int, 1, 10**4))
-    add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=POSITIVE)
-    add("--gamma", f"gamma at the start; the tiny model learns faster from 1 ({by_data('gamma')})", type=POSITIVE)
+    add("--rank", "R", 8, type=int)
+    add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
+    add("--gamma", "gamma at the start; the tiny model learns faster from 1", ByData(0.01, 1.0), type=float)
     selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
-    add("--selection", selections, "probe", type=selection, metavar="NAME")
-    add("--tau", "a layer's share of the budget goes with its score to this power", 0.5, type=Range(float, 0, 1000))
-    add("--probe-samples", "training rows to probe with", 64, type=COUNT)
-    add("--probe-seed", "draws the probe's A and its rows", 0, type=SEED)
-    add("--targets", "projections that --method lora adapts", "qkvo", type=words, metavar="LETTERS")
-    add("--continue-from", "start from an Image-LoRA, in the heads it also has", type=file, metavar="ADAPTER")
-
-    add = group("ablations: one decision of the method taken otherwise, see harness/ablations.py")
-    add("--path", "projection that Image-LoRA adapts", "v", choices=("v", "k", "q", "o"))
-    add("--tokens", "tokens that it adapts", "visual", choices=("visual", "text", "all"))
-    add("--norm", "1 / sqrt(n), the selection-size normalization", True, action=yes_no)
-    sharing = "who shares one A: the heads of a layer, all heads of the model, none"
-    add("--shared", sharing, "layer", choices=("layer", "model", "none"))
-    add("--outer", "B of each head is an outer product: its rank is 1", False, action=yes_no)
-    add("--learn-gamma", "learn gamma; else it is 1", True, action=yes_no)
-
-    add = group("optimisation")
-    add("--epochs", "instead of --steps: passes over the training rows", type=POSITIVE)
-    add("--batch", f"examples of one forward and backward pass ({by_data('batch')})", type=AT_ONCE)
-    add("--accumulate", "passes of one optimiser step", 1, type=AT_ONCE)
-    add("--warmup", "share of the steps over which the rate rises; then it follows a cosine", 0.05, type=SHARE)
-    add("--clip", "largest norm of the gradient", 1.0, type=POSITIVE)
-    add("--seed", "draws initial weights and the order of the data", 0, type=SEED)
-
-    add = group("speed and memory: the same results")
-    add("--share-images", "questions about one image share one row", True, action=yes_no)
-    add(
-        "--cache-vision",
-        f"GiB for embeddings of images, each encoded once ({by_data('cache_vision')})",
-        type=Range(float, 0, 10**6),
-    )
-    add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add(
-        "--workers",
-        f"processes that read and cut images ahead of the steps ({by_data('workers')})",
-        type=Range(int, 0, 256),
-    )
-    add("--eval-batch", f"questions answered at once ({by_data('eval_batch')})", type=AT_ONCE)
-
-    add = group("evaluation and saving")
-    add("--base", "also evaluate the model before it is trained", True, action=yes_no)
-    tokens = "longest answer (default by data set: 48, llava 200, gsm8k 400; --prompt 200)"
-    add("--max-new-tokens", tokens, type=AT_ONCE)
-    by_now = (
-        f"steps between measurements on {CURVE_ROWS} held-out rows, for the curve; 0: none ({by_data('eval_every')})"
-    )
-    add("--eval-every", by_now, type=FROM_ZERO)
-    add("--save-every", "steps between saved states, from which --resume continues", 100, type=COUNT)
-    add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
-    return parser
+    add("--selection", selections, "probe", metavar="NAME")
+    add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
+    add("--probe-samples", "training rows to probe with", 64, type=int)
+    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
+    names = ", ".join(SWITCHES)
+    add("--ablate", f"design choices of Image-LoRA to change: {names}, gamma", [], nargs="+", metavar="NAME=VALUE")
+    return parser, usual
 
 
-def by_data(name):
-    """The default of a flag that depends on the data, in words."""
-    real, drawn = DEFAULTS[name]
-    return f"default: {real}; drawn data: {drawn}"
+def parse_args(argv, methods, criteria):
+    """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value; `given` has
+    the names of those on the command line.
+
+    methods: what --method may be; criteria: what --selection may be besides the usual. Ends the program with code 2 for
+    flags that make no sense; raises InputError for an unknown data set.
+    """
+    parser, usual = make_parser(methods, criteria)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    if problem := nonsense(given):
+        parser.error(problem)
+
+    # What is only evaluated, and on what data.
+    only_evaluated = "adapter" in given or given.get("method") == "none"
+    if only_evaluated:
+        usual |= {"method": "none", "data": given.get("eval", [usual["data"]])[0]}
+    data = given.get("data", usual["data"])
+    for name in [data, *given.get("eval", [])]:
+        if data_set(name)[0] not in TASKS:
+            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
+
+    # Every flag that was not given has its default. Some depend on the data, the model and the method.
+    drawn = data_set(data)[0] in DRAWN
+    for name, default in usual.items():
+        if isinstance(default, ByData):
+            usual[name] = default[drawn]
+    usual["lr"] = LEARNING_RATES.get(given.get("method", "image-lora"), LEARNING_RATES["lora"])[drawn]
+    if drawn and "epochs" not in given:
+        usual["steps"] = 300
+    if drawn and given.get("model", usual["model"]) == "tiny":
+        usual["heads"] = TINY_HEADS
+    args = argparse.Namespace(**(usual | given), given=sorted(given))
+
+    # One design choice of Image-LoRA changed is another method.
+    if parse_ablations(args.ablate):
+        args.method = "ablation"
+    if args.method == "full":
+        args.cache_vision = 0.0  # the encoder itself is trained
+    return args
+
+
+def data_set(text):
+    """"NAME" or "NAME=FOLDER" -> (name, folder or None)."""
+    name, _, folder = text.partition("=")
+    return name, folder or None
+
+
+def nonsense(given):
+    """What is wrong with the flags that were given, or None."""
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in POSITIVE and not 0 < value < math.inf:
+            return f"{flag} {value}: must be a positive number"
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            return f"{flag} {value}: must not be negative"
+    if "steps" in given and "epochs" in given:
+        return "--steps and --epochs exclude each other"
+    if not given.get("targets", "q") or set(given.get("targets", "q")) - set("qkvo"):
+        return f"--targets {given['targets']}: choose from q, k, v, o"
+    largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
+    if given.get("min_pixels", 0) > largest:
+        return f"--min-pixels {given['min_pixels']}: --max-pixels {largest} is below it"
+    method = given.get("method", "image-lora")
+    if "adapter" in given and given.get("method", "none") != "none":
+        return "--adapter is evaluated, not trained: leave --method out"
+    if "ablate" in given and ("adapter" in given or method != "image-lora"):
+        return "--ablate changes --method image-lora: leave the other method out"
+    if method == "full" and given.get("dtype") == "float16":
+        return "--method full: --dtype must be float32 or bfloat16"
+    if method == "full" and "quantize" in given:
+        return "--quantize is for frozen weights: not with --method full"
+    return None
+
+
+def planned_steps(args, rows):
+    """Optimiser steps of a run on so many examples: --steps, or those of --epochs (1) passes over them."""
+    if not rows:
+        return 0
+    return args.steps or math.ceil((args.epochs or 1) * rows / (args.batch * args.accumulate))
+
+
+class EvaluationSet(NamedTuple):
+    """One data set to evaluate on."""
+
+    name: str
+    folder: str | None
+    split: str
+    max_new_tokens: int
+
+
+def evaluation_sets(args):
+    """What is evaluated: [EvaluationSet]. The accuracy of the first is the run's.
+
+    --eval-split is the split of the first one and of drawn data; others may have other splits. A file of one's own that
+    is not trained on is evaluated completely."""
+    trained = data_set(args.data)
+    names = args.eval or (DEMO_SETS if args.data == "scenes" else [args.data])
+    sets = []
+    for text in names:
+        name, folder = data_set(text)
+        if name == trained[0]:
+            folder = folder or trained[1]
+        split = args.eval_split if not sets or name in DRAWN else None
+        trained_on = args.method != "none" and (name, folder) == trained
+        if args.eval and not split and not trained_on and folder and Path(folder).is_file():
+            split = "test"
+        if any(name == other.name for other in sets):
+            raise InputError(f"--eval: {name} is named twice; evaluate its folders one after another")
+        task = TASKS[name]
+        sets.append(EvaluationSet(name, folder, split or task.eval_split, args.max_new_tokens or task.new_tokens))
+    return sets

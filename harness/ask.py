@@ -2,46 +2,35 @@
 
     python -m harness.ask --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
     python -m harness.ask --model Qwen/Qwen2.5-VL-3B-Instruct --folder photos --prompt "What is this?"
+
+Further flags are those of train.py: --max-pixels, --max-new-tokens, --device, --dtype, --quantize, --out.
 """
 
-import argparse
 import json
 import time
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from PIL import Image
 
-from data import Example, Processor
-from harness import ending, figures, report, state
-from harness.processes import choose_device, progress
+from data import Example
+from harness import ending, figures
+from harness.arguments import Parser, parse_args
+from harness.loading import base_of, load_model
+from harness.processes import progress
 from imagelora import load_adapter
-from model import VLM
-from parts.files import InputError, read_metadata
+from parts.files import InputError, write_text
 from parts.tasks.boxes import box_from_model, parse_box
 from parts.tasks.images import FORMATS, open_image
 from parts.tasks.rows import GROUNDING_PROMPT
 
-ROOT = Path(__file__).parent.parent
-MAX_NEW_TOKENS = 200
 ENDINGS = [suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS]
 
 
-def load(name, adapter, max_pixels, device, dtype):
-    """(vlm, processor) of the model `name`; None: of the model that the adapter file names."""
-    name = name or (read_metadata(adapter).get("model") if adapter else None)
-    if not name:
-        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
-    device, dtype, _ = choose_device(device, dtype)
-    checkpoint = ROOT / "parts/tiny" if name == "tiny" else name
-    vlm = VLM.from_pretrained(checkpoint, dtype, device)
-    report.show_model(name, vlm)
-    return vlm, Processor.from_pretrained(checkpoint, *state.pixel_limits(None, max_pixels, adapter))
-
-
-def ask(vlm, processor, images, prompt):
+def ask(vlm, processor, images, prompt, max_new_tokens):
     """Generate an answer: (text, the box in it, in pixels of the only image, or None)."""
     example = Example(images, prompt, source=", ".join(map(str, images)))
-    (ids,) = vlm.generate(processor([example]).to(vlm.device), MAX_NEW_TOKENS)
+    (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens)
     text, box = processor.decode(ids), parse_box(processor.decode(ids))
     if box is None or len(images) != 1:
         return text, None
@@ -49,13 +38,13 @@ def ask(vlm, processor, images, prompt):
     return text, box_from_model(box, visual.size, processor.box_scale(visual))
 
 
-def ask_once(vlm, processor, images, prompt, adapter, out):
+def ask_once(vlm, processor, images, prompt, adapter, max_new_tokens, out):
     """Print what the base model answers, and what it answers with the adapter; draw the boxes on the only image."""
     item = {"caption": prompt}
     for when in ("base", "tuned") if adapter else ("base",):
         if when == "tuned":
             load_adapter(adapter, vlm)
-        text, box = ask(vlm, processor, images, prompt)
+        text, box = ask(vlm, processor, images, prompt, max_new_tokens)
         print(f"{when:8} {text}")
         if box:
             print(f"         box in pixels of the image: {[round(c) for c in box]}")
@@ -65,8 +54,8 @@ def ask_once(vlm, processor, images, prompt, adapter, out):
         print(f"drawn in {out / 'answer.png'}")
 
 
-def ask_folder(vlm, processor, folder, prompt, out):
-    """Ask about every image of a folder. An answer is a line of predictions.jsonl, written as it comes. A bad image is
+def ask_folder(vlm, processor, folder, prompt, max_new_tokens, file):
+    """Ask about every image of a folder. Each answer is a line of `file`, written as it comes. A bad image is
     named, counted and left out."""
     entries = sorted(Path(folder).glob("*"))
     if folders := [entry.name for entry in entries if entry.is_dir()]:
@@ -75,45 +64,41 @@ def ask_folder(vlm, processor, folder, prompt, out):
     if not images:
         raise InputError(f"--folder {folder}: no image in it ({' '.join(ENDINGS)})")
     bad = 0
-    with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines:
+    write_text(file, "")
+    with open(file, "a", encoding="utf-8") as lines:
         for image in progress(images, desc="answering"):
             try:
-                text, box = ask(vlm, processor, [image], prompt)
+                text, box = ask(vlm, processor, [image], prompt, max_new_tokens)
             except InputError as error:
                 print(f"left out {error}")
                 bad += 1
                 continue
             row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
             print(json.dumps(row, ensure_ascii=False), file=lines, flush=True)
-    print(f"answers  to {len(images) - bad} images, {bad} left out: {out / 'predictions.jsonl'}")
+    print(f"answers  to {len(images) - bad} images, {bad} left out: {file}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(usage="python -m harness.ask [flags]", description=__doc__.partition("\n")[0])
+    parser = Parser(usage="python -m harness.ask [flags]", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     images, question = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group(required=True)
-    add = parser.add_argument
-    add("--model", help="checkpoint folder, hub id or tiny (default: the model that --adapter names)")
-    add("--adapter", help="adapter.safetensors of a run")
     images.add_argument("--image", nargs="+", default=[], metavar="FILE", help="one question about these images")
     images.add_argument("--folder", help="the same question about every image of a folder")
     question.add_argument("--prompt", metavar="TEXT", help="any question")
     question.add_argument("--find", metavar="TEXT", help='asks for the box of "the red cup"')
-    add("--max-pixels", type=int, help="largest area of a resized image (default: as the adapter was trained)")
-    add("--device", default="auto", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    add("--out", type=Path, default=f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask", help="folder (default: runs/TIME-ask)")
-    args = parser.parse_args(argv)
     with ending.in_one_line():
-        state.check_place(args.out)
-        args.out.mkdir(parents=True, exist_ok=True)
-        vlm, processor = load(args.model, args.adapter, args.max_pixels, args.device, args.dtype)
-        prompt = args.prompt or GROUNDING_PROMPT.format(args.find)
-        if not args.folder:
-            ask_once(vlm, processor, args.image, prompt, args.adapter, args.out)
+        asked, others = parser.parse_known_args(argv)
+        args = parse_args(["--method", "none", *others], ["none"], [])
+        if "model" not in args.given:
+            args.model = base_of(args.adapter)
+        vlm, processor = load_model(args)
+        prompt, length = asked.prompt or GROUNDING_PROMPT.format(asked.find), args.max_new_tokens or 200
+        out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
+        if not asked.folder:
+            ask_once(vlm, processor, asked.image, prompt, args.adapter, length, out)
             return
         if args.adapter:
             load_adapter(args.adapter, vlm)
-        ask_folder(vlm, processor, args.folder, prompt, args.out)
+        ask_folder(vlm, processor, asked.folder, prompt, length, out / "predictions.jsonl")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def explained(error):
         elif now.shape:  # [P, E]
             rows = f" with images of {now.shape[0]} patches in the vision encoder"
         what = f"out of memory{rows}" + (f", {tried[0].lower()}" if tried else "")
-        return f"{what}; lower --max-pixels, --batch or --eval-batch, or add --checkpointing"
+        return f"{what}; lower --max-pixels or --batch, or add --checkpointing"
     if isinstance(error, OSError) and error.errno in NO_DISK:
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
     if "no space left on device" in said.lower():
@@ -140,12 +140,6 @@ def saved(step):
             with together():
                 dist.all_reduce(torch.zeros(1))
         raise KeyboardInterrupt
-
-
-def deaf(number):
-    """Of a worker process: what the terminal sends to all processes is the main one's business."""
-    for signal_number in set(SIGNALS) - {signal.SIGTERM}:
-        signal.signal(signal_number, signal.SIG_IGN)
 
 
 # -- numbers

@@ -65,13 +65,9 @@ def together():
         raise InputError(f"another process of this run has ended or does not answer: {reason:.150}") from None
 
 
-def choose_device(name, dtype, full=False):
-    """The flags --device and --dtype -> (device, dtype of the weights, whether the arithmetic is bfloat16 though the
-    weights are float32). By default bfloat16 on a GPU that computes in it, float32 elsewhere.
-
-    full: the weights themselves are trained. They are float32 then, since bfloat16 would round small steps away.
-    Raises InputError for a device that is not here.
-    """
+def choose_device(name, dtype):
+    """The flags --device and --dtype -> (device, dtype). By default bfloat16 on a GPU that computes in it, float32
+    elsewhere. Raises InputError for a device that this machine does not have."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
@@ -82,9 +78,7 @@ def choose_device(name, dtype, full=False):
     if dtype == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if native else "float32"
-    if full:
-        return device, torch.float32, dtype == "bfloat16"
-    return device, getattr(torch, dtype), False
+    return device, getattr(torch, dtype)
 
 
 def progress(*args, leave=False, **kwargs):

@@ -7,16 +7,16 @@ import re
 import subprocess
 import time
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median
 
 import torch
 
-from data import load
 from harness import ending, figures
+from harness.arguments import data_set
 from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
-from harness.state import check_place
 from parts.backbones import nf4
 from parts.files import InputError, write_text
 from parts.tasks.images import open_image
@@ -33,20 +33,6 @@ def show_example(processor, example):
     text = re.sub(r"(<\|(?:image|video)_pad\|>)\1*", lambda run: f"{run[1]} x {len(run[0]) // len(run[1])}", text)
     answer = processor.tokenizer.decode(ids[answer_start:], skip_special_tokens=False)
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
-
-
-def show_rows(args):
-    """--show: print twelve training rows of a data set, NAME or NAME=FOLDER, and draw their images with the boxes."""
-    name, _, folder = args.show.partition("=")
-    examples = load(name, folder or args.data_root, args.train_split, 12)
-    for example in examples:
-        print(f"{example.name}: {example.prompt!r} -> {example.answer!r}")
-    items = [example_item(example, {}) for example in examples if len(example.visuals) == 1]
-    if items:
-        out = Path(args.out or "runs/show")
-        check_place(out)
-        figures.examples(out / "rows.png", items)
-        print(f"drawn in {out / 'rows.png'}")
 
 
 def show_model(model, vlm):
@@ -206,44 +192,61 @@ def curve(points, predictions, main_data, steps):
 
 def write(out, arguments, measured, predictions, command):
     """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
-    made_by = {name: arguments[name] for name in ("method", "seed", "data")}
+    made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
     how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
     lines = [p | {"when": when} for when, found in predictions.items() for p in found]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1, allow_nan=False) + "\n")
 
 
-def draw(out, report, state, examples, predictions, main_data):
-    """heads.png, curve.png and examples.png; predictions: {"base": [...], "tuned": [...]} for the examples of main_data.
-    Of drawn data also scene.png, the first image."""
+def draw(out, report, state, held_out, predictions, main_data):
+    """heads.png, curve.png and examples.png, each if there is something to show. Of drawn data also scene.png, an image
+    to ask about, since no file holds them. held_out: {data set: examples}; predictions: {"base": [...], "tuned": [...]}."""
     if report["heads"]:
         figures.head_map(out / "heads.png", state["scores"], report["heads"])
     if state["log"]:
         losses = [(line["step"], line["loss"]) for line in state["log"]]
         figures.curve(out / "curve.png", losses, report["curve"])
-    shown = [i for i, example in enumerate(examples) if len(example.visuals) == 1][:12]
-    items = []
-    for i in shown:
-        answers = {when: found[i] for when, found in predictions.items() if found}
-        items.append(example_item(examples[i], answers))
-    if items:
-        figures.examples(out / "examples.png", items)
-    if items and main_data in DRAWN:  # no file holds its images: keep one to ask about
-        figures.save(items[0]["image"], out / "scene.png")
+    tiles = [tile(example, answers, main_data) for example, answers in telling_rows(held_out, predictions, main_data)]
+    if tiles:
+        figures.examples(out / "examples.png", tiles)
+    if tiles and main_data in DRAWN:
+        figures.save(tiles[0]["image"], out / "scene.png")
 
 
-def example_item(example, answers):
+def telling_rows(held_out, predictions, main_data, count=12):
+    """[(example, {"base" or "tuned": its prediction})] for examples.png. Of the main data set those that base and tuned
+    answer differently come first, and a failure is among them; then follows a row of each other data set."""
+    rows = {}
+    for name, examples in held_out.items():
+        of_set = {when: [p for p in some if p["data"] == name] for when, some in predictions.items()}
+        answers = [dict(zip(of_set, pair)) for pair in zip_longest(*of_set.values())]  # None: not asked
+        rows[name] = [pair for pair in zip(examples, answers) if len(pair[0].visuals) == 1]
+
+    def scores(row):
+        return {answer["score"] for answer in row[1].values() if answer}
+
+    own = sorted(rows.pop(main_data), key=lambda row: len(scores(row)) < 2)
+    others = [of_set[0] for of_set in rows.values() if of_set]
+    first, rest = own[: count - 1 - len(others)], own[count - 1 - len(others) :]
+    failures = [row for row in rest if not any(scores(row))]
+    return first + failures[:1] + others
+
+
+def tile(example, answers, main_data):
     """One tile of examples.png: the image (of a video, the frame in the middle), what is asked for, the reference and
     the answers. A point is drawn as a small box."""
     frames = example.visuals[0].frames
-    item = {"image": open_image(frames[len(frames) // 2]), "reference": example.answer}
+    item = {"image": open_image(frames[len(frames) // 2]), "reference": example.answer, "right": {}}
     item["caption"] = example.caption or example.prompt
     for when, answer in answers.items():
-        found = answer["parsed"]
-        if answer["metric"] == "point" and found:
-            x, y = found
-            found = [x - 4, y - 4, x + 4, y + 4]
-        item[when] = found
+        if answer:
+            item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
+            if answer["metric"] == "point" and answer["parsed"]:
+                x, y = answer["parsed"]
+                item[when] = [x - 4, y - 4, x + 4, y + 4]
+            if answer["data"] != main_data:
+                item["caption"] = f"{answer['data']}: {example.caption or example.prompt}"
     return item
 
 
@@ -281,7 +284,7 @@ def print_end(report, predictions, main_data, out):
     print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
-        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT (or --prompt TEXT)")
+        print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 

@@ -15,14 +15,11 @@ from pathlib import Path
 import torch
 
 from harness import ending
-from harness.arguments import MAX_PIXELS
+from harness.arguments import data_set
 from harness.processes import RANK
-from parts.backbones.qwen import check_number
 from parts.files import (
     InputError,
-    parse_json,
     read_json,
-    read_metadata,
     reading,
     write_text,
     writing,
@@ -45,13 +42,13 @@ def start(args):
     state = NOTHING_YET | {"step": 0, "log": [], "curve": []}
     what = "probe" if args.probe_only else args.method
     named = args.resume or args.out
-    out = Path(named or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{args.data}-{what}")
+    out = Path(named or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{data_set(args.data)[0]}-{what}")
     begun = out / "arguments.json"
     if args.resume and not begun.is_file():
         raise InputError(f"{begun}: no such file; --resume takes the folder of a run")
     check_place(out)
     if not named or not begun.is_file():
-        if args.out and not args.prompt and out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
+        if args.out and out.is_dir() and any(file.suffix != ".part" for file in out.iterdir()):
             raise InputError(f"--out {out}: holds other files; choose another folder")
         return args, out, state
 
@@ -59,8 +56,6 @@ def start(args):
     saved = read_arguments(out, vars(args).keys())
     now = vars(args)
     names = set(args.given) - {"resume"} if args.resume else now.keys() - {"given", "resume", "out"}
-    if "data" in names and now["data_root"]:  # NAME=FOLDER says both
-        names.add("data_root")
     for name in sorted(names):
         if saved[name] != now[name]:
             flag, ways = f"--{name.replace('_', '-')}", "leave it out, or begin a new run"
@@ -208,14 +203,3 @@ def restore(state, parameters, optimizer):
         for p, saved in zip(parameters, state["parameters"]):
             p.data.copy_(saved)
         optimizer.load_state_dict(now | {"state": moments})
-
-
-def pixel_limits(min_pixels, max_pixels, adapter_file):
-    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
-    notes = {}
-    if adapter_file:
-        with reading(adapter_file, "an adapter"):
-            notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
-            for name in notes.keys() & {"min_pixels", "max_pixels"}:
-                check_number(name, notes[name], int, 1, 2**40)
-    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)

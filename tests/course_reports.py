@@ -21,9 +21,8 @@ def write_reports(folder):
         arguments = {"heads": 3 if name == "few" else 6, "selection": "random" if name == "random" else "probe"}
         arguments |= {
             "seed": seed,
-            "probe_seed": seed,
             "lr": 0.02,
-            "given": ["heads", "probe_seed", "seed", "selection"],
+            "given": ["heads", "seed", "selection"],
         }
         tuned = {"accuracy": share + 0.1, "by_kind": {"scenes-fog grounding": share, "scenes-fog attribute": 0.9}}
         file = folder / f"runs/{run}/report.json"

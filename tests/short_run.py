@@ -10,7 +10,7 @@ from model import VLM
 from parts.files import read_safetensors
 
 SMALL_RUN = ["--limit=12", "--eval-limit=6", "--steps=4", "--batch=4", "--probe-samples=3", "--max-new-tokens=4"]
-SMALL_RUN += ["--also", "sums"]
+SMALL_RUN += ["--eval", "scenes-day", "sums"]
 
 
 def run(checkpoint, out, *more):

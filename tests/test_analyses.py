@@ -3,10 +3,9 @@
 import json
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from experiments import analyses, loading, selection, suites, tables, trained
+from experiments import loading, selection, suites, tables, trained
 from harness import criteria
 from model import attend
 from parts.backbones.layers import weights_kept
@@ -36,15 +35,10 @@ def test_the_scores_of_a_comparison_are_those_of_the_tuned_model_in_the_column_b
         data = source.split()[0]
         return {"when": when, "data": data, "kind": kind, "images": images, "source": source, "score": score}
 
-    lines = [
-        line("base", "scenes-fog test 7.0", "grounding", 0.0),
-        line("tuned", "scenes-fog test 7.0", "grounding", 1.0),
-        line("tuned", "scenes-fog test 7.2", "grounding", 0.5),
-        line("tuned", "scenes-fog test 7.3", "attribute", 0.2),
-        line("tuned", "scenes-day test 7.0", "grounding", 0.3),
-        line("tuned", "refcoco val 3", "", 0.9, ["a.jpg"]),
-        line("tuned", "sums test 4.0", "text", 0.8, []),
-    ]
+    lines = [line("base", "scenes-fog test 7.0", "grounding", 0.0)]
+    lines += [line("tuned", f"scenes-fog test 7.{i}", "grounding", score) for i, score in ((0, 1.0), (2, 0.5))]
+    lines += [line("tuned", "scenes-fog test 7.3", "attribute", 0.2), line("tuned", "sums test 4.0", "text", 0.8, [])]
+    lines += [line("tuned", "scenes-day test 7.0", "grounding", 0.3), line("tuned", "refcoco val 3", "", 0.9, ["a.jpg"])]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     report = report_of({"scenes-fog grounding": 0.75}, arguments={"out": str(tmp_path)})
     assert loading.scene_scores(report, "boxes") == {"test 7": [1.0, 0.5]}
@@ -56,66 +50,35 @@ def test_the_scores_of_a_comparison_are_those_of_the_tuned_model_in_the_column_b
 
 # -- heads
 
-
-def test_the_largest_values_make_a_selection():
-    values = {(0, 0): 0.1, (0, 1): -0.2, (1, 0): 0.3, (1, 1): 0.2, (2, 0): 0.0}
-    assert selection.largest(values, 3) == {0: [0], 1: [0, 1]}
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What analyses ask for: splits of data, seeds of probes, selections to train. Nothing is loaded or trained."""
-    asked = SimpleNamespace(splits=[], probes=[], selections=[], runs=[])
-
-    class Subject:
-        vlm = SimpleNamespace(config=SimpleNamespace(layers=6, value_heads=4), loss=lambda batch: torch.zeros(1))
-
-        def probe(self, count, seed, criterion="rank1"):
-            asked.probes.append((count, seed, criterion))
-            return torch.rand(6, 4, generator=torch.Generator().manual_seed(seed))
-
-    def load_subject(setup, data="", split="test", limit=300):
-        asked.splits.append(split)
-        return Subject()
-
-    def run_selections(chosen, setup, flags=""):
-        asked.selections.append(chosen)
-        return [report_of({"x grounding": 0.5}, trainable_parameters=1, adapter_flops_per_step=1, text_logit_max_change=0)]
-
-    def run_all(runs, setup, title):
-        asked.runs += runs
-        return [report_of({"x grounding": i / len(runs)}, "lora" if i else "none") for i in range(len(runs))]
-
-    for module in (trained, selection):
-        monkeypatch.setattr(module, "load_subject", load_subject)
-        monkeypatch.setattr(module, "run_selections", run_selections)
-    monkeypatch.setattr(selection, "run_all", run_all)
-    monkeypatch.setattr(selection, "selection_flag", lambda heads, setup: f"--selection {heads}")
-    monkeypatch.setattr(trained, "compared", lambda *names: names[1:])
-    monkeypatch.setattr(trained, "attached", lambda report, vlm: torch.enable_grad())  # any context
-    return asked
-
-
 SETUP = SimpleNamespace(seeds=(0, 1), rates={"": 0.01})
 
 
-def test_the_best_heads_alone_are_chosen_on_val_never_on_test(asked):
-    config = SimpleNamespace(layers=2, value_heads=2)
-    gains = selection.gains_alone("boxes-fog", config, SETUP)
-    assert len(asked.runs) == 1 + 4 * 2 and all("--eval-split val" in flags for flags in asked.runs)
-    assert gains == pytest.approx({(0, 0): 1.5 / 9, (0, 1): 3.5 / 9, (1, 0): 5.5 / 9, (1, 1): 7.5 / 9})
+def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
+    def run_all(runs, setup, title):
+        assert all("--eval-split val" in flags for flags in runs)
+        return [report_of({"x grounding": i / 8}, "lora" if i else "none") for i in range(len(runs))]
+
+    monkeypatch.setattr(selection, "run_all", run_all)
+    monkeypatch.setattr(selection, "selection_flag", lambda heads, setup: f"--selection {heads}")
+    gains = selection.gains_alone("boxes-fog", SimpleNamespace(layers=2, value_heads=2), SETUP)
+    assert gains == {(0, 0): 1.5 / 8, (0, 1): 3.5 / 8, (1, 0): 5.5 / 8, (1, 1): 7.5 / 8}
 
 
-def test_probes_are_compared_with_one_of_another_seed(asked):
-    trained.stable({"all heads": [{}, {}]}, SETUP)
-    references = {(count, seed) for count, seed, _ in asked.probes if seed not in SETUP.seeds}
-    assert references == {trained.REFERENCE} and trained.REFERENCE[1] not in suites.EIGHT
-    assert set(asked.splits) == {"train"}
+def test_probes_are_compared_with_one_of_another_seed(monkeypatch):
+    asked = []
 
+    def probe(count, seed, criterion="rank1"):
+        asked.append((count, seed))
+        return torch.rand(6, 4)
 
-def test_a_probe_compared_with_itself_agrees_completely():
-    scores = torch.rand(6, 4)
-    assert [values for values in trained.agreement([scores], scores).values()] == [[1.0], [pytest.approx(1.0)]]
+    subject = SimpleNamespace(vlm=None, probe=probe)
+    monkeypatch.setattr(trained, "load_subject", lambda *args, split, **kwargs: {"train": subject}[split])
+    monkeypatch.setattr(trained, "run_selections", lambda *args: [])
+    for name in ("compared", "measured"):
+        monkeypatch.setattr(trained, name, lambda *args: {})
+    trained.stable({"all heads": []}, SETUP)
+    assert {each for each in asked if each[1] not in SETUP.seeds} == {trained.REFERENCE}
+    assert trained.REFERENCE[1] not in suites.EIGHT
 
 
 def test_every_criterion_gets_the_same_budget_and_random_heads_are_drawn_for_each_seed():
@@ -144,15 +107,3 @@ def test_attention_is_that_of_the_answers_tokens_to_visual_tokens(vlm, mixed):
     torch.testing.assert_close(shares, by_hand)
     mass = head_scores(vlm, [mixed], "attention-mass")
     torch.testing.assert_close(mass[:, 1], by_hand[:, 2:].mean(dim=1))  # two query heads read a value head
-
-
-# -- tables
-
-
-def test_savings_are_flops_over_flops_at_the_visual_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyses, "SHARES", ("short",))
-    (tmp_path / "log.jsonl").write_text('{"tokens": 100, "visual_tokens": 20}\n{"tokens": 100, "visual_tokens": 30}\n')
-    reports = {"short, LoRA": [{"adapter_flops_per_step": 80, "arguments": {"out": str(tmp_path)}}]}
-    reports["short, Image-LoRA"] = [{"adapter_flops_per_step": 2}]
-    ((_, table),) = analyses.savings(reports, None)["tables"]
-    assert table == {"short": {"visual share": [0.25], "FLOPs over LoRA's": [0.025], "one over the other": [0.1]}}

@@ -23,11 +23,6 @@ def adapter(checkpoint, tmp_path):
     return tmp_path / "adapter.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch):
-    monkeypatch.setattr(ask, "MAX_NEW_TOKENS", 4)
-
-
 def refused(capsys, *arguments):
     """The only line on stderr that is ours, of a command that ends with code 2."""
     with pytest.raises(SystemExit) as stop:
@@ -39,7 +34,7 @@ def refused(capsys, *arguments):
 
 def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_and_with_it(adapter, tmp_path, capsys):
     picture(112, 112).save(tmp_path / "photo.png")
-    ask.main(f"--adapter {adapter} --image {tmp_path}/photo.png --find star --out {tmp_path}/out".split())
+    ask.main(f"--adapter {adapter} --image {tmp_path}/photo.png --find star --max-new-tokens 4 --out {tmp_path}/out".split())
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed if line.startswith(("base", "tuned"))] == ["base", "tuned"]
     assert (tmp_path / "out/answer.png").exists()
@@ -58,7 +53,7 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
         picture(112 + 28 * i, 112, i).save(folder / name)
     for name in ("._a.jpg", "notes.txt"):
         (folder / name).write_text("no image")
-    ask.main(f"--model {checkpoint} --folder {folder} --prompt What? --out {tmp_path}/out".split())
+    ask.main(f"--model {checkpoint} --folder {folder} --prompt What? --max-new-tokens 4 --out {tmp_path}/out".split())
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
@@ -73,5 +68,5 @@ def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):
     image = picture(560, 280)
     monkeypatch.setattr(processor, "decode", lambda ids: "[28, 0, 56, 28]")
     monkeypatch.setattr(processor, "box_scale", lambda visual: (280, 140))  # the model sees half of each side
-    assert ask.ask(vlm, processor, [image], "?")[1] == [56, 0, 112, 56]
-    assert ask.ask(vlm, processor, [image, image], "?")[1] is None  # a box in which of them?
+    assert ask.ask(vlm, processor, [image], "?", 4)[1] == [56, 0, 112, 56]
+    assert ask.ask(vlm, processor, [image, image], "?", 4)[1] is None  # a box in which of them?

@@ -7,18 +7,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import write_checkpoint
 from short_run import SMALL_RUN, adapter_of, at_loss, equal, run, stopped
 
 import train
 from harness import encodings, ending, state
-from harness.ablations import continue_from
-from imagelora import ImageLoRA, LoRA
 from model import VLM
 from parts.files import InputError, read_safetensors, write_safetensors
 
 STEPS = 4  # of SMALL_RUN, after three batches of the probe
-HEADS = {0: [1], 2: [0, 1]}
 
 
 # -- numbers
@@ -101,7 +97,7 @@ def test_too_little_memory_is_one_line_with_the_flags_to_lower(checkpoint, tmp_p
     at_loss(monkeypatch, 3 + 1, fail)
     code, line = stopped(capsys, run, checkpoint, tmp_path)
     assert code == 2 and re.search(r"out of memory with \d rows of \d{2,3} tokens in the decoder", line)
-    assert "lower --max-pixels, --batch or --eval-batch, or add --checkpointing" in line
+    assert "lower --max-pixels or --batch, or add --checkpointing" in line
     assert ("tried to allocate 2.00 gib" in line) == (kind == "gpu")
 
 
@@ -144,40 +140,7 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path, monkey
     assert all((folder / "arguments.json").exists() for folder in made)
 
 
-# -- --continue-from and --resume
-
-
-def saved_adapter(vlm, path, **settings):
-    adapter = ImageLoRA(vlm.config, settings.pop("heads", HEADS), **settings).attach(vlm)
-    adapter.save(path)
-    adapter.detach()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"rank": 4}, "its rank is 4; continue with --rank 4"),
-        ({"alpha": 8}, "its alpha is 8; continue with --alpha 8"),
-        ({"heads": {1: [0]}}, "are in other layers than those to train"),
-    ],
-)
-def test_an_adapter_to_continue_from_must_fit(vlm, tmp_path, settings, said):
-    file = saved_adapter(vlm, tmp_path / "a.safetensors", **settings)
-    adapter = ImageLoRA(vlm.config, HEADS).attach(vlm)
-    with pytest.raises(InputError, match=said):
-        continue_from(adapter, file, vlm)
-
-
-def test_an_adapter_of_another_model_or_method_is_not_continued_from(vlm, tmp_path):
-    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=9))
-    adapter = ImageLoRA(vlm.config, HEADS).attach(vlm)
-    with pytest.raises(InputError, match="made for another checkpoint"):
-        continue_from(adapter, saved_adapter(other, tmp_path / "a.safetensors"), vlm)
-    lora = LoRA(other.config).attach(other)
-    lora.save(tmp_path / "lora.safetensors")
-    with pytest.raises(InputError, match="no Image-LoRA to continue from"):
-        continue_from(adapter, tmp_path / "lora.safetensors", vlm)
+# -- --resume
 
 
 @pytest.mark.parametrize(
@@ -185,13 +148,11 @@ def test_an_adapter_of_another_model_or_method_is_not_continued_from(vlm, tmp_pa
     [
         (["--lr", "0.5"], "--lr 0.02, now 0.5"),
         (["--data", "scenes-fog"], "--data scenes-day, now scenes-fog"),
-        (["--data", "scenes-day=elsewhere"], "--data-root None, now elsewhere"),
-        (["--data-root", "elsewhere"], "--data-root None, now elsewhere"),
-        (["--no-share-images"], "--share-images True, now False"),
+        (["--data", "scenes-day=elsewhere"], "--data scenes-day, now scenes-day=elsewhere"),
         (["--method", "lora"], "--method image-lora, now lora"),
-        (["--no-norm"], "--norm True, now False"),
+        (["--ablate", "norm=off"], "--ablate [], now ['norm=off']"),
         (["--selection", "random"], "--selection probe, now random"),
-        (["--eval", "sums"], "--eval None, now ['sums']"),
+        (["--eval", "sums"], "--eval ['scenes-day', 'sums'], now ['sums']"),
         (["--out", "elsewhere"], "--out {out}, now elsewhere"),
     ],
 )

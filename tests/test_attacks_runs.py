@@ -63,7 +63,7 @@ def test_a_signal_outside_training_ends_the_run_at_once_in_one_line(checkpoint, 
     elif where == "evaluating":
         monkeypatch.setattr(VLM, "generate", lambda *_: signal.raise_signal(signal.SIGTERM))
     else:
-        monkeypatch.setattr(train, "choose_device", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        monkeypatch.setattr(train, "load_model", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     code, line = stopped(capsys, run, checkpoint, tmp_path / "run")
     begun = f"python train.py --resume {tmp_path / 'run'} continues from the beginning"
     assert code == 143 and line == "stopped; " + ("nothing was saved yet" if where == "loading" else begun)

@@ -1,56 +1,62 @@
-"""The benchmark of a GPU, tried on the CPU on a tiny model: that it works on the day there is a GPU."""
+"""The benchmarks, tried on the CPU on a tiny model: that they compare the same things, and work on the day there is a GPU."""
 
+import json
 import math
 import sys
 
 import pytest
 import torch
-from conftest import small_config
 
 pytest.importorskip("transformers", reason="transformers is not installed (tests/requirements.txt)")
 pytest.importorskip("peft", reason="peft is not installed (tests/requirements.txt)")
-import bench
-import bench_gpu
+from experiments import bench, bench_gpu, bench_sides
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
-def test_the_benchmark_of_a_gpu_measures_every_side():
-    device, dtype = torch.device("cpu"), torch.bfloat16
-    rate = bench_gpu.matmul_rate(device, dtype, n=64)
-    lines = list(bench_gpu.measured("tiny", small_config(), device, dtype, 1, rate, images=[112]))
-    assert [(line["visual_tokens"], line["expressions"]) for line in lines] == [(16, 1), (16, 7)]
-    for line in lines:
-        ours, theirs = line["sides"]["image-lora"], line["sides"][bench_gpu.PEFT]
-        assert ours["tokens"] < theirs["tokens"] if line["expressions"] == 7 else ours["tokens"] == theirs["tokens"]
-        P = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 64 + 32 * 2 + 3 * 64 * 96 + 2 * 64)  # q and o, k and v, biases, MLP, norms
-        assert ours["share"] == pytest.approx(4 * P * ours["tokens"] / (ours["ms"] / 1000) / rate)
-        assert {*line["ratios"]} == {*bench_gpu.COLUMNS[-5:]}
-        assert all(math.isfinite(ratio["time"]) for ratio in line["ratios"].values())
-        assert "does not fit" not in bench_gpu.table_row(line)
-
-
-def test_both_sides_of_the_benchmark_are_the_same_model():
-    vlm, processor, theirs = bench_gpu.models(small_config(), torch.device("cpu"), torch.float32)
-    batch = processor(bench.rows(112, 2))
+def test_both_sides_have_the_same_loss_on_several_images_with_several_questions():
+    vlm, processor, theirs = bench_sides.random_models(bench_sides.raw_config("tiny"), torch.device("cpu"), torch.float32)
+    examples = bench_gpu.varying_rows("tiny", 3, 2)
+    batch = processor(examples)
     with torch.no_grad():
-        loss = theirs(**bench.transformers_inputs(batch, vlm.config.image_token)).loss
+        loss = theirs(**bench_sides.transformers_inputs(batch, examples, vlm.config.image_token)).loss
         assert loss.item() == pytest.approx(vlm.loss(batch).item(), abs=1e-4)
 
 
-def test_a_side_that_does_not_fit_into_the_memory_is_left_out():
-    def large():
-        raise torch.OutOfMemoryError
+@on_linux
+def test_every_suite_compares_all_its_sides_and_says_how_to_make_it_again(tmp_path):
+    bench.main([*bench.SUITES, "--tiny", f"--out={tmp_path}"])
+    for suite in bench.SUITES:
+        report = json.loads((tmp_path / f"bench-{suite}.json").read_text())
+        assert report["command"].startswith("python -m experiments bench steps") and "commit" in report
+        ratios = [value for ratio in report["ratios"].values() for value in ratio.values()]
+        assert ratios and all(math.isfinite(value) and value > 0 for value in ratios)
 
-    assert bench_gpu.fits(lambda: None) and not bench_gpu.fits(large)
-    line = {"size": "3b", "visual_tokens": 4096, "expressions": 7, "sides": {}, "ratios": {}}
-    assert bench_gpu.table_row(line).count("does not fit") == 9
+
+@on_linux
+def test_the_parts_for_a_gpu_run_and_count_a_step_as_4_P_N(tmp_path):
+    file = tmp_path / "report.json"
+    file.write_text("{}")
+    for part in ("numbers", "attention", "3b"):
+        bench_gpu.run_part(part, "tiny", "cpu", file)
+    report = json.loads(file.read_text())
+    failed = [line["what"] for part in report.values() for line in part if "failed" in line]
+    assert failed == ["cuDNN"]  # a CPU has none
+    assert report["numbers"][0]["error of ours"] <= 1.2 * report["numbers"][0]["of transformers"]
+    rate, step = 1e12 * report["3b"][0]["TFLOP/s"], report["3b"][1]["image-lora"]
+    P = 6 * (128 * 128 * 2 + 128 * 64 * 2 + 128 + 64 * 2 + 3 * 128 * 352 + 2 * 128)  # q and o, k and v, biases, MLP, norms
+    assert step["share"] == pytest.approx(4 * P * step["tokens/s"] / rate)
 
 
-def test_without_a_gpu_the_benchmark_of_one_says_so_in_a_line(monkeypatch, capsys):
+def test_a_part_that_fails_or_takes_too_long_is_written_down_and_the_next_one_follows(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_gpu, "PARTS", {"no such part": (None, "tiny", 60), "attention": (None, "tiny", 0.1)})
+    bench.main(["gpu", "--tiny", f"--out={tmp_path}"])
+    report = json.loads((tmp_path / "bench-gpu.json").read_text())
+    assert "non-zero exit status 1" in report["no such part"][0]["failed"]
+    assert "timed out" in report["attention"][0]["failed"]
+
+
+def test_without_a_gpu_the_benchmark_of_one_says_so_in_a_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "gpu"])
-    with pytest.raises(SystemExit) as stopped:
-        bench.main()
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.out == ""
-    assert said.err == "error: bench.py gpu: torch sees no GPU here; nothing was measured\n"
+    with pytest.raises(SystemExit, match="error: bench gpu: torch sees no GPU; nothing was measured"):
+        bench.main(["gpu"])

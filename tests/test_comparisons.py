@@ -4,28 +4,18 @@ import json
 
 import pytest
 
+from experiments import comparisons
 from experiments.analyses import LORA, deciding
-from experiments.comparisons import (
-    compare,
-    difference,
-    holm,
-    jaccard,
-    judged,
-    sentence,
-    spearman,
-    t_cdf,
-    t_quantile,
-    verdict,
-)
+from experiments.comparisons import compare, difference, judged, t_quantile
 from experiments.tables import RESULTS
 
 # -- Student's t, Holm, ranks
 
 
-def test_student_t_of_known_values():
-    """Tables of the t distribution: one degree of freedom is Cauchy's, many are nearly normal."""
-    assert t_cdf(1, 1) == pytest.approx(0.75, abs=1e-9)
-    assert t_cdf(-1, 1) == pytest.approx(0.25, abs=1e-9)
+def test_student_t_of_tabulated_values():
+    """One degree of freedom is Cauchy's, many are nearly normal."""
+    assert comparisons.t_cdf(1, 1) == pytest.approx(0.75, abs=1e-9)
+    assert comparisons.t_cdf(-1, 1) == pytest.approx(0.25, abs=1e-9)
     for df, quantile in ((1, 12.706205), (2, 4.302653), (4, 2.776445), (30, 2.042272), (1000, 1.962339)):
         assert t_quantile(0.975, df) == pytest.approx(quantile, abs=1e-5)
 
@@ -33,36 +23,33 @@ def test_student_t_of_known_values():
 def test_the_paired_t_test_over_seeds_equals_scipys():
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     a, b = [0.71, 0.69, 0.74, 0.66, 0.7], [0.68, 0.7, 0.69, 0.65, 0.66]
-    result = stats.ttest_rel(a, b)
-    ours = difference([x - y for x, y in zip(a, b)])
+    result, ours = stats.ttest_rel(a, b), difference([x - y for x, y in zip(a, b)])
     assert ours["p"] == pytest.approx(result.pvalue, rel=1e-6)
     assert ours["interval"] == pytest.approx(list(result.confidence_interval(0.95)), rel=1e-6)
 
 
 def test_holm_of_a_worked_example():
     """Four tests: the smallest p times 4, the next times 3, ...; never below the one before, never above 1."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert comparisons.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparisons.holm([0.9, 0.6]) == [1.0, 1.0]
 
 
 def test_rank_correlation_with_ties_and_overlap_of_selections():
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 25]) == pytest.approx(0.8, abs=1e-12)
+    assert comparisons.spearman([1, 2, 3, 4], [10, 20, 30, 25]) == pytest.approx(0.8, abs=1e-12)
     by_hand = 3 / 10**0.5  # the ranks are 1, 2.5, 2.5, 4 and 1, 3, 2, 4
-    assert spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(by_hand, abs=1e-12)
-    assert spearman([1, 1], [1, 2]) is None
-    assert jaccard({0: [1, 2], 3: [0]}, {0: [2], 1: [0]}) == pytest.approx(1 / 4, abs=1e-12)
+    assert comparisons.spearman([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(by_hand, abs=1e-12)
+    assert comparisons.spearman([1, 1], [1, 2]) is None
+    assert comparisons.jaccard({0: [1, 2], 3: [0]}, {0: [2], 1: [0]}) == pytest.approx(1 / 4, abs=1e-12)
 
 
 # -- over seeds and scenes
 
 
 def test_an_interval_holds_what_seeds_and_what_scenes_add():
-    """Seeds 1, 2, 3 have variance 1 and error 1/3, scenes 1, 3 have variance 2 and error 1; Welch's degrees of freedom."""
+    """Seeds 1, 2, 3 have variance 1 and squared error 1/3; scenes 1, 3 have variance 2 and squared error 1."""
     c = difference([1, 2, 3], [1, 3])
     squared = 1 / 3 + 1
-    df = squared**2 / ((1 / 3) ** 2 / 2 + 1)
-    half = t_quantile(0.975, df) * squared**0.5
+    half = t_quantile(0.975, squared**2 / ((1 / 3) ** 2 / 2 + 1)) * squared**0.5  # Welch's degrees of freedom
     assert c["difference"] == 2 and c["interval"] == pytest.approx([2 - half, 2 + half])
     assert difference([2, 2], [1, 3])["interval"] == pytest.approx([2 - 12.706205, 2 + 12.706205], abs=1e-5)
 
@@ -72,14 +59,7 @@ def test_seeds_and_scenes_are_paired():
     theirs = [{"a": [0.1, 0.3], "b": [0.5]}, {"a": [0.5, 0.7], "b": [0.9]}]
     ours = [{scene: [score + 0.1 for score in scores] for scene, scores in seed.items()} for seed in theirs]
     c = compare("us", "them", "boxes", ours, theirs)
-    assert c["seeds"] == pytest.approx([0.1, 0.1]) and c["scenes"] == 2
-    assert c["difference"] == pytest.approx(0.1) and (c["error"] if c["interval"] else 0) < 1e-9
-
-
-def test_one_seed_on_one_scene_has_no_interval_and_no_verdict():
-    (c,) = judged([compare("us", "them", "boxes", [{"a": [1.0]}], [{"a": [0.5]}])])
-    assert c["interval"] is None and "verdict" not in c
-    assert sentence(c) == "us, against them, boxes: +50.0 points."
+    assert c["seeds"] == pytest.approx([0.1, 0.1]) and c["scenes"] == 2 and c.get("error", 0) < 1e-9
 
 
 # -- verdicts
@@ -91,33 +71,29 @@ def test_one_seed_on_one_scene_has_no_interval_and_no_verdict():
         (0.001, 0.09, 0.04, "better"),
         (0.001, 0.09, 0.06, "undecided; not worse by more than 2 points"),  # not after Holm's correction
         (-0.019, 0.019, 1, "equivalent within 2 points"),
-        (-0.019, 0.03, 1, "undecided; not worse by more than 2 points"),
         (-0.03, 0.03, 1, "undecided"),
         (-0.03, -0.001, 0.04, "worse"),
-        (-0.03, -0.001, 0.06, "undecided"),
         (-0.015, -0.001, 0.04, "worse; not worse by more than 2 points"),
         (-0.03, -0.021, 0.04, "worse by more than 2 points"),
-        (-0.03, -0.021, 0.06, "undecided"),
     ],
 )
 def test_a_verdict_is_true_of_its_interval_and_its_corrected_p(low, high, p, says):
-    assert verdict(low, high, p) == says
-
-
-def made_up(row, against, low, high, p):
-    names = {"row": row, "against": against, "column": "boxes"}
-    return names | {"difference": (low + high) / 2, "interval": [low, high], "p": p}
+    assert comparisons.verdict(low, high, p) == says
 
 
 def test_what_is_undecided_does_not_count_as_failing():
     """The review's test asks for random heads that are worse than LoRA, not for some that are not shown to be as good."""
+
+    def made_up(row, against, low, high, p):
+        return {"row": row, "against": against, "interval": [low, high], "p": p}
+
     every = []
     for n in (12, 6, 3):
         probed, drawn = (f"Image-LoRA, {n} {how} heads" for how in ("probed", "random"))
         every.append(made_up(probed, LORA, -0.01, 0.01, 0.9))
         every.append(made_up(drawn, LORA, -0.05, 0.001, 0.06))
         every.append(made_up(probed, drawn, 0.02, 0.05, 1e-4))
-    assert deciding(judged(every)).endswith("shown at no budget.")
+    assert deciding(judged(every)).endswith("shown for no budget.")
     every[4] |= {"interval": [-0.05, -0.03], "p": 1e-4}
     assert deciding(judged(every)).endswith("shown for 6 probed heads.")
 
@@ -128,16 +104,13 @@ def test_what_is_undecided_does_not_count_as_failing():
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_published_comparisons_follow_from_the_tables(file):
     result = json.loads(file.read_text())
-    if "comparisons" not in result:
-        pytest.skip("no result of a suite")
-    rows = {row: columns for _, table in reversed(result["tables"]) for row, columns in table.items()}
-    for c in result["comparisons"]:
+    rows = {row: columns for _, table in reversed(result.get("tables", ())) for row, columns in table.items()}
+    again = [dict(c) for c in result.get("comparisons", ())]
+    for c in again:
         ours, theirs = (rows.get(c[name], {}).get(c["column"]) for name in ("row", "against"))
         if ours and theirs:
             assert c["seeds"] == pytest.approx([a - b for a, b in zip(ours, theirs)])
         assert c["difference"] == pytest.approx(sum(c["seeds"]) / len(c["seeds"]), abs=1e-12)
-        if c["interval"]:
-            half = t_quantile(0.975, c["df"]) * c["error"]
-            assert c["interval"] == pytest.approx([c["difference"] - half, c["difference"] + half])
-    again = judged([dict(c) for c in result["comparisons"]])
-    assert again == result["comparisons"]
+        half = t_quantile(0.975, c["df"]) * c["error"]
+        assert c["interval"] == pytest.approx([c["difference"] - half, c["difference"] + half])
+    assert judged(again) == result.get("comparisons", [])

@@ -120,13 +120,13 @@ def test_all_faults_of_the_runs_and_of_the_result_are_said_at_once(tmp_path):
 @pytest.mark.parametrize("spelling", ["--selection", "selection"])
 def test_a_flag_may_have_its_dashes(spelling, tmp_path):
     assert not problems(8, {'["selection"]': f'["{spelling}"]'}, tmp_path)
-    assert {lesson8.as_argument(flag) for flag in ("--no-norm", "no_norm", "norm")} == {"norm"}
+    assert {lesson8.as_argument(flag) for flag in ("--no-base", "no_base", "base")} == {"base"}
 
 
 def test_what_only_follows_from_a_flag_is_no_second_difference():
-    """--no-norm makes another method of a run, and a method has a learning rate of its own."""
-    as_in_the_paper = {"arguments": {"norm": True, "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
-    other = {"arguments": {"norm": False, "method": "ablation", "lr": 0.03, "seed": 1, "given": ["norm", "seed"]}}
-    assert lesson8.different(as_in_the_paper, other) == ["norm"]
-    other["arguments"]["given"] = ["lr", "norm"]
-    assert lesson8.different(as_in_the_paper, other) == ["lr", "norm"]
+    """--ablate makes another method of a run, and a method has a learning rate of its own."""
+    as_in_the_paper = {"arguments": {"ablate": [], "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
+    other = {"arguments": {"ablate": ["norm=off"], "method": "ablation", "lr": 0.03, "seed": 1, "given": ["ablate", "seed"]}}
+    assert lesson8.different(as_in_the_paper, other) == ["ablate"]
+    other["arguments"]["given"] = ["ablate", "lr"]
+    assert lesson8.different(as_in_the_paper, other) == ["ablate", "lr"]

@@ -42,7 +42,7 @@ def copy(tmp_path_factory):
 
 def test_the_hand_out_has_neither_solutions_nor_answers(copy):
     names = {file.relative_to(copy).as_posix() for file in copy.rglob("*") if file.is_file()}
-    assert {"train.py", "course/lesson8/check.py", "parts/tiny/model.safetensors", "docs/method.png"} <= names
+    assert {"train.py", "course/lesson8/check.py", "parts/tiny/model.safetensors", "docs/method.svg"} <= names
     assert not [name for name in names if "solution" in name or "teacher" in name or name.startswith("tests/")]
 
 

@@ -1,7 +1,7 @@
 """The front page and docs/ say what the reports, the flags and the code say.
 
-`python tests/test_docs.py` writes again what follows from them: the line numbers of README.md's links to code, and the
-tables between marks, <!-- main -->, <!-- printed --> and <!-- runs -->, each up to <!-- end -->.
+`python tests/test_docs.py` writes again what follows from them: the line numbers of README.md's links to code, and what is
+between the marks <!-- main --> or <!-- printed --> and <!-- end -->.
 """
 
 import json
@@ -15,6 +15,7 @@ import imagelora
 import probe
 import train
 from experiments import __main__ as command
+from harness import ask
 from model import VLM
 from parts import tasks
 from parts.tasks.scenes import DRAWN
@@ -25,7 +26,6 @@ PAGES = {file: file.read_text(encoding="utf-8") for file in PAGES}
 EVERYTHING = "\n".join(PAGES.values())
 RESULTS = sorted((ROOT / "experiments/results").glob("*.json"))
 BENCHES = [file for file in RESULTS if file.stem.startswith("bench-")]
-REPORTS = [file for file in RESULTS if "tuned" in json.loads(file.read_text())]
 
 LINES = {  # the cell "code" of the front page's table: what is on the line (the first such line) that its link leads to
     "v = self.v_proj(x)": "v = self.v_proj(x)",
@@ -109,7 +109,7 @@ def test_the_front_page_has_its_two_commands():
 
 def test_every_flag_that_a_page_names_exists(capsys):
     flags = {"--nproc-per-node"}  # torchrun's
-    for main in (train.main, command.main):
+    for main in (train.main, ask.main, command.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
         flags |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
@@ -119,44 +119,13 @@ def test_every_flag_that_a_page_names_exists(capsys):
 # -- tables
 
 
-def percent(value):
-    return "not measured" if value is None else f"{value:.1%}"
-
-
-def table_row(file):
-    """The line of the table of runs that belongs to a report."""
-    r = json.loads(file.read_text())
-    cells = [
-        f"[{file.stem}](../experiments/results/{file.name})",
-        percent(r["base"]["accuracy"]),
-        percent(r["tuned"]["accuracy"]),
-        percent(r["base"]["text_accuracy"]),
-        percent(r["tuned"]["text_accuracy"]),
-        f"{r['text_logit_max_change']:.3g}",
-        f"{r['trainable_parameters']:,}",
-        f"{r['train_seconds']:.0f} s",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def runs_table():
-    columns = ["report", "accuracy of the base", "tuned", "text of the base", "tuned", "largest change of a text logit"]
-    columns += ["trainable parameters", "training"]
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *map(table_row, REPORTS)]
-
-
 def bench_rows(file):
-    """The lines of the tables of speed that belong to a benchmark: one for each ratio, or for each row of growth; or they
-    are in the report."""
+    """The lines of the tables of speed that belong to a benchmark: one for each ratio."""
     r = json.loads(file.read_text())
-    rows = r.get("table", [])
+    rows = []
     for name, ratio in r.get("ratios", {}).items():
         memory = f"{ratio['memory']:.2f}" if "memory" in ratio else ""
         rows.append(f"| {name} | {ratio['time']:.2f} | {memory} |")
-    for row in r.get("rows", []):
-        cells = [row["side"], row["expressions"], row["tokens"], row["visual_tokens"], f"{row['seconds']:.1f} s"]
-        cells += [f"{row['bytes'] / 2**20:,.0f} MiB", f"{row['adapter_flops']:.3g}"]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
     return rows
 
 
@@ -221,7 +190,7 @@ def printed():
     return [*lines, "```"]
 
 
-MADE = {"main": front_table, "printed": printed, "runs": runs_table}
+MADE = {"main": front_table, "printed": printed}
 
 
 def refilled(text):
@@ -233,14 +202,9 @@ def refilled(text):
     return re.sub(rf"<!-- ({'|'.join(MADE)}) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("file", [ROOT / "README.md", ROOT / "docs/tiny.md"], ids=lambda file: file.stem)
-def test_what_is_between_marks_is_made_of_the_reports(file):
-    assert "<!-- main -->" in README and "<!-- printed -->" in README and "<!-- runs -->" in page("tiny.md")
-    assert refilled(PAGES[file]) == PAGES[file], "run: python tests/test_docs.py"
-
-
-def test_nothing_is_left_to_fill_in():
-    assert "TODO" not in EVERYTHING
+def test_what_is_between_marks_is_made_of_the_reports():
+    assert "<!-- main -->" in README and "<!-- printed -->" in README
+    assert refilled(README) == README, "run: python tests/test_docs.py"
 
 
 def test_every_data_set_has_a_row():
@@ -308,5 +272,4 @@ def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", ROOT / "docs/tiny.md"):
-        file.write_text(refilled(refreshed(PAGES[file])), encoding="utf-8")
+    (ROOT / "README.md").write_text(refilled(refreshed(README)), encoding="utf-8")

@@ -294,7 +294,7 @@ def test_a_run_trains_an_adapter_that_keeps_text_and_loads_again(ran, vlm, check
     visual, (heads,) = sum(line["visual_tokens"] for line in log) / 4, report["heads"].values()
     assert report["adapter_flops_per_step"] == pytest.approx(6 * visual * (64 * 8 + 8 * len(heads) * 24))
     load_adapter(out / "adapter.safetensors", vlm)
-    again = run(checkpoint, tmp_path, "--eval-only", "--adapter", str(out / "adapter.safetensors"))
+    again = run(checkpoint, tmp_path, "--adapter", str(out / "adapter.safetensors"))
     assert again["tuned"] == report["tuned"] and again["base"] == report["base"]
 
 
@@ -331,7 +331,7 @@ def test_lora_and_the_other_criterion_run_too(checkpoint, tmp_path):
 
 
 def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(shared, checkpoint, tmp_path):
-    where = f"--data refcoco --data-root {shared / 'refcoco-mini'} --train-split testA --eval-split val --also".split()
+    where = f"--data refcoco={shared / 'refcoco-mini'} --train-split testA --eval refcoco --eval-split val".split()
     where += ["--max-pixels=50000", "--save-every=2", "--keep-states"]
     report = run(checkpoint, tmp_path / "run", *where)
     assert report["data"] == "refcoco" and report["steps"] == 4 and report["base"]["accuracy"] is not None

@@ -1,12 +1,10 @@
 """Your own rows: every form that is read, what is refused by name, how one file is split, what a look at it shows."""
 
 import json
-import subprocess
-import sys
 import unicodedata
 
 import pytest
-from conftest import ROOT, picture
+from conftest import picture
 from PIL import Image
 from task_folders import animated, make_frames, write_json, write_lines
 
@@ -15,6 +13,7 @@ from data import load
 from harness.arguments import evaluation_sets
 from parts.files import InputError
 from parts.tasks import score
+from parts.tasks.__main__ import main as look
 from parts.tasks.images import Frame
 from parts.tasks.own import METRICS
 
@@ -292,29 +291,26 @@ def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
 # -- python -m parts.tasks
 
 
-def look(where, *arguments):
-    command = [sys.executable, "-m", "parts.tasks", *arguments]
-    return subprocess.run(command, cwd=where, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
-
-
-def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root):
+def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root, capsys):
     (root / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     rows = [BOX, ASK | {"img": "a.png"}, BOX | {"image": "cut.jpg"}, {"prompt": "17 + 25 =", "answer": "42"}]
     write_lines(root / "mine.jsonl", rows)
     with open(root / "mine.jsonl", "a") as file:
         file.write("{broken\n")
-    done = look(root, f"jsonl={root / 'mine.jsonl'}")
-    assert done.returncode == 2, done.stderr
-    lines = done.stdout.splitlines()
+    with pytest.raises(SystemExit, match="2"):
+        look([f"jsonl={root / 'mine.jsonl'}", "--out", str(root / "out")])
+    lines = capsys.readouterr().out.splitlines()
     assert "mine.jsonl:1: 'Locate the cup in this" in lines[0] and "mine.jsonl:4: '17 + 25 =' -> '42'" in lines[1]
-    assert lines[2:4] == ["drawn in runs/rows.png", "2 rows are good, 3 are bad"]
+    assert lines[2:4] == [f"drawn in {root}/out/rows.png", "2 rows are good, 3 are bad"]
     assert [line.split(": ")[0][-1] for line in lines[4:]] == ["2", "3", "5"]
-    with Image.open(root / "runs/rows.png") as drawn:
+    with Image.open(root / "out/rows.png") as drawn:
         assert {colour: count for count, colour in drawn.getcolors(10**6)}[(0, 158, 115)] > 500
 
 
-def test_a_look_at_a_good_file_ends_well_and_one_at_nothing_in_a_line(root):
+def test_a_look_at_a_good_file_ends_well_and_one_at_nothing_in_a_line(root, capsys):
     write_lines(root / "mine.jsonl", [BOX])
-    assert look(root, f"jsonl={root / 'mine.jsonl'}").returncode == 0
-    done = look(root, "jsonl=nowhere")
-    assert done.returncode == 2 and done.stderr.startswith("error: nowhere/train.jsonl: no such file")
+    look([f"jsonl={root / 'mine.jsonl'}", "--out", str(root)])
+    assert capsys.readouterr().out.endswith("1 rows are good, 0 are bad\n")
+    with pytest.raises(SystemExit, match="2"):
+        look(["jsonl=nowhere"])
+    assert capsys.readouterr().err.startswith("error: nowhere/train.jsonl: no such file")

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from data import Example
-from harness.ablations import Ablation, continue_from, parse_ablations
+from harness.ablations import Ablation, parse_ablations
 from imagelora import ImageLoRA, load_adapter
 from parts.files import InputError
 from probe import head_scores
@@ -102,16 +102,12 @@ def test_an_outer_product_learns_from_the_first_step(vlm, mixed):
         assert (update.d.grad.abs().amax(dim=1) > 0).all()
 
 
-def test_switches_that_exclude_each_other_are_refused(vlm, tmp_path):
+def test_switches_that_exclude_each_other_are_refused(vlm):
     for switch in ({"path": "o", "shared": "none"}, {"path": "o", "outer": True}):
         with pytest.raises(InputError, match="path=o"):
             Ablation(vlm.config, HEADS, **switch)
     with pytest.raises(InputError, match="shared True: choose from layer, model, none"):
         Ablation(vlm.config, HEADS, shared=True)
-    adapter = Ablation(vlm.config, HEADS, outer=True).attach(vlm)
-    adapter.save(tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match="--continue-from goes with --outer as in the paper only"):
-        continue_from(ImageLoRA(vlm.config, HEADS), tmp_path / "a.safetensors", vlm)
 
 
 def test_the_command_line_names_what_differs_from_the_paper(vlm):
@@ -127,9 +123,9 @@ def test_the_command_line_names_what_differs_from_the_paper(vlm):
 
 
 def test_a_switch_on_the_command_line_makes_the_method_an_ablation():
-    for flags in ("--shared model", "--shared none", "--outer", "--no-norm"):
-        assert train.arguments(flags.split()).method == "ablation"
-    assert train.arguments(["--shared", "layer", "--no-outer"]).method == "image-lora"
+    for setting in ("shared=model", "shared=none", "outer=on", "norm=off", "gamma=fixed"):
+        assert train.arguments(["--ablate", setting]).method == "ablation"
+    assert train.arguments(["--ablate", "shared=layer", "outer=off"]).method == "image-lora"
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)

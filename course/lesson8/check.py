@@ -10,7 +10,7 @@ from parts.files import InputError, read_json
 
 ROOT = Path(__file__).parent.parent.parent  # where the folders of the runs are
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-FREE = ("seed", "probe_seed", "out", "device", "workers", "base", "resume")  # may differ between any two runs
+FREE = ("seed", "out", "device", "workers", "base", "resume")  # may differ between any two runs
 FIELDS = {  # of my_experiment: the kind, and the kind in words
     "claim": (str, "a sentence"),
     "margin": ((int, float), "a number"),
@@ -133,7 +133,7 @@ def different(one, other):
 
 
 def as_argument(flag):
-    """The flags "--no-norm", "no-norm" and "norm" are the same."""
+    """The flags "--no-base", "no-base" and "base" are the same."""
     return flag.lstrip("-").replace("-", "_").removeprefix("no_")
 
 

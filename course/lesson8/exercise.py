@@ -34,7 +34,7 @@ def my_experiment():
     margin         from which difference on it would matter, a share (0.02 is 2 points); decided before the runs
     measure        a name in the reports' tuned.by_kind, "scenes-fog grounding" say, or "accuracy"
     a, b           the folders of the runs, from the project's folder: ["runs/a-0", "runs/a-1", ...], the same seeds in both
-    changed        the flags in which a and b differ, without dashes: ["selection"] for --selection, ["norm"] for --no-norm
+    changed        the flags in which a and b differ, without dashes: ["selection"] for --selection, ["ablate"] for --ablate norm=off
     interval       [low, high] of a - b, shares
     verdict        one of the four words, for this interval and your margin
     did_not_show   one sentence: what these runs do not tell

@@ -1,8 +1,7 @@
-"""Look at a data set before a model does: python -m parts.tasks NAME[=FOLDER] [SPLIT]
+"""Look at a data set before a model does: python -m parts.tasks NAME=FOLDER
 
 Prints the first rows, checks every row and decodes every image, lists all that are wrong (exit code 2), and draws the
-first twelve images with their boxes into runs/rows.png. SPLIT is "train" by default, of a FILE all of it; of drawn data,
-100 rows are read.
+first twelve images with their boxes into runs/rows.png. Of drawn data, 100 rows are read.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from parts.tasks.boxes import draw_box
 from parts.tasks.images import open_image
 from parts.tasks.rows import checked
 
-PICTURE, SHOWN, COLUMNS, SIDE = Path("runs/rows.png"), 12, 4, 320
+SHOWN, COLUMNS, SIDE = 12, 4, 320
 
 
 def check(name, root, split):
@@ -59,27 +58,28 @@ def picture(examples):
     return grid
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser("python -m parts.tasks", description=__doc__.partition("\n")[0])
-    parser.add_argument("data", metavar="NAME[=FOLDER]")
-    parser.add_argument("split", metavar="SPLIT", nargs="?")
-    args = parser.parse_args()
+    parser.add_argument("data", metavar="NAME=FOLDER", help="data set, and where its files are")
+    parser.add_argument("--split", help="of the rows (default: train; of a FILE all rows)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of rows.png (default: runs)")
+    args = parser.parse_args(argv)
     name, _, root = args.data.partition("=")
-    split = args.split or ("test" if Path(root).is_file() else "train")  # all of a file
-    good, bad = check(name, root or None, split)
-    for example in good[:SHOWN]:
-        print(f"{example['source']}: {example['prompt']!r} -> {example['answer']!r}")
-    if shown := [example for example in good if example["images"]][:SHOWN]:
-        with writing(PICTURE) as part:
-            picture(shown).save(part, "png")
-        print(f"drawn in {PICTURE}")
-    print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
-    return 2 if bad else 0
-
-
-if __name__ == "__main__":
     try:
-        sys.exit(main())
+        good, bad = check(name, root or None, args.split or ("test" if Path(root).is_file() else "train"))
+        for example in good[:SHOWN]:
+            print(f"{example['source']}: {example['prompt']!r} -> {example['answer']!r}")
+        if shown := [example for example in good if example["images"]][:SHOWN]:
+            with writing(args.out / "rows.png") as part:
+                picture(shown).save(part, "png")
+            print(f"drawn in {args.out / 'rows.png'}")
+        print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if bad:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

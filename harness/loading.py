@@ -1,0 +1,50 @@
+"""The frozen model and its processor, as the flags ask for them."""
+
+from pathlib import Path
+
+import torch
+
+from data import Processor
+from harness import ending, report
+from harness.arguments import MAX_PIXELS
+from harness.processes import choose_device
+from model import VLM
+from parts.backbones.layers import compute_twice
+from parts.backbones.qwen import check_number
+from parts.files import InputError, parse_json, read_metadata, reading
+
+TINY = Path(__file__).parent.parent / "parts/tiny"
+
+
+def load_model(args):
+    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". The model is frozen."""
+    folder = TINY if args.model == "tiny" else args.model
+    processor = Processor.from_pretrained(folder, *pixel_limits(args.min_pixels, args.max_pixels, args.adapter))
+    device, dtype = choose_device(args.device, args.dtype)
+    if args.method == "full":
+        dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
+    vlm = VLM.from_pretrained(folder, dtype, device, args.quantize)
+    if args.checkpointing:
+        compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
+    ending.guard(vlm)
+    report.show_model(args.model, vlm)
+    return vlm, processor
+
+
+def base_of(adapter):
+    """The model that an adapter file names as its base. Raises InputError if it names none."""
+    model = read_metadata(adapter).get("model") if adapter else None
+    if not model:
+        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+    return model
+
+
+def pixel_limits(min_pixels, max_pixels, adapter_file):
+    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
+    notes = {}
+    if adapter_file:
+        with reading(adapter_file, "an adapter"):
+            notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
+            for name in notes.keys() & {"min_pixels", "max_pixels"}:
+                check_number(name, notes[name], int, 1, 2**40)
+    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
