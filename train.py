@@ -23,7 +23,6 @@ from functools import partial
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
 
 import torch
-from torch.utils.data import DataLoader
 
 import probe
 from harness import ablations, criteria, ending, report
@@ -34,6 +33,7 @@ from harness.loading import load_model
 from harness.processes import RANK, WORLD, choose_device, progress, sum_over_processes
 from harness.report import show_example, show_method
 from harness.state import make_folder, restore, save_state, start
+from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from parts.files import InputError, read_metadata
 
@@ -118,9 +118,9 @@ def run(args, command):
     if examples:
         order = itertools.islice(row_order(examples, args.seed), state["step"] * rows_a_step, None)
         rows_of_steps = (list(itertools.islice(order, rows_a_step)) for _ in range(state["step"], steps))
-        batches = StepBatches(processor, examples, args.batch, share_images=True)
-        options = {"num_workers": args.workers, "pin_memory": device.type == "cuda", "worker_init_fn": ending.deaf}
-        loader = DataLoader(batches, batch_size=None, sampler=rows_of_steps, **options)
+        batches = StepBatches(processor, examples, args.batch)
+        workers = fitting_workers(args.workers, processor, examples, rows_a_step)
+        loader = step_loader(batches, rows_of_steps, workers, device)
         rate = partial(learning_rate, steps=steps, peak=args.lr, warmup=WARMUP)
         note = partial(report.note_step, out, vlm.device, state["log"])
         save = args.save_every, partial(save_state, state, out, args.keep_states)
@@ -242,8 +242,6 @@ def train(vlm, parameters, loader, steps, rate, clip, dtype, state, note, save_e
 
         begun, pending = time.perf_counter(), None
         for step, batches in enumerate(loader, start=state["step"]):
-            if isinstance(batches, InputError):
-                raise batches
             waited = time.perf_counter() - begun
 
             # Forward and backward. The loss times its tokens is a sum over tokens, so batches simply add up.

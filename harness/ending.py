@@ -142,12 +142,6 @@ def saved(step):
         raise KeyboardInterrupt
 
 
-def deaf(number):
-    """Of a worker process: what the terminal sends to all processes is the main one's business."""
-    for signal_number in set(SIGNALS) - {signal.SIGTERM}:
-        signal.signal(signal_number, signal.SIG_IGN)
-
-
 # -- numbers
 
 

@@ -170,7 +170,7 @@ def steps(vlm, processor):
 def train_on(vlm, parameters, batches, note):
     """The training loop of train.py, left before it saves anything."""
     state = {"step": 0, "log": [], "curve": [], "parameters": None, "optimizer": None}
-    options = {"rate": lambda step: 0.1, "clip": 1.0, "mixed": False, "state": state, "note": note}
+    options = {"rate": lambda step: 0.1, "clip": 1.0, "dtype": torch.float32, "state": state, "note": note}
     options |= {"save_every": 10, "save": None, "eval_every": 0, "accuracy": None}
     with pytest.raises(RuntimeError, match="the batches ended after step 0 of 9"):
         train.train(vlm, parameters, batches, 9, **options)
