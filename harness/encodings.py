@@ -7,14 +7,13 @@ import torch
 from data import load
 from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
-from parts.tasks import default_root
 from parts.tasks.boxes import small_targets
 
 
 def load_examples(processor, name, root, split, limit, room=0):
     """Examples of a data set. Those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them. root: see tasks.default_root."""
-    examples = load(name, default_root(name, root), split, limit)
+    line that counts and names them. root: see tasks.load."""
+    examples = load(name, root, split, limit)
 
     # What does not fit is left out, not cut off.
     longest = processor.config.max_positions - room
