@@ -10,7 +10,6 @@ from harness.arguments import MAX_PIXELS
 from harness.processes import choose_device
 from model import VLM
 from parts.backbones.layers import compute_twice
-from parts.backbones.qwen import check_number
 from parts.files import InputError, parse_json, read_metadata, reading
 
 TINY = Path(__file__).parent.parent / "parts/tiny"
@@ -24,6 +23,7 @@ def load_model(args):
     if args.method == "full":
         dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
     vlm = VLM.from_pretrained(folder, dtype, device, args.quantize)
+    vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     ending.guard(vlm)
@@ -46,5 +46,5 @@ def pixel_limits(min_pixels, max_pixels, adapter_file):
         with reading(adapter_file, "an adapter"):
             notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
             for name in notes.keys() & {"min_pixels", "max_pixels"}:
-                check_number(name, notes[name], int, 1, 2**40)
+                notes[name] = int(notes[name])
     return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
