@@ -99,7 +99,7 @@ TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
 BUDGETS = (1, 2, 3, 6, 12)
 SHORT = "--steps 75 --limit 2400 --eval-limit 480"
-SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur", "words-words")}
+SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur")}
 
 PRIOR = {
     "base": "--method none",

@@ -8,14 +8,13 @@ import torch
 from data import load
 from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
-from parts.tasks import default_root
 from parts.tasks.boxes import small_targets
 
 
 def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     """Examples of a data set. Rows that are longer than the model's positions, with max_new_tokens for an answer, are left
     out and not cut off; a line names them."""
-    examples = load(name, default_root(name, root), split, limit)
+    examples = load(name, root, split, limit)
     longest = processor.config.max_positions - max_new_tokens
     with progress(examples, desc=f"reading {name} {split}") as bar:
         lengths = [processor.count(example) for example in bar]
