@@ -16,7 +16,7 @@ from PIL import Image
 from data import Example
 from harness import ending, figures
 from harness.arguments import Parser, parse_args
-from harness.loading import base_of, load_model
+from harness.loading import load_model
 from harness.processes import progress
 from imagelora import load_adapter
 from parts.files import InputError, write_text
@@ -88,8 +88,8 @@ def main(argv=None):
     with ending.in_one_line():
         asked, others = parser.parse_known_args(argv)
         args = parse_args(["--method", "none", *others], ["none"], [])
-        if "model" not in args.given:
-            args.model = base_of(args.adapter)
+        if "model" not in args.given and not args.adapter:
+            raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
         vlm, processor = load_model(args)
         prompt, length = asked.prompt or GROUNDING_PROMPT.format(asked.find), args.max_new_tokens or 200
         out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
