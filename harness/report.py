@@ -268,11 +268,6 @@ def print_end(report, predictions, main_data, out):
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
         line("boxes in another scale: wrong", scales["base"], scales["tuned"])
-    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
-    if boxes and boxes["count"]:
-        centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})")
-        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
 
     # What it cost.
     trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))
