@@ -5,7 +5,7 @@ A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
 
 import math
 import re
-from statistics import median, quantiles
+from statistics import median
 
 from parts.files import InputError
 from parts.tasks.images import image_size
@@ -199,37 +199,3 @@ def draw_box(pen, box, colour, width=3, dash=0):
     for y in range(top, bottom + 1, 2 * dash):
         for x in (left, right - width + 1):
             pen.rectangle((x, y, x + width - 1, min(y + dash - 1, bottom)), colour)
-
-
-# -- how boxes miss
-
-
-def compare_boxes(rows):
-    """How far predicted boxes are from their references, and how large they are against them; None without rows.
-
-    centre_error: distance of the centres over the diagonal of the image. size_ratio: square root of predicted over
-    reference area. A predicted box without area (corners swapped) counts in neither, nor in count.
-    """
-    if not rows:
-        return None
-    errors, ratios = [], []
-    for row in rows:
-        (a1, b1, a2, b2), (x1, y1, x2, y2) = row["parsed"], row["reference"]
-        if a2 > a1 and b2 > b1:
-            errors.append(math.hypot(a1 + a2 - x1 - x2, b1 + b2 - y1 - y2) / 2 / math.hypot(*row["size"]))
-            ratios.append(math.sqrt((a2 - a1) * (b2 - b1) / ((x2 - x1) * (y2 - y1))))
-    _, median_error, p90_error = spread(errors)
-    p10, median_ratio, p90 = spread(ratios)
-    return {
-        "count": len(ratios),
-        "centre_error": {"median": median_error, "p90": p90_error},
-        "size_ratio": {"p10": p10, "median": median_ratio, "p90": p90},
-    }
-
-
-def spread(values):
-    """(10th percentile, median, 90th percentile), interpolated linearly between neighbours; three None of nothing."""
-    if not values:
-        return None, None, None
-    tenths = quantiles([*values] * 2 if len(values) == 1 else values, n=10, method="inclusive")
-    return tenths[0], tenths[4], tenths[8]
