@@ -129,9 +129,22 @@ def picture(width, height, seed=0):
     return cells.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def pytest_generate_tests(metafunc):
+    """A module that has FAMILIES runs each of its tests that uses a checkpoint once for each family in it."""
+    families = getattr(metafunc.module, "FAMILIES", None)
+    if families and "checkpoint" in metafunc.fixturenames:
+        metafunc.parametrize("checkpoint", families, indirect=True)
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("small"))
+def checkpoints(tmp_path_factory):
+    """{family: the folder of its small checkpoint}."""
+    return {name: write_checkpoint(tmp_path_factory.mktemp(name), family=name) for name in SMALL_CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request, checkpoints):
+    return checkpoints[getattr(request, "param", "qwen2_5_vl")]
 
 
 @pytest.fixture
@@ -157,12 +170,12 @@ def mixed(processor):
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint, tmp_path_factory):
+def finished(checkpoints, tmp_path_factory):
     """(folder, report) of one short run of train.py."""
     from short_run import run
 
     out = tmp_path_factory.mktemp("run")
-    return out, run(checkpoint, out)
+    return out, run(checkpoints["qwen2_5_vl"], out)
 
 
 @pytest.fixture(scope="session")

@@ -7,24 +7,14 @@ import torch
 from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from data import Example, Processor
+from data import Example
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM, Attention, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 HEADS = {0: [1], 2: [0, 1]}
-
-
-@pytest.fixture(scope="module", params=SMALL_CONFIGS)
-def checkpoint(request, tmp_path_factory):
-    """Of each family: every test here holds for both."""
-    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA])
