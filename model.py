@@ -305,6 +305,5 @@ class VLM(nn.Module):
         return self.model(x, position_ids, mask, None, cache)[:, 0]
 
     from_pretrained = classmethod(checkpoint.from_pretrained)  # (path_or_hub_id, dtype, device) -> frozen VLM
-    from_scratch = classmethod(checkpoint.from_scratch)
     save = checkpoint.save
     fingerprint = checkpoint.fingerprint
