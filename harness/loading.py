@@ -16,7 +16,10 @@ TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
 def load_model(args):
-    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". The model is frozen."""
+    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it. The
+    model is frozen."""
+    if args.adapter and "model" not in args.given:
+        args.model = base_of(args.adapter)
     folder = TINY if args.model == "tiny" else args.model
     processor = Processor.from_pretrained(folder, *pixel_limits(args.min_pixels, args.max_pixels, args.adapter))
     device, dtype = choose_device(args.device, args.dtype)
@@ -33,9 +36,10 @@ def load_model(args):
 
 def base_of(adapter):
     """The model that an adapter file names as its base. Raises InputError if it names none."""
-    model = read_metadata(adapter).get("model") if adapter else None
+    with reading(adapter, "an adapter"):
+        model = read_metadata(adapter).get("model")
     if not model:
-        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+        raise InputError(f"{adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
     return model
 
 

@@ -5,7 +5,7 @@ A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
 
 import math
 import re
-from statistics import median, quantiles
+from statistics import median
 
 from parts.files import InputError
 from parts.tasks.images import image_size
@@ -24,19 +24,24 @@ def corners(box):
     return (x, y, x + w, y + h)
 
 
+def is_box(value):
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(type(n) in (int, float) for n in value)
+
+
 def check_box(row, source, images):
     """The row's box as (x1, y1, x2, y2), inside its image but for a pixel of rounding."""
     box = row["bbox"]
-    # four numbers
-    if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(type(n) in (int, float) for n in box)):
+    if not is_box(box):
         raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
-    # in one image, of the size that the row says
     if len(images) != 1:
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
+    # one image, of the size that the row says
     width, height = image_size(images[0])
-    if (row.get("width", width), row.get("height", height)) != (width, height):
-        said = f"{row.get('width')!r:.40} x {row.get('height')!r:.40}"
-        raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
+    written = (row.get("width", width), row.get("height", height))
+    if written != (width, height):
+        turned = "; its EXIF orientation turns the photograph on its side" if written == (height, width) else ""
+        size = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
+        raise InputError(f"{source}: {size}{turned}; the box would be off")
     # in pixels, corners in order, inside
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
@@ -52,17 +57,23 @@ def lies_inside(box, width, height):
     return -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
 
 
-def ask_for_sizes(boxes):
-    """What an error about a box adds where the boxes of its file look like x, y, width, height: two or more fail as
-    corners, and (nearly) all fit as sizes; else "". boxes: (box, (width, height) of its image) pairs."""
+def ask_about_units(boxes):
+    """A question if the boxes of a file look like other units than pixels from corner to corner, else "". boxes: (box,
+    (width, height) of its image) pairs."""
+    # x, y, width, height: two or more fail as corners, and (nearly) all fit as sizes
     failing = sum(not lies_inside(box, *size) for box, size in boxes)
     fitting = sum(lies_inside(corners(box), *size) for box, size in boxes)
-    if failing < 2 or fitting < 0.95 * len(boxes):
-        return ""
-    return (
-        f"; {failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h? "
-        "Then write [x, y, x + w, y + h]"
-    )
+    if failing >= 2 and fitting >= 0.95 * len(boxes):
+        asked = f"{failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h?"
+        return f"{asked} Then write [x, y, x + w, y + h]"
+    # parts of the sides: they fill the range to its end, and the images are larger
+    largest = max((max(box) for box, _ in boxes), default=0)
+    for top, unit in ((100, "percent"), (1000, "thousandths")):
+        larger = all(min(size) > 1.5 * top for _, size in boxes)
+        if len(boxes) >= 4 and larger and 0.8 * top <= largest <= top:
+            asked = f"all {len(boxes)} boxes end at {largest:g}, but the images are larger: are these {unit} of the sides?"
+            return f"{asked} Then multiply x by width / {top} and y by height / {top}"
+    return ""
 
 
 def small_targets(boxes, sizes, resized, token):
@@ -208,39 +219,3 @@ def draw_box(pen, box, colour, width=3, dash=0):
     for y in range(top, bottom + 1, 2 * dash):
         for x in (left, right - width + 1):
             pen.rectangle((x, y, x + width - 1, min(y + dash - 1, bottom)), colour)
-
-
-# -- how boxes miss
-
-
-def compare_boxes(rows):
-    """How far predicted boxes are from their references, and how large they are against them; None without rows.
-
-    centre_error: distance of the centres over the diagonal of the image. size_ratio: square root of predicted over
-    reference area. A predicted box without area (corners swapped) counts in neither, nor in count.
-    """
-    if not rows:
-        return None
-    errors, ratios = [], []
-    for row in rows:
-        (a1, b1, a2, b2), (x1, y1, x2, y2) = row["parsed"], row["reference"]
-        if a2 > a1 and b2 > b1:
-            errors.append(math.hypot(a1 + a2 - x1 - x2, b1 + b2 - y1 - y2) / 2 / math.hypot(*row["size"]))
-            ratios.append(math.sqrt((a2 - a1) * (b2 - b1) / ((x2 - x1) * (y2 - y1))))
-    _, median_error, p90_error = spread(errors)
-    p10, median_ratio, p90 = spread(ratios)
-    return {
-        "count": len(ratios),
-        "centre_error": {"median": median_error, "p90": p90_error},
-        "size_ratio": {"p10": p10, "median": median_ratio, "p90": p90},
-    }
-
-
-def spread(values):
-    """(10th percentile, median, 90th percentile), interpolated linearly between neighbours; three None of nothing."""
-    if not values:
-        return None, None, None
-    if len(values) == 1:
-        values = values * 2  # quantiles wants two at least
-    tenths = quantiles(values, n=10, method="inclusive")
-    return tenths[0], tenths[4], tenths[8]
