@@ -110,10 +110,13 @@ SMALL_CONFIGS = {"qwen2_5_vl": small_config, "qwen3_vl": small_qwen3_config}  # 
 def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "parts/tiny", raw=None, family="qwen2_5_vl"):
     """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
     raw = raw or SMALL_CONFIGS[family](source / "config.json", tied)
-    vlm = VLM.from_scratch(FAMILIES[raw["model_type"]].Config.from_dict(raw), seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for p in vlm.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    vlm = VLM(FAMILIES[raw["model_type"]].Config.from_dict(raw))
+    weights, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    for name, p in vlm.named_parameters():
+        p.data.fill_(not name.endswith("bias"))
+        if p.dim() > 1:
+            p.data.normal_(std=p[0].numel() ** -0.5, generator=weights)
+        p.data += 0.1 * torch.randn(p.shape, generator=noise)
     vlm.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
