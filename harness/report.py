@@ -69,13 +69,10 @@ def show_probe(out, heads, scores):
         return
     if scores is None:
         raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
-    ranked = sorted(
-        ((score, layer, h) for layer, row in enumerate(scores) for h, score in enumerate(row)), reverse=True
-    )
+    ranked = [(score, layer, h) for layer, of_layer in enumerate(scores) for h, score in enumerate(of_layer)]
     print(f"{'layer':>5} {'head':>4} {'score':>10}")
-    for score, layer, h in ranked:
-        selected = "  selected" if h in heads.get(layer, []) else ""
-        print(f"{layer:5} {h:4} {score:10.4g}{selected}")
+    for score, layer, h in sorted(ranked, reverse=True):
+        print(f"{layer:5} {h:4} {score:10.4g}" + "  selected" * (h in heads.get(layer, [])))
     figures.head_map(out / "heads.png", scores, heads)
     print(f"drawn in {out / 'heads.png'}")
 
@@ -215,22 +212,25 @@ def draw(out, report, state, held_out, predictions, main_data):
 
 
 def telling_rows(held_out, predictions, main_data, count=12):
-    """[(example, {"base" or "tuned": its prediction})] for examples.png. Of the main data set those that base and tuned
-    answer differently come first, and a failure is among them; then follows a row of each other data set."""
-    rows = {}
+    """[(example, {"base" or "tuned": its prediction or None})] for examples.png. Of the main data set those that base and
+    tuned answer differently come first, and a failure is among them; then follows a row of each other data set."""
+    own, others = [], []
     for name, examples in held_out.items():
-        of_set = {when: [p for p in some if p["data"] == name] for when, some in predictions.items()}
-        answers = [dict(zip(of_set, pair)) for pair in zip_longest(*of_set.values())]  # None: not asked
-        rows[name] = [pair for pair in zip(examples, answers) if len(pair[0].visuals) == 1]
+        base, tuned = ([p for p in predictions[when] if p["data"] == name] for when in ("base", "tuned"))
+        pairs = ({"base": b, "tuned": t} for b, t in zip_longest(base, tuned))
+        rows = [row for row in zip(examples, pairs) if len(row[0].visuals) == 1]
+        if name == main_data:
+            own = rows
+        else:
+            others += rows[:1]
 
     def scores(row):
         return {answer["score"] for answer in row[1].values() if answer}
 
-    own = sorted(rows.pop(main_data), key=lambda row: len(scores(row)) < 2)
-    others = [of_set[0] for of_set in rows.values() if of_set]
-    first, rest = own[: count - 1 - len(others)], own[count - 1 - len(others) :]
-    failures = [row for row in rest if not any(scores(row))]
-    return first + failures[:1] + others
+    own.sort(key=lambda row: len(scores(row)) < 2)
+    end = count - 1 - len(others)
+    failures = [row for row in own[end:] if not any(scores(row))]
+    return own[:end] + failures[:1] + others
 
 
 def tile(example, answers, main_data):
@@ -242,61 +242,57 @@ def tile(example, answers, main_data):
     for when, answer in answers.items():
         if answer:
             item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
-            if answer["metric"] == "point" and answer["parsed"]:
-                x, y = answer["parsed"]
-                item[when] = [x - 4, y - 4, x + 4, y + 4]
             if answer["data"] != main_data:
                 item["caption"] = f"{answer['data']}: {example.caption or example.prompt}"
+            if answer["metric"] == "point" and answer["parsed"]:
+                x, y = answer["parsed"]
+                item[when] = (x - 4, y - 4, x + 4, y + 4)
     return item
 
 
 def print_end(report, predictions, main_data, out):
-    """The run in a few lines: base, tuned, what each line means, what it cost, what to look at and to do next."""
+    """The run in a few lines: accuracies and what each of them means, what it cost, what to look at and to do next."""
+
+    def line(name, base, tuned, meaning=""):
+        print(f"  {name:32}{base:>14}{tuned:>14}  {meaning}".rstrip())
 
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
 
+    # Accuracies: of what was to be learnt, and of what may be lost.
     base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
-    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
+    asked = {f"{p['data']} {p[key]}".strip(): p for p in predictions["tuned"] for key in ("kind", "group")}
+    print()
+    line("", "base", "tuned")
     for kind in base | tuned:
-        meaning = meaning_of(kind, predictions, main_data, report["method"])
-        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}")
-    print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
+        meaning = meaning_of(asked[kind], main_data, report["method"]) if kind in asked else ""
+        line(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%"), meaning)
+    line("answers that could not be read", failures["base"], failures["tuned"])
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
-        print(f"  {'boxes in another scale':32}{scales['base']:>14}{scales['tuned']:>14}")
-        print("  (such a box counts as wrong: it is relative, or beyond the edges of the image as the model saw it)")
+        line("boxes in another scale: wrong", scales["base"], scales["tuned"])
 
-    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
-    if boxes and boxes["count"]:
-        centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal", end="")
-        print(f" (90 %: up to {centre['p90']:.1%})")
-        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
-
-    trainable, total = report["trainable_parameters"], report["parameters"]
-    flops, seconds = report["adapter_flops_per_step"], report["seconds_to_first_step"]
+    # What it cost.
+    trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))
     print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '.3g')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
     print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
-    print(f"  seconds until the first step    {shown(seconds, '.1f')}")
+    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
 
-    print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
+    # What to look at, and to do next.
+    pictures = {"examples.png": "what it answers", "heads.png": "which heads", "curve.png": "how it learnt"}
+    drawn = [f"{file} ({words})" for file, words in pictures.items() if (out / file).exists()]
+    print(f"\n  written to {out}; look at {', '.join(drawn) or 'report.json'}")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
         print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 
-def meaning_of(kind, predictions, main_data, method):
-    """What a line of the table says about the run, in a few words. kind: "data kind", as in summary()."""
-    found = [
-        p for p in predictions["tuned"] if kind in (f"{p['data']} {p[name]}".strip() for name in ("kind", "group"))
-    ]
-    if not found:
-        return ""
-    if found[0]["data"] == main_data:
-        return "what the run is about"
-    if any(p["images"] or p["videos"] for p in found):
-        return "has images: kept, or forgotten?"
-    return "text alone: " + ("cannot change" if method == "image-lora" else "kept, or forgotten?")
+def meaning_of(prediction, main_data, method):
+    """What an accuracy says about the run, by one of its predictions."""
+    if prediction["data"] == main_data:
+        return "to learn"
+    if method == "image-lora" and not prediction["images"] and not prediction["videos"]:
+        return "cannot change: it has no image"
+    return "at risk"
