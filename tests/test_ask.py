@@ -10,7 +10,6 @@ from data import Processor
 from harness import ask
 from imagelora import LoRA
 from model import VLM
-from parts.files import read_metadata, read_safetensors, write_safetensors
 
 
 @pytest.fixture
@@ -18,8 +17,8 @@ def adapter(checkpoint, tmp_path):
     """An adapter file that says which model it is for."""
     lora = LoRA(VLM.from_pretrained(checkpoint).config).attach(VLM.from_pretrained(checkpoint))
     lora.save(tmp_path / "plain.safetensors")
-    named = read_metadata(tmp_path / "plain.safetensors") | {"model": str(checkpoint)}
-    write_safetensors(tmp_path / "adapter.safetensors", dict(read_safetensors(tmp_path / "plain.safetensors")), named)
+    lora.notes = {"model": str(checkpoint)}
+    lora.save(tmp_path / "adapter.safetensors")
     return tmp_path / "adapter.safetensors"
 
 
