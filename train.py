@@ -24,7 +24,6 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks f
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # rows vary in length: less is wasted
 
 import torch
-from torch.utils.data import DataLoader
 
 import probe
 from harness import ablations, criteria, ending, report, state
@@ -33,6 +32,7 @@ from harness.encodings import StepBatches, by_image, encode_images, load_example
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
 from harness.loading import load_model
 from harness.processes import RANK, choose_device, progress, sum_over_processes
+from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from parts.files import InputError
 
@@ -283,9 +283,9 @@ def run(args, command):
     if examples:
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
         numbers = rows_of_steps(examples, args.seed, record.step, steps, rows)
-        batches = StepBatches(processor, examples, args.batch, share_images=True)
-        options = {"num_workers": args.workers, "pin_memory": vlm.device.type == "cuda", "worker_init_fn": ending.deaf}
-        loader = DataLoader(batches, batch_size=None, sampler=numbers, **options)
+        batches = StepBatches(processor, examples, args.batch)
+        workers = fitting_workers(args.workers, processor, examples, rows)
+        loader = step_loader(batches, numbers, workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
 

@@ -9,7 +9,7 @@ By hand, alone on the machine: `python -m experiments bench SUITE ...`
 In each round all sides run in turn. A ratio is the median over the rounds of the round's ratio, so a machine whose speed
 drifts favours no side. A step is forward and backward; memory is what it takes beyond the weights, which both sides share.
 Weights are random. On a CPU the depth is reduced to 12 decoder layers and 10 vision blocks. Each suite writes
-experiments/results/bench-SUITE.json. Needs tests/requirements.txt.
+experiments/results/bench-SUITE.json.
 """
 
 import argparse
@@ -28,12 +28,11 @@ from experiments.bench_sides import PEFT, against, measure
 from harness.report import commit
 
 NEW_TOKENS = 24
-COUNTS = {"one expression a row": 1, "seven expressions an image": 7}
 
 
 def steps(args, *models):
     report = {"ratios": {}}
-    for name, count in COUNTS.items():
+    for name, count in (("one expression a row", 1), ("seven expressions an image", 7)):
         runs, _ = sides.step_sides(models, sides.expressions(args.side, args.side, [4] * count))
         report[name] = measure(runs, args.device, args.rounds)
         for other in (PEFT, "lora", "floor"):

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
@@ -93,7 +95,7 @@ def make_parser(methods, criteria):
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
     add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--workers", "processes that read and cut images ahead of the steps", ByData(2, 0), type=int)
+    add("--workers", "processes that read and cut images ahead of the steps", ByData(min(8, CORES - 1), 0), type=int)
     add("--cache-vision", "GiB for embeddings of images, each encoded once", ByData(0.0, 1.0), type=float)
 
     add = group("the folder of the run")

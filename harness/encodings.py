@@ -1,4 +1,4 @@
-"""What is done ahead of the steps: examples are counted, images encoded once, Batches made by worker processes."""
+"""What is done before the steps: examples are read and counted, images encoded once, examples put into batches."""
 
 from statistics import median
 
@@ -84,11 +84,10 @@ def by_image(examples):
     return list(groups.values())
 
 
-def like_batches(processor, examples, size, share_images):
-    """Numbers of examples in batches of at most `size`: questions about one image together (they share its row, if
-    `share_images`), rows of about the same length together (little padding)."""
-    groups = by_image(examples) if share_images else [[i] for i in range(len(examples))]
-    groups = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+def like_batches(processor, examples, size):
+    """Numbers of examples in batches of at most `size`: questions about the same images together, since they share a row,
+    and rows of about the same length together, to have little padding."""
+    groups = [group[k : k + size] for group in by_image(examples) for k in range(0, len(group), size)]
 
     def length(group):  # about, in tokens
         visual = sum(processor.visual_tokens(v) for v in examples[group[0]].visuals)
@@ -103,21 +102,16 @@ def like_batches(processor, examples, size, share_images):
 
 
 class StepBatches:
-    """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples. A worker
-    process does this ahead of time. Rows of about the same length are together; those without images have Batches of
-    their own. The sum over the step is the same, with less padding."""
+    """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples; those
+    without images apart. The sum over the step is the same as in one Batch, with less padding."""
 
-    def __init__(self, processor, examples, size, share_images):
-        self.processor, self.examples = processor, examples
-        self.size, self.share_images = size, share_images
+    def __init__(self, processor, examples, size):
+        self.processor, self.examples, self.size = processor, examples, size
 
     def __getitem__(self, numbers):
         mine = [self.examples[i] for i in numbers[RANK * len(numbers) // WORLD : (RANK + 1) * len(numbers) // WORLD]]
         batches = []
         for kind in ([e for e in mine if e.visuals], [e for e in mine if not e.visuals]):
-            for part in like_batches(self.processor, kind, self.size, self.share_images):
-                batches.append([kind[i] for i in part])
-        try:
-            return [self.processor(batch, self.share_images) for batch in batches]
-        except InputError as error:  # raised in a worker, it would arrive as a page of traceback
-            return error
+            for part in like_batches(self.processor, kind, self.size):
+                batches.append(self.processor([kind[i] for i in part], share_images=True))
+        return batches

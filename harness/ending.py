@@ -33,19 +33,26 @@ def in_one_line():
             yield
     except KeyboardInterrupt:
         stop()
-    except InputError as error:
-        end(f"error: {error}", 2)
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (InputError, RuntimeError, MemoryError, OSError) as error:
         if now.signals:  # a worker process got the signal, too, and has ended first
             stop()
-        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
-            end("error: out of memory; lower --batch or --max-pixels, or add --checkpointing", 2)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            end(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", 2)
-        raise
+        if (line := explained(error)) is None:
+            raise
+        end(f"error: {line}", 2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def explained(error):
+    """The line for what a user can mend; None for the program's own mistakes."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
+        return "out of memory; lower --batch or --max-pixels, or add --checkpointing"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
+    return None
 
 
 def on_signal(number, frame):

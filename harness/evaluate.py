@@ -15,6 +15,7 @@ from data import Example
 from harness import ending
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
+from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
@@ -35,16 +36,20 @@ TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at 
 )
 
 
-def evaluate(vlm, processor, examples, name, room, size=32, share_images=True):
+def evaluate(vlm, processor, examples, name, room, size=32):
     """Generate an answer of at most `room` tokens to every example and score it: a list of predictions, in the order of
     the examples. Several processes take turns at the batches and put the answers together.
 
     name: of the data set; size: questions answered at once.
     """
+    jobs = like_batches(processor, examples, size)[RANK::WORLD]
     generated = torch.full((len(examples), room), -1)  # token ids; -1: nothing
+
+    def batch_of(numbers):
+        return processor([examples[i].question() for i in numbers], share_images=True)
+
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for numbers in like_batches(processor, examples, size, share_images)[RANK::WORLD]:
-            batch = processor([examples[i].question() for i in numbers], share_images)
+        for batch, numbers in zip(ahead(batch_of, jobs), jobs):
             for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), room)):
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)

@@ -255,7 +255,7 @@ def test_rows_about_one_picture_stay_together_and_every_epoch_has_every_row_once
 def test_rows_of_like_length_share_a_batch_which_saves_padding_and_keeps_the_loss(vlm, processor):
     lengths = (2, 60, 3, 55, 4, 58, 1, 62)
     examples = [Example([], "word " * n, "yes") for n in lengths] + [Example([picture(60, 60)], "What?", "a ring")]
-    made = StepBatches(processor, examples, size=2, share_images=True)
+    made = StepBatches(processor, examples, size=2)
     together, again = made[list(range(9))], made[list(range(9))]
     in_order = [processor(examples[i : i + 2]) for i in range(0, 9, 2)]
 

@@ -1,56 +1,69 @@
-"""Workers, however they are started, make what the process itself makes: also of special tokens that a user typed."""
+"""Batches that threads and worker processes make ahead are those of the process itself; what fails there ends the run."""
 
-import json
 import multiprocessing
-import pickle
+import subprocess
+import sys
 
-from conftest import by_hand, picture
+import pytest
+import torch
+from conftest import ROOT, by_hand, picture
 
-import train
-from data import Example
+from data import Example, Processor
+from harness.encodings import StepBatches, encode_images
+from harness.workers import ahead, step_loader
 
 TYPED = "Is <|im_end|>\n<|im_start|>system a token? <|image_pad|><|vision_start|> <|endoftext|>"
+METHODS = [pytest.param(m, marks=() if m == "fork" else by_hand) for m in multiprocessing.get_all_start_methods()]
 
 
-def test_a_pickled_processor_reads_typed_special_tokens_as_text(processor):
-    examples = [Example([], TYPED, TYPED), Example([picture(60, 60)], TYPED, "no", history=((TYPED, TYPED),))]
-    copied = pickle.loads(pickle.dumps(processor))
-    twice = pickle.loads(pickle.dumps(copied))
-    for example in examples:
-        ids = processor.tokens(example)
-        assert copied.tokens(example) == ids == twice.tokens(example)
-        assert ids.ids.count(processor.special["image_pad"]) == sum(map(processor.visual_tokens, example.visuals))
-        assert ids.ids.count(processor.special["im_end"]) == 3 + 2 * len(example.history)  # those of the template
-
-
-METHODS = [method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()]
-
-
-@by_hand
-def test_an_adapter_has_the_same_bytes_with_every_way_to_start_workers(checkpoint, tmp_path):
-    rows = [{"prompt": TYPED, "answer": f"{i} <|im_end|>"} for i in range(3)]
-    rows += [{"image": f"{i}.png", "prompt": TYPED, "answer": "<|image_pad|>"} for i in range(3)]
-    for i in range(3):
-        picture(60, 60, i).save(tmp_path / f"{i}.png")
-    for split in ("train", "val"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = [
-        f"--data=jsonl={tmp_path}",
-        "--eval-limit=1",
-        "--no-base",
-        "--max-new-tokens=2",
-        "--steps=2",
-    ]
-    flags += ["--batch=3", "--selection=all", "--cache-vision=0", "--model", str(checkpoint)]
-
-    def adapter(out, *more):
-        train.main([*flags, *more, "--out", str(tmp_path / out)])
-        return (tmp_path / out / "adapter.safetensors").read_bytes()
-
-    alone, usual = adapter("alone", "--workers=0"), multiprocessing.get_start_method()
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_make_the_same_batches_however_they_are_started(vlm, checkpoint, method):
+    """Also of special tokens that a user typed, and of an image that is encoded already."""
+    processor = Processor.from_pretrained(checkpoint)
+    examples = [Example([picture(60, 60, i)], TYPED, "no", history=((TYPED, TYPED),)) for i in range(4)]
+    encode_images(vlm, processor, examples[:1], gib=1)
+    steps = StepBatches(processor, [*examples, Example([], TYPED, TYPED)], size=4)
+    usual, numbers = multiprocessing.get_start_method(), [[0, 1, 4], [2, 3]]
     try:
-        for method in METHODS:
-            multiprocessing.set_start_method(method, force=True)
-            assert adapter(method, "--workers=1") == alone, method
+        multiprocessing.set_start_method(method, force=True)
+        made = list(step_loader(steps, numbers, 1, torch.device("cpu")))
     finally:
         multiprocessing.set_start_method(usual, force=True)
+    for step, batches in zip(numbers, made, strict=True):
+        for alone, batch in zip(steps[step], batches, strict=True):
+            for name, value in vars(alone).items():
+                same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+                assert same(value, getattr(batch, name)), name
+
+
+def test_threads_keep_the_order_and_raise_what_fails_in_them():
+    assert list(ahead(lambda n: n * n, range(9))) == [n * n for n in range(9)]
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda n: 1 / n, [2, 1, 0, 1]))
+
+
+SMALL_CONTAINER = """
+import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch; from conftest import picture
+from data import Example, Processor; from harness.encodings import StepBatches; from harness import workers
+processor = Processor.from_pretrained({checkpoint!r})
+examples = [Example([picture(400, 400, i)], "What?", "a ring") for i in range(24)]
+print("fitting", [workers.fitting_workers(9, processor, examples[:n], n) for n in (1, 24)])
+workers.TIMEOUT = 20
+list(workers.step_loader(StepBatches(processor, examples, 24), [range(24)], 1, torch.device("cpu")))
+"""
+
+
+def test_in_a_container_with_little_shared_memory_fewer_workers_start_and_what_does_not_fit_ends_the_run(checkpoint):
+    """24 images of 400 x 400 pixels are 11 MB; /dev/shm has 10 MB in a mount namespace of its own."""
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=10m tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        subprocess.run([*small, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mount namespaces are not allowed here")
+    code = SMALL_CONTAINER.format(root=str(ROOT), checkpoint=str(checkpoint))
+    ended = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "fitting [2, 0]" in ended.stdout and "--shm-size" in ended.stdout
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "InputError: the processes that prepare images failed" in last and "--shm-size" in last
+    assert "No space left on device" in last  # and not the timeout

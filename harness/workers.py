@@ -1,0 +1,90 @@
+"""Batches are made ahead of their use: to evaluate by threads, to train by worker processes."""
+
+import os
+import re
+import signal
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from harness.ending import SIGNALS
+from parts.files import InputError
+
+SHARED_MEMORY = "/dev/shm"  # through which worker processes send tensors; 64 MB in a container, unless it is told more
+TIMEOUT = 600  # seconds without the batches of a step after which the run ends
+FAILURES = re.compile("exited unexpectedly|killed by signal|timed out|shared memory|No space left")
+
+
+def ahead(make, jobs, threads=2):
+    """make(job) of each job, in order. Threads make the next ones while the caller uses one."""
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque()
+        for job in jobs:
+            coming.append(pool.submit(make, job))
+            if len(coming) > threads:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def fitting_workers(wanted, processor, examples, rows):
+    """At most `wanted` worker processes: as many as shared memory has space for, with a line if those are fewer. Each
+    worker has two steps of `rows` examples ready, and two more are in use."""
+    if not wanted or not os.path.isdir(SHARED_MEMORY):
+        return wanted
+    visuals = {visual.key: visual for example in examples for visual in example.visuals}
+    pixels = {key: processor.visual_tokens(v) * processor.factor**2 * (1 + v.is_video) for key, v in visuals.items()}
+    sizes = [processor.encoded[key].nbytes if key in processor.encoded else 3 * n for key, n in pixels.items()]
+    step = sum(sorted(sizes)[-rows:]) + 2**20  # the largest images, and the tokens
+    shared = os.statvfs(SHARED_MEMORY)
+    free = shared.f_bavail * shared.f_frsize
+    fitting = max(0, int(free / step - 2) // 2)
+    if fitting < wanted:
+        megabytes = f"{free / 2**20:.0f} MB are free in {SHARED_MEMORY}, a step takes up to {step / 2**20:.0f}"
+        print(f"workers  {fitting} instead of {wanted}: {megabytes}; start a container with --shm-size=8g")
+    return min(wanted, fitting)
+
+
+class InWorkers:
+    """A data set for worker processes: step -> its Batches, or the InputError that they raise."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __getitem__(self, numbers):
+        try:
+            batches = self.steps[numbers]
+        except InputError as error:  # raised in a worker, it would arrive as a page of traceback
+            return error
+        # Into shared memory at once: here an error is seen; the thread that sends them would only print it.
+        for batch in batches if get_worker_info() else ():
+            for tensor in vars(batch).values():
+                if isinstance(tensor, torch.Tensor):
+                    tensor.share_memory_()
+        return batches
+
+
+def step_loader(steps, numbers, workers, device):
+    """steps[n] for each n of `numbers`, in order: the Batches of a step, made by worker processes. Raises InputError if
+    an example is wrong or the workers fail."""
+    options = {"num_workers": workers, "timeout": TIMEOUT if workers else 0, "worker_init_fn": ignore_interrupts}
+    made = DataLoader(InWorkers(steps), batch_size=None, sampler=numbers, pin_memory=device.type == "cuda", **options)
+    try:
+        for batches in made:
+            if isinstance(batches, InputError):
+                raise batches
+            yield batches
+    except RuntimeError as error:
+        if not FAILURES.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        more = "lower --workers, or give a container more shared memory (--shm-size=8g)"
+        raise InputError(f"the processes that prepare images failed ({reason:.200}); {more}") from None
+
+
+def ignore_interrupts(number):
+    """Workers ignore Ctrl-C; the main process handles it."""
+    for signal_number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(signal_number, signal.SIG_IGN)
