@@ -18,7 +18,7 @@ One row is Qwen's chat template (Qwen3-VL: no system turn), with an <|image_pad|
 Only the last line is supervised. Prompt and answer are tokenised separately and concatenated, so the labels are right
 by construction. The data sets themselves, with their prompts and metrics, are in parts/tasks/.
 
-Letters: B batch, T sequence length, P image patches, N visual tokens in the batch, D hidden size.
+Letters: B batch, T sequence length, P image patches, N visual tokens in the batch.
 """
 
 import json
@@ -121,8 +121,8 @@ class Batch:
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self):
-        return self.moved(torch.Tensor.pin_memory)  # DataLoader calls this: a GPU copies from there while it computes
+    def pin_memory(self):  # for a DataLoader: a GPU copies from there while it computes
+        return self.moved(torch.Tensor.pin_memory)
 
     def moved(self, move):
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor) and name != "grids"}
@@ -256,8 +256,7 @@ class Processor:
         """(width, height) of the image in the numbers that the model writes."""
         return self.family.box_scale(self.resized(visual))
 
-    def visual_tokens(self, visual):
-        """The number of visual tokens: merge x merge patches become one."""
+    def visual_tokens(self, visual):  # merge x merge patches become one
         return math.prod(self.grid(visual)) // self.config.vision.merge**2
 
     def cut(self, visual):
@@ -305,9 +304,11 @@ class Processor:
             answer_index = torch.stack([b * T + (segments[b] == s).nonzero().max() for b, s in questions])
 
         return Batch(
-            *(input_ids, table[3:], segments, labels, visual_mask, visual_index, visual_source),
-            *(answer_index, answer_ids, pixels, grids, self.mean_std, encoded, bool((segments == 0).all()), questions),
-        )
+            input_ids=input_ids, position_ids=table[3:], segments=segments, labels=labels, visual_mask=visual_mask,
+            visual_index=visual_index, visual_source=visual_source, answer_index=answer_index, answer_ids=answer_ids,
+            pixels=pixels, grids=grids, mean_std=self.mean_std, encoded=encoded,
+            causal=bool((segments == 0).all()), examples=questions,
+        )  # fmt: skip
 
     def images(self, visuals):
         """(pixels, grids, encoded) of a batch, each image once, and {key: the rows of its embeddings}: first those that

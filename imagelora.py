@@ -1,7 +1,7 @@
 """Lecture 1. The method: Image-LoRA (arXiv 2512.19219), and the standard LoRA that it is compared with.
 
-You will see the paper's formula as it is written (`formula`), then the same result at a cost proportional to the number
-of visual tokens (`forward`). After that: how an adapter is attached to a frozen model, saved and loaded.
+You will see the paper's formula as it is written (`formula`), and the same result at a cost proportional to the number
+of visual tokens (`forward`). After the layers: how an adapter is attached to a frozen model, saved and loaded.
 
 A frozen attention layer computes the values V^(h) = X W_V^(h) of its value heads h. Image-LoRA adds a low-rank update,
 at the positions of visual tokens only, in a few selected heads only:
@@ -46,11 +46,10 @@ class ImageLoRALayer(nn.Module):
         self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # one per layer (a review of the paper: one per head)
         self.scale = alpha / R
         self.norm = n**-0.5  # 1 / sqrt(n): a factor, not a layer
-        self.register_buffer("heads", torch.tensor(heads), persistent=False)  # [n]: which of the G value heads
+        self.register_buffer("heads", torch.tensor(heads).long(), persistent=False)  # [n]: which of the G value heads
 
     @property
     def s(self):
-        """(alpha / R) * gamma / sqrt(n)."""
         return self.scale * self.gamma * self.norm
 
     def formula(self, v, x, visual_mask):
@@ -64,46 +63,58 @@ class ImageLoRALayer(nn.Module):
         return V.flatten(2)
 
     def forward(self, v, x, visual_index):
-        """The same, fast: gather the N visual rows, multiply, add back into v in place. The cost is proportional to N.
+        """The same, fast: gather the N visual rows, multiply, add to v in place. The cost is proportional to N.
         visual_index [N]: flat positions, row * T + column; None: no visual token."""
         if visual_index is None:
             return v
         n, R, K = self.B.shape
-        G = v.shape[-1] // K
-        X = x.flatten(0, 1)[visual_index]  # [N, D]: the visual rows
-        A = self.A.to(x.dtype)  # [D, R]
         B = self.B.to(x.dtype).transpose(0, 1).reshape(R, n * K)  # the heads side by side
-        update = self.s * (X @ A @ B)  # [N, n*K]
-        slots = visual_index[:, None] * G + self.heads  # [N, n]: where each update belongs in v viewed as [B*T*G, K]
-        v.view(-1, K).index_add_(0, slots.flatten(), update.view(-1, K))
+        X = x.flatten(0, 1).index_select(0, visual_index)  # [N, D]: the visual rows
+        update = self.s * (X @ self.A.to(x.dtype) @ B)  # [N, n*K]
+        V = v.view(-1, v.shape[-1] // K, K)  # [B*T, G, K]
+        V[visual_index[:, None], self.heads] += update.view(-1, n, K)
         return v
 
 
-class Adapter(nn.Module):
-    """What all adapters share: updates {(layer, path): module} on the paths "q", "k", "v", "o" of attention layers.
+class LoRALayer(nn.Module):
+    """LoRA on one projection: y + (alpha / R) x A B, at every position."""
 
-    A module's forward(y, x, visual_index) returns the path's frozen output y with an update made of its input x. A
-    subclass also puts the modules into self.layers, which makes their parameters its own. settings: the arguments that
+    def __init__(self, inputs, outputs, rank, alpha):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(inputs, rank).uniform_(-(inputs**-0.5), inputs**-0.5))  # as loralib and peft
+        self.B = nn.Parameter(torch.zeros(rank, outputs))
+        self.scale = alpha / rank
+
+    def forward(self, y, x, visual_index):
+        return y + self.scale * (x @ self.A.to(x.dtype) @ self.B.to(x.dtype))
+
+
+class Adapter(nn.Module):
+    """What all adapters share: updates {(layer, projection): module} of the projections "q", "k", "v", "o" of attention.
+
+    A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update.
+    A subclass also puts the modules into self.layers, which makes their parameters its own. settings: the arguments that
     build the same adapter again; they and `notes` are saved as text."""
 
-    name = None  # a subclass has its own: what --method and its files call it
+    name = None  # what --method and adapter files call it: every subclass has its own
     options = ()  # names of the arguments after `config`; train.py fills them from its flags
     heads = None  # {layer: [value heads]} where heads are selected
 
     def __init__(self, updates, settings):
         super().__init__()
         self.updates, self.settings, self.notes = updates, settings, {}
-        self.base, self.attached = None, []  # fingerprint of the frozen model; where the updates are while attached
+        self.attached = []  # while attached: the lists in the model that hold the updates
+        self.base = self.source = None  # the frozen model's fingerprint, and where it is from
 
     def attach(self, vlm):
-        """Put the updates into the model's attention layers. Raises ValueError if an adapter is there already."""
-        sites = [vlm.model.layers[layer].self_attn.adapters[path] for layer, path in self.updates]  # lists (model.py)
+        """Put the updates into the model's attention layers. Raises ValueError if an adapter is attached already."""
+        sites = [vlm.model.layers[i].self_attn.adapters[projection] for i, projection in self.updates]
         if self.attached or any(sites):
             raise ValueError("an adapter is attached already: detach it first")
         self.to(vlm.device)
         for site, update in zip(sites, self.updates.values()):
             site.append(update)
-        self.attached, self.base = sites, vlm.fingerprint()
+        self.attached, self.base, self.source = sites, vlm.fingerprint(), vlm.source
         return self
 
     def detach(self):
@@ -116,14 +127,13 @@ class Adapter(nn.Module):
         """Write one safetensors file, with the model's fingerprint. Raises ValueError if it was never attached."""
         if self.base is None:
             raise ValueError("attach the adapter before saving it: the file names the model that it belongs to")
-        metadata = {"format_version": FORMAT, "method": self.name, "base": self.base}
+        metadata = {"format_version": FORMAT, "method": self.name, "base": self.base, "model": self.source}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         files.write_safetensors(path, self.state_dict(), metadata)
 
 
 class ImageLoRA(Adapter):
-    """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: at the start, 0.01 in the authors' code.
-    Raises ValueError for a layer or head that the model does not have, or no head at all."""
+    """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: at the start, as in the authors' code."""
 
     name, options = "image-lora", ("heads", "rank", "alpha", "gamma")
 
@@ -135,36 +145,21 @@ class ImageLoRA(Adapter):
         self.layers = nn.ModuleDict({str(layer): update for (layer, _), update in updates.items()})
 
     def flops(self, tokens, visual_tokens):
-        """Adapter-only training FLOPs of one step with N = visual_tokens: 6 * N * (D*R + R*n*K) a layer. These are two
-        matrix products, [N, D] x [D, R] and [N, R] x [R, n*K], once forward and twice backward (for the factor and for
-        the input), a multiply-add counted as two. The other `tokens` cost nothing."""
+        """Training FLOPs of one step, N = visual_tokens: 6 * N * (D*R + R*n*K) a layer. Two matrix products, [N, D] x [D, R]
+        and [N, R] x [R, n*K], are made once forward and twice backward; a multiply-add counts as two."""
         return sum(6 * visual_tokens * (layer.A.numel() + layer.B.numel()) for layer in self.layers.values())
 
 
 def check_heads(config, heads):
-    """The same heads in order, or ValueError: no head, or one that the model does not have."""
-    heads = {int(layer): sorted(hs) for layer, hs in heads.items() if hs}
+    """The same heads in order. Raises ValueError for no head, or one that the model does not have."""
+    L, G = config.layers, config.value_heads
+    heads = dict(sorted((int(layer), sorted(hs)) for layer, hs in heads.items() if hs))
+    for layer, hs in heads.items():
+        if layer not in range(L) or not set(hs) <= set(range(G)) or len(set(hs)) < len(hs):
+            raise ValueError(f"layer {layer}, heads {hs}: each of the {G} heads of {L} layers can be selected once")
     if not heads:
         raise ValueError("Image-LoRA needs at least one head")
-    L, G = config.layers, config.value_heads
-    for layer, hs in heads.items():
-        if layer not in range(L) or not {*hs} <= {*range(G)} or len({*hs}) < len(hs) or {*map(type, hs)} != {int}:
-            message = f"the model has {L} layers of {G} value heads, each of which can be selected once"
-            raise ValueError(f"layer {layer}, heads {hs}: {message}")
-    return dict(sorted(heads.items()))
-
-
-class LoRALayer(nn.Module):
-    """LoRA on one linear layer: y + (alpha / R) x A B, at every position."""
-
-    def __init__(self, inputs, outputs, rank, alpha):
-        super().__init__()
-        self.A = nn.Parameter(torch.empty(inputs, rank).uniform_(-(inputs**-0.5), inputs**-0.5))  # as loralib and peft
-        self.B = nn.Parameter(torch.zeros(rank, outputs))
-        self.scale = alpha / rank
-
-    def forward(self, y, x, visual_index):
-        return y + self.scale * (x @ self.A.to(x.dtype) @ self.B.to(x.dtype))
+    return heads
 
 
 class LoRA(Adapter):
@@ -174,20 +169,19 @@ class LoRA(Adapter):
 
     def __init__(self, config, targets=("q", "k", "v", "o"), rank=8, alpha=16):
         D, query, value = config.hidden, config.heads * config.head_size, config.value_heads * config.head_size
-        sizes = {"q": (D, query), "k": (D, value), "v": (D, value), "o": (query, D)}
+        sizes = {"q": (D, query), "k": (D, value), "v": (D, value), "o": (query, D)}  # inputs, outputs
         if not targets or not set(targets) <= sizes.keys():
             raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
-        layers = [{t: LoRALayer(*sizes[t], rank, alpha) for t in targets} for _ in range(config.layers)]
-        updates = {(i, t): layers[i][t] for i in range(config.layers) for t in targets}
+        updates = {(i, t): LoRALayer(*sizes[t], rank, alpha) for i in range(config.layers) for t in targets}
         super().__init__(updates, {"targets": list(targets), "rank": rank, "alpha": alpha})
-        self.layers = nn.ModuleList(nn.ModuleDict(layer) for layer in layers)
+        self.layers = nn.ModuleList(nn.ModuleDict({t: updates[i, t] for t in targets}) for i in range(config.layers))
 
     def flops(self, tokens, visual_tokens):
         """As ImageLoRA.flops, over all tokens."""
         return sum(6 * tokens * (u.A.numel() + u.B.numel()) for u in self.updates.values())
 
 
-METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # train.py's --method; a new one is a class and a line here
+METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is a class and its place in this line
 
 
 def load_adapter(path, vlm):
@@ -196,14 +190,11 @@ def load_adapter(path, vlm):
     if (version := metadata.get("format_version", FORMAT)) != FORMAT:
         raise files.InputError(f"{path}: written by another version (format {version}); train it again")
     if (method := metadata.get("method")) not in METHODS:
-        raise files.InputError(f"{path}: not an adapter file: its method is {method!r:.40}; known: {', '.join(METHODS)}")
+        raise files.InputError(f"{path}: not an adapter file: its method is {method!r:.40}, not {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model", RuntimeError):
         if metadata["base"] != vlm.fingerprint():
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        kind, settings = METHODS[method], json.loads(metadata["settings"])
-        if not 1 <= settings.get("rank", 1) <= 10**4:  # before it takes memory
-            raise ValueError(f"rank {settings['rank']}")
-        adapter = kind(vlm.config, **settings)
+        adapter = METHODS[method](vlm.config, **json.loads(metadata["settings"]))
         adapter.load_state_dict(tensors)
         adapter.notes = json.loads(metadata["notes"])
     return adapter.attach(vlm)

@@ -17,17 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parts.backbones import FAMILIES, checkpoint
-from parts.backbones.layers import (
-    MLP,
-    Linear,
-    RMSNorm,
-    frequencies,
-    fused_attention,
-    linear,
-    only_at,
-    rotate,
-)
+from parts.backbones import FAMILIES, checkpoint, layers
+from parts.backbones.layers import MLP, Linear, RMSNorm
 
 # ----------------------------------------------------------------------------------------------------------- attention
 
@@ -50,22 +41,25 @@ def attention_mask(segments):
 def attend(q, k, v, mask):
     """Attention by hand: softmax(q k^T / sqrt(K)) v, [B, H, T, K], and its weights, [B, H, T, S].
 
-    q [B, H, T, K]; k, v [B, G, S, K]; mask bool [B, 1, T, S] or None: causal. The model itself calls `fused_attention`:
-    the same output, faster, without the weights.
+    q [B, H, T, K]; k, v [B, G, S, K]; mask bool [B, 1, T, S] or None: causal.
     """
-    groups = q.shape[1] // k.shape[1]  # each value head serves H / G query heads, one after another
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # [B, H, S, K]
-    scores = (q @ k.transpose(-2, -1)).float() / q.shape[-1] ** 0.5  # [B, H, T, S]
+    H, T, K = q.shape[1:]
+    G, S = k.shape[1:3]
+    k = k.repeat_interleave(H // G, dim=1)  # [B, H, S, K]: each KV head serves H / G query heads, one after another
+    v = v.repeat_interleave(H // G, dim=1)
+    scores = (q @ k.transpose(-2, -1)).float() / K**0.5  # [B, H, T, S]
     if mask is None:  # causal
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
     return weights @ v, weights
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions: the place where the paper happens.
+    """Grouped-query attention with rotary positions: where the paper happens.
 
-    `adapters` has a list of updates for each path, those of the attached adapter. Empty lists: the frozen model.
+    `adapters` has a list of updates for each projection, those of the attached adapter. Empty lists: the frozen model.
+    `attention` is a fused kernel: faster than `attend`, and it keeps no weights. `attend` is the reference: the tests hold
+    the kernel to it.
     """
 
     def __init__(self, c, layer):
@@ -78,18 +72,18 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
         self.adapters = {"q": [], "k": [], "v": [], "o": []}
-        self.attention = fused_attention  # the same output as `attend`, faster
+        self.attention = layers.fused_attention
 
-    def adapted(self, path, y, x, visual_index):
-        """y = x W of the frozen model -> y plus the update of the attached adapter, if there is one."""
-        for update in self.adapters[path]:
+    def adapted(self, projection, y, x, visual_index):
+        """y, the frozen output of a projection of x, plus the update of the attached adapter, if it has one."""
+        for update in self.adapters[projection]:
             y = update(y, x, visual_index)
         return y
 
     def forward(self, x, cos, sin, mask, visual_index=None, cache=None):
-        """x [B, T, D]; cos, sin [B, 1, T, K]; mask bool [B, 1, T, S] or None: causal; visual_index [N]: flat positions,
+        """x [B, T, D]; cos, sin [B, 1, T, K/2]; mask bool [B, 1, T, S] or None: causal; visual_index [N]: flat positions,
         row * T + column, of the visual tokens in x, None while decoding text. Returns [B, T, D]."""
-        # What a token asks (q), what it is found by (k), and what it says to those who find it (v).
+        # Each token asks with its query. Keys decide which tokens answer, values what they say.
         q = self.adapted("q", self.q_proj(x), x, visual_index)  # [B, T, H*K]
         k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
         v = self.v_proj(x)  # [B, T, G*K]: the frozen X W_V
@@ -97,14 +91,15 @@ class Attention(nn.Module):
         # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? The image comes first, so what a text
         # token takes from an image token is its value, weighted by a softmax over keys. A changed key would change
         # every softmax that looks at the image. Queries and outputs of visual tokens reach no text token in this layer.
-        # The value is the one path that changes what is taken and not who is looked at.
+        # Only the value changes what is taken and not who is looked at.
         v = self.adapted("v", v, x, visual_index)
 
         # Split into heads, then turn queries and keys (in some families normed before) by their positions.
         q, k, v = (y.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q = layers.rotate(self.q_norm(q), cos, sin)
+        k = layers.rotate(self.k_norm(k), cos, sin)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: those of earlier tokens, too
+            k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: with those of earlier tokens
 
         # Each token mixes the values of the tokens that it looks at.
         out = self.attention(q, k, v, mask)  # [B, H, T, K]
@@ -157,27 +152,27 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.rms_eps)
 
-    def forward(self, x, position_ids, mask, visual_index=None, cache=None, deepstack=()):
-        """x [B, T, D]: embeddings; position_ids [3, B, T]: time, height, width; mask bool [B, 1, T, S] or None: causal;
-        deepstack: features [N, D] to be added at the visual positions after layer 0, 1, ... Returns [B, T, D]."""
-        T = x.shape[1]
+    def forward(self, x, position_ids, mask, visual_index=None, cache=None, features=()):
+        """x [B, T, D]: embeddings; position_ids [3, B, T]: time, row, column; mask bool [B, 1, T, S] or None: causal.
+        features: a list of [N, D], DeepStack of Qwen3-VL. Features from the middle of the vision encoder are added at the
+        visual positions after layers 0, 1, ...; no adapter touches them. Returns [B, T, D]."""
+        B, T, D = x.shape
         cos, sin = self.rotary(position_ids)
         x = x.float()  # also in a bfloat16 model: the sum over many layers would lose digits
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, visual_index, cache)
-            if i < len(deepstack):  # a second road into the decoder, for what an image shows: no head is on it
-                x = x.flatten(0, 1).index_add(0, visual_index, deepstack[i].to(x.dtype)).view_as(x)
+            if i < len(features):
+                x = x.view(B * T, D).index_add(0, visual_index, features[i].to(x.dtype)).view(B, T, D)
         if cache is not None:
             cache.length += T
         return self.norm(x)
 
     def rotary(self, position_ids):
-        """Multimodal rotary positions, cos and sin [B, 1, T, K]. Each frequency turns with a token's time, its height or
-        its width; with which, is the family's own. For text all three are equal: ordinary rotary positions."""
+        """Multimodal rotary positions, cos and sin [B, 1, T, K/2]. Each frequency follows one of time, row and column;
+        `by_axis` (per family) says which. For text all three are equal: ordinary rotary positions."""
         c = self.config
-        angles = position_ids[..., None] * frequencies(c.head_size, c.rope_theta, position_ids.device)  # [3, B, T, K/2]
-        angles = c.by_axis(angles)  # [B, T, K/2]
-        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, K]
+        angles = position_ids[..., None] * layers.frequencies(c.head_size, c.rope_theta, position_ids.device)
+        angles = c.by_axis(angles)[:, None]  # [3, B, T, K/2] -> [B, 1, T, K/2]
         return angles.cos(), angles.sin()
 
 
@@ -189,6 +184,8 @@ class VLM(nn.Module):
 
     Made by VLM.from_pretrained(path_or_hub_id), frozen; saved by vlm.save(path). Batches come from data.py.
     """
+
+    source = ""  # what from_pretrained was given
 
     def __init__(self, config):
         super().__init__()
@@ -206,14 +203,14 @@ class VLM(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def embed(self, batch):
-        """Token embeddings with the visual embeddings at the visual positions, [B, T, D]; and a list, [N, D] each, of
-        what DeepStack adds there after the first layers (in families without it: nothing).
+        """(x, features): token embeddings with the visual embeddings at the visual positions, [B, T, D]; and the features
+        of DeepStack (see Decoder.forward), none in a family without it.
 
         Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.encoded`).
-        visual_source[i] is the row of these embeddings that belongs at the i-th visual position; several positions may
+        visual_source[i] is the row of these embeddings that belongs at the i-th visual position. Several positions may
         name the same row, where several questions are about one image.
         """
-        x = self.model.embed_tokens(batch.input_ids)
+        x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
         if len(batch.visual_index) == 0:
             return x, []
         visual = []
@@ -221,20 +218,21 @@ class VLM(nn.Module):
             visual.append(self.visual(batch.patches, batch.grids))
         if batch.encoded is not None:
             visual.append(batch.encoded)
-        visual = torch.cat(visual)[batch.visual_source].to(x.dtype)  # [N, D], with DeepStack [N, D + D + ...]
-        visual, *deepstack = visual.split(self.config.hidden, dim=1)  # [N, D] each
-        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), deepstack
+        visual = torch.cat(visual).index_select(0, batch.visual_source)  # [N, D], with DeepStack [N, D + D + ...]
+        visual, *features = visual.to(x.dtype).split(self.config.hidden, dim=1)  # [N, D] each
+        return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), features
 
     def decoded(self, batch, cache=None):
         """The decoder's output at every position, [B, T, D]."""
         # Without padding and segments the mask is plain causal attention, which has a kernel of its own.
         mask = None if batch.causal else attention_mask(batch.segments)
-        x, deepstack = self.embed(batch)
-        return self.model(x, batch.position_ids, mask, batch.visual_index, cache, deepstack)
+        x, features = self.embed(batch)
+        return self.model(x, batch.position_ids, mask, batch.visual_index, cache, features)
 
     def head(self, x):
         """[..., D] -> logits [..., V]. A tied head is the embedding table."""
-        return linear(x, self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
+        head = self.lm_head or self.model.embed_tokens
+        return layers.linear(x, head.weight)
 
     def forward(self, batch):
         """Logits [B, T, V]."""
@@ -250,9 +248,9 @@ class VLM(nn.Module):
         if len(batch.answer_ids) == 0:
             raise ValueError("the batch has no supervised token: its examples have no answers")
         # Nothing reads the output at other positions, so the last MLP and the head leave them out.
-        with only_at(self.model.layers[-1].mlp, batch.answer_index):
+        with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
             x = self.decoded(batch).flatten(0, 1)  # [B*T, D]
-        logits = self.head(x[batch.answer_index])  # [supervised tokens, V]
+        logits = self.head(x.index_select(0, batch.answer_index))  # [supervised tokens, V]
         return F.cross_entropy(logits.float(), batch.answer_ids)
 
     @torch.no_grad()
@@ -286,11 +284,11 @@ class VLM(nn.Module):
             x = self.decode_one_token(token, position, visible, cache)
         return texts
 
-    def prefill(self, batch, room):
-        """Read every row once, and make one row of each question, with `room` for new tokens.
+    def prefill(self, batch, max_new_tokens):
+        """Read every row once, and make one row of each question, with space for its new tokens.
 
         Returns the output at each question's last token x [Q, D], that token's position [Q], what the question may look
-        at, visible [Q, T + room] bool, and the cache.
+        at, visible [Q, T + max_new_tokens] bool, and the cache.
         """
         # What each question may look at: segment 0 of its row, its own segment, and its new tokens.
         c, T = self.config, batch.input_ids.shape[1]
@@ -298,17 +296,17 @@ class VLM(nn.Module):
         segments = batch.segments[row]  # [Q, T]
         visible = (segments == 0) | (segments == segment[:, None])
         longest = int(visible.sum(dim=1).max())
-        if longest + room > c.max_positions:
-            raise ValueError(f"{longest} + {room} tokens do not fit in {c.max_positions} positions")
-        visible = torch.cat([visible, visible.new_ones(len(row), room)], dim=1)  # [Q, T + room]
+        if longest + max_new_tokens > c.max_positions:
+            raise ValueError(f"{longest} + {max_new_tokens} tokens do not fit in {c.max_positions} positions")
+        visible = torch.cat([visible, visible.new_ones(len(row), max_new_tokens)], dim=1)
 
         # Every row is read once.
-        cache = KVCache(c, len(batch.input_ids), T + room, self.dtype, self.device)
-        with only_at(self.model.layers[-1].mlp, batch.answer_index):
+        cache = KVCache(c, len(batch.input_ids), T + max_new_tokens, self.dtype, self.device)
+        with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
             x = self.decoded(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
         position = batch.position_ids[0].flatten()[batch.answer_index]  # [Q]
 
-        # From here on one question a row: those that share one continue with copies of its keys and values.
+        # After this each row is one question: those that shared a row continue with copies of its keys and values.
         cache.select(row)
         return x, position, visible, cache
 

@@ -31,7 +31,7 @@ from harness.arguments import data_set, evaluation_sets, parse_args, planned_ste
 from harness.encodings import StepBatches, by_image, encode_images, load_examples
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
 from harness.loading import load_model
-from harness.processes import RANK, choose_device, progress, sum_over_processes
+from harness.processes import RANK, choose_device, progress, sum_over_processes, total
 from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from parts.files import InputError
@@ -44,11 +44,10 @@ READ_EVERY = 10  # steps: so often the CPU waits for the numbers of the GPU
 # ---------------------------------------------------------------------------------------------------------- one step
 
 
-def training_step(vlm, batches, parameters, optimizer, dtype):
-    """One step on the mean loss over all answer tokens of its batches. dtype: of the arithmetic.
+def training_step(vlm, batches, answers, parameters, optimizer, dtype):
+    """One step on the mean loss over the answer tokens of its batches: `answers` tokens, in all processes together.
 
-    Returns numbers [5] that are still on the device, so that it never waits for the CPU: the loss summed over answer
-    tokens, how many these are, all tokens, visual tokens, the norm of the gradient.
+    dtype: of the arithmetic. Returns [2], that loss and the norm of its gradient, still on the device: nothing here waits.
     """
     loss = torch.zeros((), device=vlm.device)
     for batch in batches:
@@ -56,26 +55,14 @@ def training_step(vlm, batches, parameters, optimizer, dtype):
             batch_loss = vlm.loss(batch.to(vlm.device)) * len(batch.answer_ids)  # a sum over tokens: batches add up
         batch_loss.backward()
         loss += batch_loss.detach()
-
-    # The mean is over the answer tokens of the whole step, in all processes.
-    counts = torch.tensor(token_counts(batches)).to(vlm.device, non_blocking=True)
-    sums = sum_over_processes(parameters, torch.cat([loss[None], counts]))
+    loss = sum_over_processes(parameters, loss)
     for p in parameters:
         if p.grad is not None:
-            p.grad /= sums[1]
-
+            p.grad /= answers
     norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
     optimizer.step()
     optimizer.zero_grad()
-    return torch.cat([sums, norm[None]])
-
-
-def token_counts(batches):
-    """(answer tokens, all tokens, visual tokens)."""
-    answers = sum(len(batch.answer_ids) for batch in batches)
-    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
-    visual = sum(len(batch.visual_index) for batch in batches)
-    return answers, tokens, visual
+    return torch.stack([loss / answers, norm])
 
 
 # ------------------------------------------------------------------------------------------------------ all the steps
@@ -124,11 +111,18 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
         for step, batches in enumerate(loader, start=record.step):
             waited = time.perf_counter() - ready
 
+            # How large the step is.
+            answers = sum(len(batch.answer_ids) for batch in batches)
+            tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+            visual_tokens = sum(len(batch.visual_index) for batch in batches)
+            answers, tokens, visual_tokens = total(answers, tokens, visual_tokens)
+
             # The step, at its own rate.
             for group in optimizer.param_groups:
                 group["lr"] = rates[step]
-            numbers.append(training_step(vlm, batches, parameters, optimizer, dtype))
-            lines.append({"step": step, "lr": rates[step], "wait_ms": 1000 * waited})
+            numbers.append(training_step(vlm, batches, answers, parameters, optimizer, dtype))
+            lines.append({"step": step, "lr": rates[step], "tokens": tokens, "visual_tokens": visual_tokens})
+            lines[-1]["wait_ms"] = 1000 * waited
             bar.update()
 
             # What is due after it?
@@ -265,7 +259,7 @@ def run(args, command):
     if examples:
         adapter, parameters = build_method(args, vlm, record.heads)
         if adapter:
-            adapter.notes = {"model": args.model, "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+            adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         report.show_method(vlm, args.method, parameters, steps, rows, args.lr, record.heads)
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)

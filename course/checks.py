@@ -1,55 +1,49 @@
-"""What the checks of all lessons share: how an answer is compared, and the real model that the answers are put into."""
+"""What the checks of all lessons share: how an answer is compared."""
 
 import math
-from functools import cache
-from pathlib import Path
 
 import torch
+from torch import allclose
+from torch import (
+    equal as same,  # both are the judge's own: an exercise that changes torch's does not change these
+)
 from torch.utils.flop_counter import FlopCounterMode
 
-from data import Example, Processor, load
-from model import VLM
-
-TINY = Path(__file__).parent.parent / "parts/tiny"
+from course.judge import Wrong
 
 
-class Wrong(Exception):
-    """An answer is wrong. The text is the sentence that the student reads."""
+def require(condition, sentence):
+    if not condition:
+        raise Wrong(sentence)
 
 
-def compare(what, got, right, mistakes=()):
-    """Raise Wrong if `got` is not `right`. what: the name of it; mistakes: (value, sentence) pairs: what a typical
-    mistake would give, and what to say to it."""
+def compare(what, got, right, mistakes=None):
+    """Raise Wrong if `got` is not `right`. what: the name of it; mistakes: {"symptom -> remedy": the value that a typical
+    mistake would give}."""
     if alike(got, right):
         return
-    for value, sentence in mistakes:
-        if alike(got, value):
-            raise Wrong(sentence)
-    if got is None:
-        raise Wrong(f"{what}: the function returns None; is a `return` missing?")
-    if not torch.is_tensor(right):
-        raise Wrong(f"{what}: {got!r} is not {right!r}")
-    if not torch.is_tensor(got):
-        raise Wrong(f"{what}: a tensor is expected, this is a {type(got).__name__}")
-    if got.shape != right.shape:
-        raise Wrong(f"{what}: the shape is {list(got.shape)}, expected is {list(right.shape)}")
-    if kind(got) != kind(right):
-        raise Wrong(f"{what}: the numbers are {got.dtype}, expected is {right.dtype}")
+    for sentence, value in (mistakes or {}).items():
+        require(not alike(got, value), sentence)
+    require(got is not None, f"{what}: the function returns None -> is a `return` missing?")
+    require(torch.is_tensor(right), f"{what}: {got!r} is not {right!r}")
+    require(torch.is_tensor(got), f"{what}: a tensor is expected, this is a {type(got).__name__}")
+    require(got.shape == right.shape, f"{what}: the shape is {list(got.shape)}, expected is {list(right.shape)}")
+    require(kind(got) == kind(right), f"{what}: the numbers are {got.dtype}, expected is {right.dtype}")
     difference = (got.double() - right.double()).abs().max().item()
     raise Wrong(f"{what}: the shape is right, the values are not (largest difference {difference:.3g})")
 
 
 def alike(a, b):
     """Whether two answers are the same: numbers and float tensors up to rounding, all else exactly."""
+    if torch.is_tensor(a) and a.numel() == 1 and isinstance(b, (int, float)):
+        a = a.item()
     if torch.is_tensor(a) and torch.is_tensor(b):
         if a.shape != b.shape or kind(a) != kind(b):
             return False
-        if not b.is_floating_point() or b.numel() == 0:
-            return torch.equal(a, b)
+        if kind(b) != "float" or b.numel() == 0:
+            return same(a, b)
         largest = b.detach().abs().nan_to_num().max().item()
-        return torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
-    if torch.is_tensor(a) and a.numel() == 1 and isinstance(b, (int, float)):
-        a = a.item()
+        return allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
     if torch.is_tensor(a) or torch.is_tensor(b):
         return False
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
@@ -66,15 +60,32 @@ def kind(tensor):
 
 def tensor(what, got, *shape):
     """Raise Wrong if `got` is no tensor of this shape."""
-    if not torch.is_tensor(got):
-        compare(what, got, torch.empty(shape))
-    if list(got.shape) != list(shape):
-        raise Wrong(f"{what}: the shape is {list(got.shape)}, expected is {list(shape)}")
+    require(torch.is_tensor(got), f"{what}: a tensor is expected, this is a {type(got).__name__}")
+    require(list(got.shape) == list(shape), f"{what}: the shape is {list(got.shape)}, expected is {list(shape)}")
 
 
-def require(condition, sentence):
-    if not condition:
-        raise Wrong(sentence)
+def pair(function, answer):
+    """Raise Wrong if the answer is not two things."""
+    require(isinstance(answer, tuple) and len(answer) == 2, f"{function}: one thing is returned -> return both, `a, b`")
+    return answer
+
+
+def gradients(loss, parameters):
+    """dLoss/dparameter of each. Raises Wrong if the loss does not depend on one of them."""
+    each = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
+    reached = all(gradient is not None for gradient in each)
+    require(reached, "the loss does not reach what is trained -> compute without .data, .detach() and .item()")
+    return each
+
+
+def call(function, *arguments):
+    """The student's function(*arguments). Raises Wrong if it changed one of the tensors that it was given."""
+    copies = [argument.clone() if torch.is_tensor(argument) else None for argument in arguments]
+    answer = function(*arguments)
+    for argument, copied in zip(arguments, copies):
+        words = f"{function.__name__} changed what it was given -> `+=` does that; write a + b, or change a copy, .clone()"
+        require(copied is None or same(argument, copied), words)
+    return answer
 
 
 def operations(task):
@@ -82,61 +93,3 @@ def operations(task):
     with FlopCounterMode(display=False) as counter:
         task()
     return counter.get_total_flops()
-
-
-# ------------------------------------------------------------------------------------------------------ the real model
-
-
-@cache
-def tiny():
-    """(vlm, processor): the pretrained tiny model, frozen."""
-    return VLM.from_pretrained(TINY), Processor.from_pretrained(TINY)
-
-
-@cache
-def scenes(count=4, data="scenes-fog"):
-    """The first questions about drawn scenes, with answers."""
-    return load(data, None, "train", count)
-
-
-def sum_in_words(name="Ada"):
-    """A question without an image."""
-    return Example([], f"{name} has 12 apples and finds 3 more. How many apples does {name} have?", "12+3=15\n#### 15")
-
-
-@cache
-def mixed():
-    """A Batch with padding: a row with an image, a longer one without, a row with two images."""
-    images = [example.images[0] for example in scenes(11)[::5]]
-    longer = sum_in_words()
-    rows = [Example(images[:1], "What colour is the ring?", "red"), longer]
-    rows.append(Example(images[:2], "Which of <image> and <image> has more things?", "the first one"))
-    return tiny()[1](rows)
-
-
-def frozen(batch):
-    """The logits of the frozen model."""
-    with torch.no_grad():
-        return tiny()[0](batch)
-
-
-class ValuePath:
-    """`with ValuePath(updates):` puts updates {layer: function(v, x, visual_index) -> v} into the real model, at the one
-    line of model.py where an adapter acts, and takes them out again."""
-
-    def __init__(self, updates):
-        self.updates = updates
-
-    def __enter__(self):
-        for layer, update in self.updates.items():
-            tiny()[0].model.layers[layer].self_attn.adapters["v"].append(update)
-
-    def __exit__(self, *_):
-        for layer in self.updates:
-            tiny()[0].model.layers[layer].self_attn.adapters["v"].clear()
-
-
-def with_updates(batch, updates):
-    """The logits of the real model with updates on its value path."""
-    with torch.no_grad(), ValuePath(updates):
-        return tiny()[0](batch)

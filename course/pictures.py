@@ -1,8 +1,8 @@
 """The pictures of the course, drawn with Pillow: `python -m course.pictures [FOLDER]`.
 
 Each goes to lessonN/picture.png under the folder, by default course/. Their background is white, for dark pages too.
-The picture of lesson 5 is docs/method.svg. Most are drawn from the real tiny model; costs.png from results/main.json;
-lesson8/boxes.png from lesson8/boxes.json, the first answers of the demo's run, which `first_boxes` takes from its folder.
+The picture of lesson 6 is docs/method.svg. Most are drawn from the real tiny model; costs.png from results/main.json;
+lesson9/boxes.png from lesson9/boxes.json, the first answers of the demo's run, which `first_boxes` takes from its folder.
 """
 
 import json
@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 import torch
 from PIL import Image
 
-from course.checks import scenes, sum_in_words, tiny
+from course.real import scenes, sum_in_words, tiny
 from data import Example, load
 from harness import figures
 from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, canvas, font
@@ -25,7 +25,7 @@ from parts.tasks.boxes import iou
 from probe import head_scores, select_heads
 
 HERE = Path(__file__).parent
-BOXES = HERE / "lesson8/boxes.json"
+BOXES = HERE / "lesson9/boxes.json"
 
 
 def row_of_tokens():
@@ -241,12 +241,12 @@ def what_it_costs():
 def draw(folder):
     """Write all pictures into `folder` and its folders lessonN."""
     scores = probed()
-    pictures = {1: row_of_tokens(), 2: who_looks_at_whom(), 3: low_rank(), 4: what_changes()}
-    pictures |= {7: three_taus(scores), 8: four_verdicts()}
+    pictures = {1: row_of_tokens(), 2: who_looks_at_whom(), 3: low_rank(), 5: what_changes()}
+    pictures |= {8: three_taus(scores), 9: four_verdicts()}
     for number, picture in pictures.items():
         figures.save(picture, folder / f"lesson{number}/picture.png", optimize=True)
-    figures.head_map(folder / "lesson6/picture.png", scores.tolist(), select_heads(scores, 6))
-    before_and_after(folder / "lesson8/boxes.png")
+    figures.head_map(folder / "lesson7/picture.png", scores.tolist(), select_heads(scores, 6))
+    before_and_after(folder / "lesson9/boxes.png")
     figures.save(what_it_costs(), folder / "costs.png", optimize=True)
 
 

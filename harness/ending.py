@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from harness.processes import RANK, all_processes, any_process, one_line
+from harness.processes import RANK, all_processes, one_line, total
 from parts.files import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -75,7 +75,7 @@ def whole_steps():
 
 def asked_to_stop():
     """Whether a signal asks this run to end, in any of its processes: all end with the same step."""
-    return any_process(bool(now.signals))
+    return sum(total(len(now.signals))) > 0
 
 
 def stop():

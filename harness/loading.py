@@ -1,6 +1,5 @@
 """The frozen model and its processor, as the flags ask for them."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,22 +10,23 @@ from harness.arguments import MAX_PIXELS
 from harness.processes import choose_device
 from model import VLM
 from parts.backbones.layers import compute_twice
-from parts.files import InputError, read_metadata, reading
+from parts.files import InputError, parse_json, read_metadata, reading
 
 TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
 def load_model(args):
-    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". The model is frozen. Images are as large as
-    the flags say, or as the adapter of --adapter was trained with."""
-    folder, trained_with = TINY if args.model == "tiny" else args.model, notes(args.adapter)
-    min_pixels = args.min_pixels or trained_with.get("min_pixels")
-    max_pixels = args.max_pixels or trained_with.get("max_pixels", MAX_PIXELS)
-    processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
+    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it. The
+    model is frozen."""
+    if args.adapter and "model" not in args.given:
+        args.model = base_of(args.adapter)
+    folder = TINY if args.model == "tiny" else args.model
+    processor = Processor.from_pretrained(folder, *pixel_limits(args.min_pixels, args.max_pixels, args.adapter))
     device, dtype = choose_device(args.device, args.dtype)
     if args.method == "full":
         dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
     vlm = VLM.from_pretrained(folder, dtype, device, args.quantize)
+    vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if dtype == torch.float16:
@@ -35,33 +35,33 @@ def load_model(args):
     return vlm, processor
 
 
-def notes(adapter):
-    """What train.py wrote into an adapter file: the model, and how large the images were. {} without one."""
-    if adapter is None:
-        return {}
-    with reading(adapter, "an adapter"):
-        content = json.loads(read_metadata(adapter).get("notes", "{}"))
-        if any(not 1 <= content[name] < 2**40 for name in content.keys() & {"min_pixels", "max_pixels"}):
-            raise ValueError("its limits of image sizes make no sense")
-        return content
-
-
 def base_of(adapter):
     """The model that an adapter file names as its base. Raises InputError if it names none."""
-    model = notes(adapter).get("model")
+    with reading(adapter, "an adapter"):
+        model = read_metadata(adapter).get("model")
     if not model:
-        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+        raise InputError(f"{adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
     return model
 
 
+def pixel_limits(min_pixels, max_pixels, adapter):
+    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
+    notes = {}
+    if adapter:
+        with reading(adapter, "an adapter"):
+            content = parse_json(read_metadata(adapter).get("notes", "{}").encode())
+            notes = {name: int(content[name]) for name in content.keys() & {"min_pixels", "max_pixels"}}
+    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
+
+
 def refuse_infinite(vlm):
-    """In float16, whose largest number is 65,504, every layer's output is checked: an infinite one ends the run with the
-    name of the layer. bfloat16 and float32 reach 3e38 and need no check."""
+    """In float16, whose largest number is 65,504, an infinite output of a layer ends the run with the layer's name.
+    bfloat16 and float32 reach 3e38 and need no check."""
+    names = {layer: name for name, layer in vlm.named_modules()}
 
     def check(layer, inputs, output):
         if not output.isfinite().all():
             raise InputError(f"{names[layer]}: a value is too large for float16; use --dtype bfloat16 or float32")
 
-    names = {module: name for name, module in vlm.named_modules()}
     for layer in [*vlm.visual.blocks, *vlm.model.layers]:
         layer.register_forward_hook(check)

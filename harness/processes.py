@@ -48,31 +48,28 @@ def together():
         raise InputError(f"another process of this run has ended or does not answer: {one_line(error):.150}") from None
 
 
-def any_process(flag):
-    """Whether the flag is true in any process. All ask together, so they also wait for each other."""
+def total(*counts):
+    """Each count summed over the processes. All ask together, so they also wait for each other."""
     if WORLD == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    with together():
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
-
-
-def sum_over_processes(parameters, sums):
-    """Add up the gradients, and a vector of sums, over the processes that share a step: one message, no rounding but
-    that of the order of adding. This is all of data parallelism, since every process holds the same frozen model."""
-    if WORLD == 1:
-        return sums
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    message = torch.cat([p.grad.flatten() for p in parameters] + [sums])
+        return counts
+    message = torch.tensor(counts)
     with together():
         dist.all_reduce(message)
-    *grads, sums = message.split([p.numel() for p in parameters] + [len(sums)])
-    for p, grad in zip(parameters, grads):
-        p.grad.copy_(grad.view_as(p))
-    return sums
+    return message.tolist()
+
+
+def sum_over_processes(parameters, loss):
+    """Add up the gradients and the loss over the processes that share a step, in one message. This is all of data
+    parallelism, since every process holds the same frozen model."""
+    if WORLD == 1:
+        return loss
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    message = torch.cat([x.flatten() for x in (*grads, loss)])
+    with together():
+        dist.all_reduce(message)
+    for p, grad in zip(parameters, message.split([p.numel() for p in parameters] + [1])):
+        p.grad = grad.view_as(p)
+    return message[-1]
 
 
 def choose_device(name, dtype):
@@ -86,7 +83,7 @@ def choose_device(name, dtype):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
             torch.cuda.set_device(device)  # before anything else, or every process takes memory of the first GPU too
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError):  # torch's words for "no such device here"
+    except (RuntimeError, AssertionError, AttributeError, ImportError):  # torch's words for "no such device here"
         raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
     if dtype == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

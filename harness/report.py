@@ -69,13 +69,10 @@ def show_probe(out, heads, scores):
         return
     if scores is None:
         raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
-    ranked = sorted(
-        ((score, layer, h) for layer, row in enumerate(scores) for h, score in enumerate(row)), reverse=True
-    )
+    ranked = [(score, layer, h) for layer, of_layer in enumerate(scores) for h, score in enumerate(of_layer)]
     print(f"{'layer':>5} {'head':>4} {'score':>10}")
-    for score, layer, h in ranked:
-        selected = "  selected" if h in heads.get(layer, []) else ""
-        print(f"{layer:5} {h:4} {score:10.4g}{selected}")
+    for score, layer, h in sorted(ranked, reverse=True):
+        print(f"{layer:5} {h:4} {score:10.4g}" + "  selected" * (h in heads.get(layer, [])))
     figures.head_map(out / "heads.png", scores, heads)
     print(f"drawn in {out / 'heads.png'}")
 
@@ -86,12 +83,12 @@ def log_steps(record, lines, numbers, device, begun):
     the norm of a gradient is not finite."""
     numbers = torch.stack(numbers).tolist()  # here the CPU waits
     now, (peak, reserved) = time.perf_counter(), peak_memory(device)
-    for line, (loss, answers, tokens, visual_tokens, norm) in zip(lines, numbers):
+    for line, (loss, norm) in zip(lines, numbers):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             problem = f"loss {loss}, norm of the gradient {norm} at step {line['step']}"
             raise InputError(f"{problem}; lower --lr (now {line['lr']:.3g}), or use --dtype float32; what was saved stays")
-        line |= {"loss": loss / answers, "norm": norm, "tokens": tokens, "visual_tokens": visual_tokens}
-        line |= {"ms": 1000 * (now - begun) / len(lines), "elapsed": now - STARTED, "peak_bytes": peak, "reserved_bytes": reserved}
+        line |= {"loss": loss, "norm": norm, "ms": 1000 * (now - begun) / len(lines), "elapsed": now - STARTED}
+        line |= {"peak_bytes": peak, "reserved_bytes": reserved}
     if RANK == 0:  # the file grows while the run lives
         with open(record.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
@@ -215,52 +212,53 @@ def tile(example, answers, main_data):
 
 
 def print_end(report, predictions, main_data, out):
-    """The run in a few lines: base, tuned, what each line means, what it cost, what to look at and to do next."""
+    """The run in a few lines: accuracies and what each of them means, what it cost, what to look at and to do next."""
+
+    def line(name, base, tuned, meaning=""):
+        print(f"  {name:32}{base:>14}{tuned:>14}  {meaning}".rstrip())
 
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
 
+    # Accuracies: of what was to be learnt, and of what may be lost.
     base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
-    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
+    asked = {f"{p['data']} {p[key]}".strip(): p for p in predictions["tuned"] for key in ("kind", "group")}
+    print()
+    line("", "base", "tuned")
     for kind in base | tuned:
-        meaning = meaning_of(kind, predictions, main_data, report["method"])
-        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}")
-    print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
+        meaning = meaning_of(asked[kind], main_data, report["method"]) if kind in asked else ""
+        line(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%"), meaning)
+    line("answers that could not be read", failures["base"], failures["tuned"])
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
-        print(f"  {'boxes in another scale':32}{scales['base']:>14}{scales['tuned']:>14}")
-        print("  (such a box counts as wrong: it is relative, or beyond the edges of the image as the model saw it)")
-
+        line("boxes in another scale: wrong", scales["base"], scales["tuned"])
     boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
     if boxes and boxes["count"]:
         centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal", end="")
-        print(f" (90 %: up to {centre['p90']:.1%})")
+        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})")
         print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
 
-    trainable, total = report["trainable_parameters"], report["parameters"]
-    flops, seconds = report["adapter_flops_per_step"], report["seconds_to_first_step"]
+    # What it cost.
+    trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))
     print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '.3g')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
     print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
-    print(f"  seconds until the first step    {shown(seconds, '.1f')}")
+    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
 
-    print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
+    # What to look at, and to do next.
+    pictures = {"examples.png": "what it answers", "heads.png": "which heads", "curve.png": "how it learnt"}
+    drawn = [f"{file} ({words})" for file, words in pictures.items() if (out / file).exists()]
+    print(f"\n  written to {out}; look at {', '.join(drawn) or 'report.json'}")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
         print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 
-def meaning_of(kind, predictions, main_data, method):
-    """What a line of the table says about the run, in a few words. kind: "data kind", as in summary()."""
-    found = [
-        p for p in predictions["tuned"] if kind in (f"{p['data']} {p[name]}".strip() for name in ("kind", "group"))
-    ]
-    if not found:
-        return ""
-    if found[0]["data"] == main_data:
-        return "what the run is about"
-    if any(p["images"] or p["videos"] for p in found):
-        return "has images: kept, or forgotten?"
-    return "text alone: " + ("cannot change" if method == "image-lora" else "kept, or forgotten?")
+def meaning_of(prediction, main_data, method):
+    """What an accuracy says about the run, by one of its predictions."""
+    if prediction["data"] == main_data:
+        return "to learn"
+    if method == "image-lora" and not prediction["images"] and not prediction["videos"]:
+        return "cannot change: it has no image"
+    return "at risk"

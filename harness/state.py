@@ -10,7 +10,7 @@ import torch
 
 from harness import ending
 from harness.arguments import data_set
-from harness.processes import RANK, any_process
+from harness.processes import RANK, total
 from parts.files import InputError, read_json, reading, write_text, writing
 
 FORMAT = 3  # of arguments.json and state.pt
@@ -57,7 +57,7 @@ class Record:
                 torch.save({name: getattr(self, name) for name in SAVED} | {"format": FORMAT}, part)
             if self.args.keep_states:
                 shutil.copyfile(self.folder / "state.pt", self.folder / f"state-{step}.pt")
-        any_process(False)  # the others wait for the first one
+        total(0)  # the others wait for the first one
         ending.now.step = step
 
     def restore(self, parameters, optimizer):

@@ -1,25 +1,26 @@
-"""The course judges rightly: solutions are green, holes are red, and each typical mistake gets its sentence."""
+"""The course judges rightly: solutions are green, holes are red, each typical mistake gets its sentence, no trick helps."""
 
 import ast
 
 import pytest
 from conftest import ROOT
-from course_mistakes import MISTAKES
 from course_reports import write_reports
 
-from course.checks import tiny
-from course.judge import LESSONS, judge
-from course.lesson8 import check as lesson8
+from course import judge
+from course.judge import LESSONS, results
+from course.lesson9.check import different
+from course.real import tiny
 from parts.backbones.layers import fused_attention
 
 SOLUTIONS = ROOT / "tests/course_solutions"
 
 
-@pytest.fixture(autouse=True)
-def runs(tmp_path, monkeypatch):
-    """Where lesson 8 looks for runs."""
-    write_reports(tmp_path)
-    monkeypatch.setattr(lesson8, "ROOT", tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A student's folder, with runs in it."""
+    path = tmp_path_factory.mktemp("student")
+    write_reports(path)
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -31,102 +32,144 @@ def left_as_it_was():
 
 
 def solution(number):
-    return SOLUTIONS / f"lesson{number}.py"
+    return (SOLUTIONS / f"lesson{number}.py").read_text(encoding="utf-8")
 
 
-def first_problem(number, file):
-    """The first red sentence that a student reads, or None."""
-    return next((found for _, found in judge(number, file, all_checks=False) if found), None)
-
-
-@pytest.mark.parametrize("number", LESSONS)
-def test_a_solution_is_green(number):
-    assert {found for _, found in judge(number, solution(number))} == {None}
+def first_problem(number, source, folder):
+    """The first red sentence that a student reads about a file, or None."""
+    (folder / "exercise.py").write_text(source, encoding="utf-8")
+    red = (f"{r['problem']} -> {r['remedy']}" for r in results(number, folder / "exercise.py") if r["problem"])
+    return next(red, None)
 
 
 @pytest.mark.parametrize("number", LESSONS)
-def test_every_check_is_red_while_the_holes_are_there(number):
-    assert {found for _, found in judge(number)} == {"not written yet: replace `raise NotImplementedError`"}
+def test_a_solution_is_green_and_says_what_was_measured(number, folder):
+    (folder / "exercise.py").write_text(solution(number), encoding="utf-8")
+    judged = list(results(number, folder / "exercise.py"))
+    assert [r["problem"] for r in judged] == [""] * len(judged)
+    assert any(r["measured"] for r in judged)
 
 
-def functions(number):
-    return [node.name for node in ast.parse(solution(number).read_text(encoding="utf-8")).body if hasattr(node, "args")]
+@pytest.mark.parametrize("number", LESSONS)
+def test_every_check_is_red_while_the_holes_are_open(number):
+    problems = [r["problem"] for r in results(number, ROOT / f"course/lesson{number}/exercise.py")]
+    assert all(problems) and problems[0] == "not written yet: replace `raise NotImplementedError`"
 
 
-HOLES = [(number, name) for number in LESSONS for name in functions(number)]
+HOLES = [(n, f.name) for n in LESSONS for f in ast.parse(solution(n)).body if isinstance(f, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize("number, name", HOLES, ids=[f"{number}-{name}" for number, name in HOLES])
-def test_a_constant_or_what_came_in_is_no_answer(number, name, tmp_path):
-    source = solution(number).read_text(encoding="utf-8")
+def test_a_constant_or_what_came_in_is_no_answer(number, name, folder):
     for answer in ("0", "{}", "args[0] if args else []"):
-        cheat = f"\n\ndef {name}(*args):\n    return {answer}\n"
-        (tmp_path / "exercise.py").write_text(source + cheat, encoding="utf-8")
-        assert first_problem(number, tmp_path / "exercise.py"), answer
+        assert first_problem(number, solution(number) + f"\n\ndef {name}(*args):\n    return {answer}\n", folder), answer
 
 
-CASES = [(number, *case) for number, cases in MISTAKES.items() for case in cases]
+def mistakes():
+    """(lesson, words of its solution, the mistake in their place, words of the sentence) of each line of the table."""
+    for line in (ROOT / "tests/course_mistakes.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# lesson"):
+            number = int(line.split()[-1])
+        else:
+            yield number, *(part.replace("\\n", "\n") for part in line.split(" ~ "))
 
 
-@pytest.mark.parametrize("number, old, new, words", CASES, ids=[f"{n}-{words}" for n, _, _, words in CASES])
-def test_a_typical_mistake_gets_its_sentence(number, old, new, words, tmp_path):
-    source = solution(number).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{old!r} is to be in the solution once"
-    (tmp_path / "exercise.py").write_text(source.replace(old, new), encoding="utf-8")
-    assert words in (first_problem(number, tmp_path / "exercise.py") or "green")
+MISTAKES = list(mistakes())
 
 
-# -- lesson 8: an experiment with more than one fault
+def test_at_least_120_typical_mistakes_are_recognised():
+    assert len(MISTAKES) >= 120 and {number for number, *_ in MISTAKES} == {*LESSONS}
 
 
-def problems(number, changes, folder):
-    """The red sentences of a solution with changes {old: new}."""
-    source = solution(number).read_text(encoding="utf-8")
-    for old, new in changes.items():
-        assert source.count(old) == 1
-        source = source.replace(old, new)
-    (folder / "exercise.py").write_text(source, encoding="utf-8")
-    return [found for _, found in judge(number, folder / "exercise.py") if found]
+@pytest.mark.parametrize("number, old, new, words", MISTAKES, ids=[f"{n}-{words}" for n, _, _, words in MISTAKES])
+def test_a_typical_mistake_gets_its_sentence(number, old, new, words, folder):
+    assert solution(number).count(old) == 1
+    assert words in (first_problem(number, solution(number).replace(old, new), folder) or "green")
 
 
-def test_all_faults_of_a_description_are_said_at_once(tmp_path):
-    changes = {
-        '"margin": 0.02': '"margin": 2',
-        '"No difference in words: both find as many of them as before."': '"No."',
-    }
-    (found,) = [said for said in problems(8, changes, tmp_path) if "margin:" in said and "\n" in said]
-    assert "did_not_show: 'No.' is too short" in found
-    (found, *_) = problems(8, {'"claim": ': '"CLAIM": ', '"verdict": "better"': '"verdict": 1'}, tmp_path)
-    assert found == "claim: missing\nverdict: 1 is not a word"
+# -- tricks, and honest files
 
 
-def test_all_faults_of_the_runs_and_of_the_result_are_said_at_once(tmp_path):
-    (runs, _) = problems(
-        8,
-        {'"runs/probed-2"': '"runs/few-2"', '["selection"]': '["rank"]', '"runs/random-2"': '"runs/random-3"'},
-        tmp_path,
-    )
-    assert [line.split(":")[0] for line in runs.splitlines()] == [
-        "the seeds are [0, 1, 2] and [0, 1, 3]",
-        "the runs of a differ in heads",
-        "a and b differ in selection; `changed` says rank",
-    ]
-    (result,) = problems(8, {"[0.015, 0.065]": "[1.5, 6.5]", '"verdict": "better"': '"verdict": "worse"'}, tmp_path)
-    assert "a share of 0.02" in result and "verdict: 'worse'" in result
-    for found in problems(8, {'"runs/probed-2"': '"runs/gone"', '"runs/random-2"': '"runs/lost"'}, tmp_path):
-        assert "gone" in found and "lost" in found
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "torch.allclose = lambda *a, **k: True",
+        "torch.Tensor.__eq__ = lambda a, b: True",
+        "torch.__dict__['equal'] = lambda *a: True",
+        "setattr(torch, 'equal', lambda *a: True)",
+        "from imagelora import LoRALayer",
+        "def f():\n    from model import attend",
+        "lora = __import__('imagelora').LoRALayer",
+        "exec('import imagelora')",
+        "torch.sys.modules['imagelora']",
+        "from torch import os",
+        "from . import check",
+        "lora = torch.nn.Module.__subclasses__()",
+    ],
+)
+def test_a_trick_is_refused_with_its_line(trick, folder):
+    problem = first_problem(3, f"import torch\n{trick}\n", folder)
+    assert "exercise.py, line " in problem and ("elsewhere" in problem or "everybody" in problem or "Python's own" in problem)
 
 
-@pytest.mark.parametrize("spelling", ["--selection", "selection"])
-def test_a_flag_may_have_its_dashes(spelling, tmp_path):
-    assert not problems(8, {'["selection"]': f'["{spelling}"]'}, tmp_path)
-    assert {lesson8.as_argument(flag) for flag in ("--no-base", "no_base", "base")} == {"base"}
+def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder, monkeypatch):
+    """The judge compares by functions that it took before the exercise was loaded."""
+    for name in ("equal", "allclose"):
+        monkeypatch.setattr(f"torch.{name}", lambda *a, **k: True)  # as `t = torch; t.equal = ...` would do
+    wrong = solution(5).replace("v + s * (M * x)", "v + (M * x)")
+    assert "the factor s is missing" in first_problem(5, wrong, folder)
 
 
-def test_what_only_follows_from_a_flag_is_no_second_difference():
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open = 3\nprint(open)",
+        "eval = torch.ones(2)\neval = eval * 2",
+        "sys = torch.ones(2)\nsys[0] = 1",
+        "copy = torch.ones(2).clone()\ncopy[0] += 1",
+        "import random\nrandom.seed(0)",
+        "import math, copy, itertools",
+        "from dataclasses import dataclass",
+        "def f(compile, globals):\n    return compile + globals",
+        "def f(os):\n    return os.sum()",
+        "for gc in range(3):\n    print(type(gc).__name__)",
+        "if __name__ == '__main__':\n    print(torch.__version__)",
+    ],
+)
+def test_an_honest_file_is_judged(line, folder):
+    assert first_problem(3, f"{solution(3)}\n\n{line}\n", folder) is None
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("def lora_start(a, b, c:\n    return 1", "exercise.py, line 1: Python cannot read it"),
+        ("def lora_start(a, b, c):\n    return undefined", "exercise.py, line 2: NameError"),
+        ("def lora_start(a, b, c):\n    return 'A', 'B'", "could not be used"),
+        ("x = 1 / 0", "exercise.py, line 1: ZeroDivisionError"),
+        ("def lora_start(a, b, c):\n    pass", "return both"),
+        ("quit(0)", "exercise.py, line 1: SystemExit"),
+    ],
+)
+def test_broken_code_gets_a_sentence_and_no_traceback(source, words, folder):
+    assert words in first_problem(3, source, folder)
+
+
+def test_a_loop_without_an_end_turns_red_and_the_checks_before_it_keep_their_results(folder, monkeypatch, capfd):
+    """And what an exercise prints does not get in between."""
+    source = solution(3).replace("return rank * (inputs + outputs)", "print('hello')\n    while True:\n        pass")
+    (folder / "exercise.py").write_text(source)
+    monkeypatch.setattr(judge, "LIMIT", 5)
+    judged = list(judge.judge(3, folder / "exercise.py"))
+    assert [bool(r["problem"]) for r in judged] == [False, False, True, True]
+    assert "loop" in judged[2]["remedy"] and "hello" in capfd.readouterr().err
+
+
+def test_a_flag_may_have_no_dashes_and_what_only_follows_from_it_is_no_second_difference(folder):
     """--ablate makes another method of a run, and a method has a learning rate of its own."""
-    as_in_the_paper = {"arguments": {"ablate": [], "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
-    other = {"arguments": {"ablate": ["norm=off"], "method": "ablation", "lr": 0.03, "seed": 1, "given": ["ablate", "seed"]}}
-    assert lesson8.different(as_in_the_paper, other) == ["ablate"]
-    other["arguments"]["given"] = ["ablate", "lr"]
-    assert lesson8.different(as_in_the_paper, other) == ["ablate", "lr"]
+    assert first_problem(9, solution(9).replace("--ablate", "ablate"), folder) is None
+    paper = {"arguments": {"ablate": [], "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
+    other = {"arguments": {"ablate": ["norm=off"], "method": "ablation", "lr": 0.03, "seed": 1, "given": ["ablate"]}}
+    assert different(paper, other) == ["ablate"]
+    other["arguments"]["given"] = ["lr", "ablate"]
+    assert different(paper, other) == ["ablate", "lr"]

@@ -170,7 +170,7 @@ def steps(vlm, processor):
 def train_on(vlm, parameters, batches):
     """Training steps as train.py makes them -> their numbers, on the device."""
     optimizer = torch.optim.AdamW(parameters, lr=0.1)
-    return [train.training_step(vlm, step, parameters, optimizer, torch.float32) for step in batches]
+    return [train.training_step(vlm, step, 9, parameters, optimizer, torch.float32) for step in batches]
 
 
 class NoBlockingCopies(TorchDispatchMode):
@@ -242,4 +242,4 @@ def test_a_training_step_never_waits_for_the_gpu(checkpoint, processor, method):
         numbers = train_on(vlm, parameters, batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(loss > 0 for loss, *_ in torch.stack(numbers).tolist())
+    assert all(loss > 0 for loss, _ in torch.stack(numbers).tolist())

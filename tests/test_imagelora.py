@@ -297,7 +297,7 @@ def test_an_adapter_of_a_class_that_is_not_in_METHODS_is_saved_under_its_name_an
     adapter.save(tmp_path / "a.safetensors")
     adapter.detach()
     assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
-    with pytest.raises(InputError, match="its method is 'other'; known: image-lora, lora"):
+    with pytest.raises(InputError, match="its method is 'other'; not image-lora, lora"):
         load_adapter(tmp_path / "a.safetensors", vlm)
 
 

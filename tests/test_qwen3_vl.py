@@ -31,12 +31,11 @@ from harness.evaluate import prediction
 from imagelora import ImageLoRA, load_adapter
 from model import VLM
 from parts.backbones.checkpoint import hub_name, our_name, read_config
-from parts.backbones.qwen3_vl import Config, table_entries
+from parts.backbones.qwen3_vl import Config
 from parts.files import InputError, read_json, read_safetensors, write_safetensors
 from parts.tasks import TASKS, score
 from parts.tasks.boxes import box_from_model, box_to_model, in_another_scale
 from parts.tasks.rows import BOX_ANSWER
-from parts.tiny import deepstack
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +121,6 @@ def test_time_height_and_width_take_turns_at_the_frequencies(shared):
 
 
 # -- the encoder
-
-
-def test_the_table_of_positions_is_stretched_over_the_image_corner_to_corner():
-    table = torch.randn(6 * 6, 4)
-    for h, w in ((6, 6), (2, 8), (10, 4), (14, 2)):
-        grids = torch.tensor([[2, h, w]])  # two slices: the same positions in both
-        rows = torch.arange(h).repeat_interleave(w).repeat(2)
-        columns = torch.arange(w).repeat(2 * h)
-        index, weight = table_entries(rows, columns, grids, 6)
-        found = (table[index] * weight[..., None]).sum(dim=0).view(2, h, w, 4)
-        square = table.view(1, 6, 6, 4).permute(0, 3, 1, 2)
-        expected = torch.nn.functional.interpolate(square, (h, w), mode="bilinear", align_corners=True)
-        assert torch.allclose(found[0], expected[0].permute(1, 2, 0), atol=1e-5)
-        assert torch.equal(found[0], found[1])
-        assert torch.allclose(found[0, 0, 0], table[0]) and torch.allclose(found[0, -1, -1], table[-1], atol=1e-6)
 
 
 def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
@@ -344,18 +328,3 @@ def test_a_run_on_real_photographs_goes_from_files_to_a_report_and_resumes(share
     (tmp_path / "run/state-2.pt").replace(tmp_path / "run/state.pt")
     train.main(["--resume", str(tmp_path / "run")])
     assert equal(whole, adapter_of(tmp_path / "run"))
-
-
-def test_the_two_tiny_models_of_the_deepstack_suite_differ_by_nothing_but_deepstack(tmp_path, monkeypatch):
-    monkeypatch.setattr(deepstack, "FOLDER", tmp_path)
-    deepstack.main()
-    models = {name: VLM.from_pretrained(tmp_path / f"{name}-start") for name in deepstack.BLOCKS}
-    tensors, fewer = models["with"].state_dict(), models["without"].state_dict()
-    assert fewer.keys() == {name for name in tensors if "deepstack" not in name} != tensors.keys()
-    assert all(torch.equal(tensors[name], fewer[name]) for name in fewer)
-    assert len(models["with"].config.vision.deepstack) == 3 and models["without"].config.vision.deepstack == ()
-
-    processor = Processor.from_pretrained(tmp_path / "with-start")
-    batch = processor(load("scenes-pretraining", None, "val", 4))
-    assert batch.visual_mask.sum(dim=1).max() == 49  # as many as the tiny model's
-    assert all(vlm.loss(batch).isfinite() for vlm in models.values())

@@ -1,4 +1,4 @@
-"""Lesson 1: what a vision-language model reads. Read lesson.md first. Check yourself: python -m course 1
+"""Lesson 1: what a vision-language model reads. Read course/lesson1/lesson.md first. Check yourself: python -m course 1
 
 Letters: T tokens of the longest row; batch: the rows of a batch.
 """

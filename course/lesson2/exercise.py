@@ -1,4 +1,4 @@
-"""Lesson 2: attention by hand. Read lesson.md first. Check yourself: python -m course 2
+"""Lesson 2: attention by hand. Read course/lesson2/lesson.md first. Check yourself: python -m course 2
 
 Letters: T tokens of a row, H query heads, G value (KV) heads, K size of a head; batch: the rows of a batch.
 """

@@ -1,4 +1,4 @@
-"""Lesson 3: LoRA in ten lines. Read lesson.md first. Check yourself: python -m course 3
+"""Lesson 3: LoRA in ten lines. Read course/lesson3/lesson.md first. Check yourself: python -m course 3
 
 Letters: T tokens of a row, D inputs of the layer, O its outputs, R rank; batch: the rows of a batch. A and B are the
 factors of LoRA.

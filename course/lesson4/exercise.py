@@ -1,33 +1,33 @@
-"""Lesson 4: the mask. Read lesson.md first. Check yourself: python -m course 4
+"""Lesson 4: why not train everything? Read course/lesson4/lesson.md first. Check yourself: python -m course 4
 
-Letters: T tokens of a row, D size of the layer's input, O size of its values (its outputs), R rank, N visual tokens of the
-batch; batch: the rows of a batch. A and B are the factors of LoRA, as in lesson 3.
+Letters: D inputs of a layer, O its outputs, R rank. A and B are the factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
 
 
-def formula_update(v, x, visual_mask, A, B, s):
-    """V~ = V + s * M X A B: the update at the positions of visual tokens only, as the paper writes it.
+def training_bytes(frozen, trained):
+    """What the numbers of a training take in memory, in bytes: (weights, gradients, moments).
 
-    v [batch, T, O]: the frozen values; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool: True at visual
-    tokens; A [D, R]; B [R, O]; s: a number. Returns [batch, T, O]. v itself stays as it is.
+    frozen: how many numbers stay as they are, in bfloat16, 2 bytes each; trained: how many are trained, in float32, 4
+    bytes each. Each trained number has a gradient and, for AdamW, two moments, all in float32.
     """
     raise NotImplementedError
 
 
-def gathered_update(v, x, visual_index, A, B, s):
-    """The same result, but the products are made for the N visual tokens only: the cost is proportional to N.
+def merged(W, A, B, s):
+    """One matrix in place of a frozen one and its LoRA: x W' is x W + s x A B for every x.
 
-    visual_index [N]: flat positions, row * T + column. The rest as above.
+    W [D, O]; A [D, R]; B [R, O]; s: a number, alpha / R. Returns W' [D, O]. W itself stays as it is.
     """
     raise NotImplementedError
 
 
-def largest_text_change(frozen, tuned, visual_mask, attention_mask):
-    """The largest change (absolute) of any logit in rows without a visual token, padding left out: a number.
+def training_step(vlm, batch, parameters, optimizer):
+    """One step of training: the loss, its gradients, these clipped to a norm of 1.0 in all, the optimizer's step, and no
+    gradient left for the next one. Returns the loss as a number.
 
-    frozen, tuned [batch, T, vocabulary]: logits before and after; visual_mask [batch, T] bool; attention_mask [batch, T]:
-    1 at real tokens, 0 at padding.
+    vlm.loss(batch): the loss, a tensor; parameters: what is trained, a list of tensors; optimizer: a torch.optim.AdamW of
+    them. torch.nn.utils.clip_grad_norm_ clips.
     """
     raise NotImplementedError

@@ -2,130 +2,106 @@
 
 import torch
 
-from course.checks import (
-    Wrong,
-    compare,
-    frozen,
-    mixed,
-    require,
-    tensor,
-    tiny,
-    with_updates,
-)
-from imagelora import ImageLoRA
+from course.checks import call, compare, operations, require, same
+from course.judge import Wrong
+from course.real import change, frozen, mixed, tiny, with_updates
 
 
-def start_has_one_a_and_a_b_for_each_head(student):
-    """A is [D, R] and random with standard deviation 1 / R, B is [n, R, K] and zero."""
-    D, K, R, heads = 400, 16, 5, [0, 2, 3]
-    found = student.image_lora_start(D, K, heads, R)
-    require(isinstance(found, tuple) and len(found) == 2, "image_lora_start: return both, `return A, B`")
-    A, B = found
-    if A.dim() == 3:
-        raise Wrong("there is an A for each head: the heads of a layer share one, A [D, R]")
-    tensor("A", A, D, R)
-    if list(B.shape) == [R, K]:
-        raise Wrong("there is one B for all heads: each selected head has its own, B [n, R, K]")
-    tensor("B", B, len(heads), R, K)
-    require((B == 0).all(), "B is not zero: step 0 would not be the frozen model")
-    deviation = A.std().item()
-    require(deviation > 0, "A is constant: draw it from a normal distribution")
-    if abs(deviation - 1) < 0.1:
-        raise Wrong("the standard deviation of A is 1: divide by R")
-    if abs(deviation - R**-0.5) < 0.04:
-        raise Wrong("the standard deviation of A is 1 / sqrt(R): it is 1 / R")
-    require(
-        abs(deviation - 1 / R) < 0.02, f"the standard deviation of A is {deviation:.3f}, expected is 1 / R = {1 / R}"
-    )
-
-
-def by_formula(v, x, M, A, B, s, heads, slots=None):
-    """v with s * M X A B^(i) added in value head slots[i]."""
-    V = v.unflatten(-1, (-1, B.shape[-1])).clone()
-    for i, h in enumerate(slots or heads):
-        V[:, :, h] += s * M * (x @ A @ B[i])
-    return V.flatten(2)
+def example(rows, T, D, O=8, R=3):
+    """(v, x, visual_mask, A, B, s) at random; each row has its own visual tokens."""
+    visual_mask = torch.zeros(rows, T, dtype=torch.bool)
+    for row in range(rows):
+        visual_mask[row, 1 + row : 3 + row + row] = True
+    return torch.randn(rows, T, O), torch.randn(rows, T, D), visual_mask, torch.randn(D, R), torch.randn(R, O), 0.7
 
 
 def the_formula(student):
-    """image_lora adds s * M X A B^(h) in the selected heads, with s = (alpha / R) * gamma / sqrt(n)."""
-    D, K, R, G, alpha, gamma, heads = 10, 4, 2, 6, 5.0, 0.3, [1, 3, 4]
-    n = len(heads)
-    v, x, A, B = torch.randn(2, 7, G * K), torch.randn(2, 7, D), torch.randn(D, R), torch.randn(n, R, K)
-    visual_mask = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0]]).bool()
-    before, M, s = v.clone(), visual_mask[..., None].float(), alpha / R * gamma / n**0.5
-    halves = v.unflatten(-1, (K, G)).clone()  # the other way to split
-    for i, h in enumerate(heads):
-        halves[..., h] += s * M * (x @ A @ B[i])
+    """formula_update adds s * M X A B at visual tokens and nothing elsewhere."""
+    for rows in (1, 2, 3):
+        v, x, visual_mask, A, B, s = example(rows, T=7, D=7)
+        M, update = visual_mask[..., None].float(), x @ A @ B
+        mistakes = {
+            "every token is changed -> the mask is not used": v + s * update,
+            "text tokens are changed, visual ones are not -> the mask is the wrong way round": v + s * (1 - M) * update,
+            "the update is too large -> the factor s is missing": v + M * update,
+            "the frozen values v are missing -> this is the update alone, add v": s * M * update,
+            "the values of text tokens became zero -> the mask is on everything; mask the update": M * (v + s * update),
+        }
+        if rows == 1:  # [1, T] * [1, T, D]: with T = D torch does not complain
+            features = v + s * (visual_mask * x) @ A @ B
+            mistakes["features are hidden, not tokens -> the mask needs a last dimension, visual_mask[..., None]"] = features
+        else:
+            mistakes["all rows have the mask of row 0 -> each row has its own"] = v + s * M[:1] * update
+        try:
+            got = call(student.formula_update, v, x, visual_mask, A, B, s)
+        except RuntimeError as error:
+            require("must match" not in str(error), "the mask fits no token -> [batch, T, 1], by visual_mask[..., None]")
+            raise
+        compare("formula_update", got, v + s * M * update, mistakes)
 
-    def mistake(factor=s, mask=M, slots=None):
-        return by_formula(v, x, mask, A, B, factor, heads, slots)
 
-    shared = v.unflatten(-1, (-1, K)).clone()
-    for h in heads:
-        shared[:, :, h] += s * M * (x @ A @ B[0])
-    mistakes = [
-        (
-            mistake(alpha / R * gamma),
-            "the factor 1/sqrt(n) is missing: without it the update grows with the number of heads",
-        ),
-        (mistake(alpha / R * gamma / n), "the update is divided by n; divide by sqrt(n)"),
-        (mistake(alpha / R * gamma / G**0.5), "n is the number of selected heads, not G, the number of all of them"),
-        (mistake(alpha / R / n**0.5), "the factor gamma is missing"),
-        (mistake(alpha * gamma / n**0.5), "alpha is not divided by the rank R"),
-        (mistake(gamma / n**0.5), "the factor alpha / R is missing"),
-        (mistake(mask=1.0), "every token is changed: the mask is not used"),
-        (mistake(slots=list(range(n))), "the update goes into heads 0, 1, ...: B[i] belongs to head heads[i]"),
-        (halves.flatten(2), "v is split the wrong way: head h has the numbers from h * K to (h + 1) * K"),
-        (shared.flatten(2), "all heads get the same update: B[i] is that of the i-th selected head"),
-        (mistake() - v, "this is the update alone: the frozen values v are missing"),
-    ]
+def the_fast_path(student):
+    """gathered_update gives the same result, and multiplies for the visual tokens only."""
+    T, D, O, R = 9, 5, 8, 3
+    v, x, visual_mask, A, B, s = example(3, T, D, O, R)
+    index, M, update = visual_mask.flatten().nonzero()[:, 0], visual_mask[..., None].float(), s * x @ A @ B
+    mistakes = {
+        "every token is changed -> take the rows visual_index of x, its first two dimensions flat": v + update,
+        "text tokens lost their values -> add into a copy of v, not into zeros": M * (v + update),
+        "the frozen values are missing -> this is the update alone, add it to a copy of v": M * update,
+        "the update replaces the frozen values -> add it to them": (1 - M) * v + M * update,
+        "the update is too large -> the factor s is missing": v + M * update / s,
+    }
     try:
-        got = student.image_lora(v, x, visual_mask, A, B, gamma, alpha, heads)
+        got = call(student.gathered_update, v, x, index, A, B, s)
     except IndexError:
-        raise Wrong("B has n entries, one for each selected head: use B[i] for the i-th of them, not B[h]") from None
-    require(torch.equal(v, before), "v itself was changed: unflatten gives a view of it; change a copy, .clone()")
-    compare("image_lora", got, mistake(), mistakes)
+        raise Wrong("visual_index is row * T + column -> flatten x and v first, x.flatten(0, 1)") from None
+    compare("gathered_update", got, v + M * update, mistakes)
+    N = len(index)
+    flops, right, all_tokens = operations(lambda: student.gathered_update(v, x, index, A, B, s)), 2 * N * R * (D + O), 3 * T
+    mistakes = {
+        "products are made for all tokens -> gather the visual rows of x before you multiply": right // N * all_tokens,
+        "a large matrix is made -> from left to right, X @ A @ B": 2 * D * R * O + 2 * N * D * O,
+    }
+    compare("the operations of gathered_update", flops, right, mistakes)
+    return f"{right:,} operations in place of {right // N * all_tokens:,}, for {N} visual tokens of {all_tokens}"
 
 
-def in_the_real_model(student):
-    """In the real model your update gives the logits of the project's own Image-LoRA; at step 0, the frozen ones."""
-    (vlm, _), batch = tiny(), mixed()
-    heads, before = {0: [1], 2: [0, 3], 5: [0, 1, 2, 3]}, frozen(batch)
-    adapter = ImageLoRA(vlm.config, heads, rank=4, alpha=12, gamma=0.5)
-
-    def student_logits():
-        updates = {}
-        for layer, ours in ((layer, adapter.layers[str(layer)]) for layer in heads):
-            found = ours.A, ours.B, ours.gamma, 12, heads[layer]
-            updates[layer] = lambda v, x, _, found=found: student.image_lora(v, x, batch.visual_mask, *found)
-        return with_updates(batch, updates)
-
-    require(torch.equal(student_logits(), before), "with B = 0 the logits are not those of the frozen model")
-    for p in adapter.parameters():
-        p.data = torch.randn(p.shape) * 0.5
-    adapter.attach(vlm)
-    ours = frozen(batch)
-    adapter.detach()
-    compare("the logits with your image_lora", student_logits(), ours)
+def the_largest_change(student):
+    """largest_text_change looks at rows without a visual token, without padding."""
+    before, visual_mask = torch.randn(3, 6, 10), torch.zeros(3, 6, dtype=torch.bool)
+    visual_mask[0, 1:3] = True
+    attention_mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 5 + [0]])
+    by = torch.rand(3, 6, 10) - 2  # all negative
+    by[0], by[1, 4:], by[2, 5:], by[1, 2, 3] = by[0] * 7, 50.0, 90.0, -3.0  # row with an image, padding, the largest
+    real, text = attention_mask.bool(), ~visual_mask.any(dim=1)[:, None].expand(3, 6)
+    size = by.abs()
+    mistakes = {
+        "padding is counted -> leave out positions where attention_mask is 0": size[text].max().item(),
+        "padding, and text of rows with an image, are counted -> take whole rows": size[~visual_mask].max().item(),
+        "text after an image is counted -> it looks at changed values; take whole rows": size[~visual_mask & real].max().item(),
+        "the change has a sign -> take the absolute value before the largest": by[text & real].max().item(),
+        "this is the mean change -> a proof needs the largest": size[text & real].mean().item(),
+    }
+    got = call(student.largest_text_change, before, before + by, visual_mask, attention_mask)
+    compare("largest_text_change", got, size[text & real].max().item(), mistakes)
 
 
-def flops_are_counted(student):
-    """One layer of a step: 6 * N * (D*R + R*n*K)."""
-    for N, D, R, n, K in ((5000, 2048, 8, 1, 128), (1568, 128, 8, 3, 16)):
-        right = 6 * N * (D * R + R * n * K)
-        mistakes = [
-            (right / 3, "this is the forward pass alone: the backward pass makes each product twice more"),
-            (right / 2, "a multiply-add counts as two operations"),
-            (right / 6, "count two for a multiply-add, and each product three times: forward, and twice backward"),
-            (6 * N * (D * R + R * K), "the second product makes n heads: [N, R] x [R, n*K]"),
-            (6 * N * n * (D * R + R * K), "X A is made once for all heads of a layer: they share A"),
-            (
-                6 * N * D * n * K,
-                "this is the cost of a full matrix: the products are [N, D] x [D, R] and [N, R] x [R, n*K]",
-            ),
-        ]
-        compare("adapter_flops", student.adapter_flops(N, D, R, n, K), right, mistakes)
+def text_is_untouched(student):
+    """In the real model, in all layers, with any A and B: a row without an image keeps its logits, bit for bit."""
+    c, batch, before = tiny()[0].config, mixed(), frozen(mixed())
+    A, B = torch.randn(c.hidden, 4), torch.randn(4, c.value_heads * c.head_size)
+    functions = {
+        "formula_update": lambda v, x, _: student.formula_update(v, x, batch.visual_mask, A, B, 0.1),
+        "gathered_update": lambda v, x, visual_index: student.gathered_update(v, x, visual_index, A, B, 0.1),
+    }
+    for name, update in functions.items():
+        after = with_updates(dict.fromkeys(range(c.layers), update), lambda: frozen(batch))
+        require(same(before[1], after[1]), f"{name}: the row without an image changed")
+        require(not same(before[0], after[0]), f"{name}: the rows with images did not change: nothing is adapted")
+        yours = float(student.largest_text_change(before, after, batch.visual_mask, batch.attention_mask))
+        require(yours == 0, f"largest_text_change is {yours:.3g} in the real model, where nothing changed")
+    return f"largest change of a logit: {yours:.0f} without an image, {change(before, after, 0):.1f} with one"
 
 
-CHECKS = [start_has_one_a_and_a_b_for_each_head, the_formula, in_the_real_model, flops_are_counted]
+CHECKS = [the_formula, the_fast_path, the_largest_change, text_is_untouched]

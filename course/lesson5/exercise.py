@@ -1,36 +1,33 @@
-"""Lesson 5: heads. Read lesson.md first. Check yourself: python -m course 5
+"""Lesson 5: the mask. Read course/lesson5/lesson.md first. Check yourself: python -m course 5
 
-Letters: T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the layer, K size
-of a head, R rank, n selected heads of the layer; batch: the rows of a batch. A and B are the factors of LoRA.
+Letters: T tokens of a row, D size of the layer's input, O size of its values (its outputs), R rank, N visual tokens of the
+batch; batch: the rows of a batch. A and B are the factors of LoRA, as in lesson 3.
 """
 
 import torch  # noqa: F401 (for what you write)
 
 
-def image_lora_start(hidden, head_size, heads, rank):
-    """The parameters of one layer at the start: (A, B).
+def formula_update(v, x, visual_mask, A, B, s):
+    """V~ = V + s * M X A B: the update at the positions of visual tokens only, as the paper writes it.
 
-    hidden D; head_size K; heads: the selected value heads, [0, 3] say; rank R.
-    A [D, R]: normal, standard deviation 1 / R, one for the layer; B [n, R, K]: zero, one for each selected head.
+    v [batch, T, O]: the frozen values; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool: True at visual
+    tokens; A [D, R]; B [R, O]; s: a number. Returns [batch, T, O]. v itself stays as it is.
     """
     raise NotImplementedError
 
 
-def image_lora(v, x, visual_mask, A, B, gamma, alpha, heads):
-    """V~^(h) = V^(h) + s * M X A B^(h) for the selected heads h, with s = (alpha / R) * gamma / sqrt(n).
+def gathered_update(v, x, visual_index, A, B, s):
+    """The same result, but the products are made for the N visual tokens only: the cost is proportional to N.
 
-    v [batch, T, G*K]: the frozen values, head after head; x [batch, T, D]; visual_mask [batch, T] bool; A [D, R];
-    B [n, R, K]; gamma, alpha: numbers; heads: n numbers from 0 to G - 1, in the order of B. Returns [batch, T, G*K];
-    v stays as it is.
-    Hint: v.unflatten(-1, (-1, K)) is [batch, T, G, K], and .flatten(2) is the way back.
+    visual_index [N]: flat positions, row * T + column. The rest as above.
     """
     raise NotImplementedError
 
 
-def adapter_flops(visual_tokens, hidden, rank, heads, head_size):
-    """Floating-point operations of this layer's update in one training step, a whole number.
+def largest_text_change(frozen, tuned, visual_mask, attention_mask):
+    """The largest change (absolute) of any logit in rows without a visual token, padding left out: a number.
 
-    Two products, [N, D] x [D, R] and [N, R] x [R, n*K]. Each is made three times: forward, backward for its factor,
-    backward for its input. A multiply-add counts as two. heads: how many are selected, n.
+    frozen, tuned [batch, T, vocabulary]: logits before and after; visual_mask [batch, T] bool; attention_mask [batch, T]:
+    1 at real tokens, 0 at padding.
     """
     raise NotImplementedError

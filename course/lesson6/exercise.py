@@ -1,33 +1,36 @@
-"""Lesson 6: the probe. Read lesson.md first. Check yourself: python -m course 6
+"""Lesson 6: heads. Read course/lesson6/lesson.md first. Check yourself: python -m course 6
 
-Letters: S probe examples, T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size of a
-head; batch: the rows of a batch. A and B are the factors of LoRA.
+Letters: T tokens of a row, N visual tokens of the batch, D size of the layer's input, G value heads of the layer, K size
+of a head, R rank, n selected heads of the layer; batch: the rows of a batch. A and B are the factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
 
 
-def gradient_of_B(dV, x, visual_mask, A):
-    """dLoss/dB^(h) of a rank-1 Image-LoRA at B = 0, for all heads of a layer, by the chain rule.
+def image_lora_start(hidden, head_size, heads, rank):
+    """The parameters of one layer at the start: (A, B).
 
-    The layer computes V~^(h) = V^(h) + M X A B^(h), with s = 1.
-    dV [batch, T, G, K]: dLoss/dV~; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool; A [D, 1].
-    Returns [G, K], one row for each head. Use matrix products and sums, no autograd.
+    hidden D; head_size K; heads: the selected value heads, [0, 3] say; rank R.
+    A [D, R]: normal, standard deviation 1 / R, one for the layer; B [n, R, K]: zero, one for each selected head.
     """
     raise NotImplementedError
 
 
-def head_scores(gradients):
-    """score(h) = sum over the probe examples of || dLoss/dB^(h) ||^2.
+def image_lora(v, x, visual_mask, A, B, gamma, alpha, heads):
+    """V~^(h) = V^(h) + s * M X A B^(h) for the selected heads h, with s = (alpha / R) * gamma / sqrt(n).
 
-    gradients [S, L, G, K]: dLoss/dB^(h) of each example, layer and head. Returns [L, G].
+    v [batch, T, G*K]: the frozen values, head after head; x [batch, T, D]; visual_mask [batch, T] bool; A [D, R];
+    B [n, R, K]; gamma, alpha: numbers; heads: n numbers from 0 to G - 1, in the order of B. Returns [batch, T, G*K];
+    v stays as it is.
+    Hint: v.unflatten(-1, (-1, K)) is [batch, T, G, K], and .flatten(2) is the way back.
     """
     raise NotImplementedError
 
 
-def best_heads(scores, budget):
-    """The `budget` heads with the highest scores, from all layers: {layer: [heads]}, heads in ascending order.
+def adapter_flops(visual_tokens, hidden, rank, heads, head_size):
+    """Floating-point operations of this layer's update in one training step, a whole number.
 
-    scores [L, G]. A layer without a selected head does not occur. (How a budget is split over layers is lesson 7.)
+    Two products, [N, D] x [D, R] and [N, R] x [R, n*K]. Each is made three times: forward, backward for its factor,
+    backward for its input. A multiply-add counts as two. heads: how many are selected, n.
     """
     raise NotImplementedError

@@ -1,152 +1,140 @@
 """What lesson 7 checks."""
 
+from statistics import fmean
+
 import torch
 
-from course.checks import Wrong, compare, frozen, mixed, require, scenes, tiny
+from course.checks import compare, gradients, require
+from course.real import every_head, scenes, tiny, with_adapter, with_updates
 from imagelora import ImageLoRA
-from probe import head_scores, select_heads
+from probe import random_heads
+
+BUDGET, DRAWS, RANDOM = 6, 5, 8  # heads; draws of A; random selections for each
 
 
-def shares_follow_mass_and_tau(student):
-    """layer_shares is budget * mass^tau / sum of mass^tau."""
-    for tau in (0.5, 1, 0):
-        scores = torch.rand(5, 4) * torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])[:, None]
-        mass, budget = scores.sum(dim=1), 7
-        power, heads = mass**tau, (scores**tau).sum(dim=1)
-        mistakes = [
-            (budget * mass / mass.sum(), "tau is not used: the share goes with mass to the power of tau"),
-            (power / power.sum(), "these shares add up to 1: multiply by the budget"),
-            (budget * (tau * mass).softmax(0), "no softmax here: divide mass^tau by its sum"),
-            (budget * heads / heads.sum(), "tau comes after the sum: first a layer's mass, then its power"),
-            (budget * (mass / mass.sum()) ** tau, "after the power they no longer add up: divide by the sum last"),
-            (
-                budget * scores.amax(1) ** tau / (scores.amax(1) ** tau).sum(),
-                "a layer's mass is the sum of its scores, not the best",
-            ),
-            (
-                budget * scores.sum(0) ** tau / (scores.sum(0) ** tau).sum(),
-                "summed over the layers: the mass of a layer is scores.sum(dim=1)",
-            ),
-            (budget * tau * mass / (tau * mass).sum(), "tau is an exponent, not a factor"),
-        ]
-        compare(
-            f"layer_shares at tau {tau}",
-            student.layer_shares(scores, budget, tau),
-            budget * power / power.sum(),
-            mistakes,
-        )
+def the_chain_rule(student):
+    """gradient_of_B is the gradient of each head's B, from dLoss/dV~."""
+    dV, x, A = torch.randn(2, 9, 3, 4), torch.randn(2, 9, 6), torch.randn(6, 1)
+    visual_mask = torch.zeros(2, 9, dtype=torch.bool)
+    visual_mask[0, 1:4], visual_mask[1, 3:8] = True, True
+    each = (x @ A)[..., None] * dV  # [batch, T, G, K]
+    right = each[visual_mask].sum(dim=0)
+    mistakes = {
+        "all tokens are summed -> the update acts on visual tokens only, use the mask": each.sum(dim=(0, 1)),
+        "this is the mean over the visual tokens -> the chain rule gives the sum": each[visual_mask].mean(dim=0),
+        "A is missing -> V~ depends on B through x A": dV[visual_mask].sum(dim=0),
+        "absolute values were summed -> contributions may cancel within an example": each[visual_mask].abs().sum(dim=0),
+        "squared too early -> first the complete gradient, then its square": each[visual_mask].square().sum(dim=0),
+        "only the first row is counted -> sum over the batch, too": each[0][visual_mask[0]].sum(dim=0),
+        "the heads are added up -> each has its own B, the result is [G, K]": right.sum(dim=0),
+    }
+    compare("gradient_of_B", student.gradient_of_B(dV, x, visual_mask, A), right, mistakes)
 
 
-def fill(shares, G):
-    """The right answer for `limited`."""
-    shares, total = shares.double().clone(), shares.double().sum()
-    for _ in range(len(shares)):
-        full = shares >= G - 1e-9
-        over = total - shares.clamp(max=G).sum()
-        if over < 1e-9:
-            break
-        shares = torch.where(full, torch.full_like(shares, G), shares)
-        shares[~full] += over * shares[~full] / shares[~full].sum()
-    return shares.clamp(max=G)
+def the_score(student):
+    """head_scores gives each head's score over all probe examples."""
+    g = torch.randn(5, 3, 4, 6)
+    squares = g.square().sum(dim=-1)
+    mistakes = {
+        "summed before squaring -> opposite gradients cancel; square each example's first": g.sum(0).square().sum(-1),
+        "averaged before squaring -> opposite gradients cancel; square each first": g.mean(0).square().sum(-1),
+        "this sums norms -> the score sums squared norms": g.norm(dim=-1).sum(dim=0),
+        "this sums absolute values -> the score sums squares": g.abs().sum(dim=(0, 3)),
+        "the norm is K times too small -> it sums the squares, here their mean is taken": g.square().mean(3).sum(0),
+        "this is the mean over the examples -> the score is their sum": squares.mean(dim=0),
+        "the heads are summed -> sum over dimensions 0 and 3": g.square().sum(dim=(0, 2)),
+        "only the first example is counted -> sum over dimension 0": squares[0],
+    }
+    compare("head_scores", student.head_scores(g), squares.sum(dim=0), mistakes)
 
 
-def full_layers_pass_on(student):
-    """limited gives at most G each, and loses nothing, also where passing on fills a second layer."""
-    for values, G in (
-        ([6.0, 1.0, 0.7, 0.3], 4),
-        ([9.0, 3.0, 1.0, 1.0], 5),
-        ([7.0, 3.5, 1.0, 0.5], 4),
-        ([1.0, 2.0, 3.0], 4),
-    ):
-        shares = torch.tensor(values)
-        right, before = fill(shares, G).float(), shares.clone()
-        cut = shares.clamp(max=G)
-        over = shares.sum() - cut.sum()
-        free = shares < G
-        once = cut + over * (shares * free) / (shares * free).sum()
-        mistakes = [
-            (shares, "a layer has more than its G heads"),
-            (cut, "what a full layer cannot take is lost: give it to the others"),
-            (cut * shares.sum() / cut.sum(), "scaled up after cutting: full layers are over G again"),
-            (cut + over / len(cut), "full layers get a part of the rest again: give it to those with room"),
-            (cut + over * free / free.sum(), "the rest is shared out equally: give it in proportion to the shares"),
-            (once, "passed on only once: a layer that becomes full on the way passes on, too; repeat"),
-            (once.clamp(max=G), "passed on only once: what does not fit is lost; repeat until nothing is left over"),
-        ]
-        got = student.limited(shares, G)
-        require(torch.equal(shares, before), "the shares that came in were changed: change a copy, .clone()")
-        compare(f"limited({values}, {G})", got.float() if torch.is_tensor(got) else got, right, mistakes)
+def as_heads(numbers):
+    """Numbers of heads, counted through the layers of four, as {layer: [heads]}."""
+    heads = {}
+    for number in sorted(numbers):
+        heads.setdefault(number // 4, []).append(number % 4)
+    return heads
 
 
-def the_sum_is_exact(student):
-    """rounded gives whole numbers with exactly the sum, by the largest remainders; of equal ones the lower layer is first."""
-    ties = [1.5, 0.25, 0.75, 0.5]
-    for values in ([0.1, 1.7, 0.55, 0.65], [0.6, 0.3, 4.1], [3.0, 1.0], [2.7, 1.6, 0.4, 0.3], ties):
-        shares = torch.tensor(values)
-        down, total = [int(x) for x in values], round(sum(values))
-        order = sorted(range(len(values)), key=lambda i: -(values[i] - down[i]))
-        right = [n + (i in order[: total - sum(down)]) for i, n in enumerate(down)]
-        first = [n + (i < total - sum(down)) for i, n in enumerate(down)]
-        lump = [n + (total - sum(down)) * (i == order[0]) for i, n in enumerate(down)]
-        by_share = sorted(range(len(values)), key=lambda i: -values[i])
-        largest = [n + (i in by_share[: total - sum(down)]) for i, n in enumerate(down)]
-        backwards = sorted(range(len(values)), key=lambda i: (down[i] - values[i], -i))
-        higher = [n + (i in backwards[: total - sum(down)]) for i, n in enumerate(down)]
-        mistakes = [
-            (down, "rounded down only: heads are missing (a weak spot of the authors' script, too)"),
-            (
-                [round(x) for x in values],
-                "each is rounded for itself: the sum is not the budget; use the largest remainders",
-            ),
-            ([int(-(-x // 1)) for x in values], "rounded up: these are more heads than the budget"),
-            (first, "what is missing went to the first layers: it goes to the largest remainders"),
-            (lump, "what is missing went to one layer: give one head each"),
-            (largest, "what is missing went to the largest shares: it goes to the largest remainders"),
-            (higher, "of equal remainders the lower layer comes first: sort with stable=True, the largest first"),
-        ]
-        got = student.rounded(shares)
-        if torch.is_tensor(got) or any(torch.is_tensor(n) or not isinstance(n, int) for n in got or []):
-            raise Wrong("rounded: return a list of ints; `.tolist()` of a tensor of whole numbers gives one")
-        compare(f"rounded({values})", got, right, mistakes)
+def the_best(student):
+    """best_heads gives exactly the budget, the highest scores of all layers."""
+    scores = torch.rand(5, 4)
+    scores[1] += 2  # a strong layer
+    for budget in (1, 3, 6, 11, 20):
+        order = scores.flatten().argsort(descending=True).tolist()
+        got = student.best_heads(scores, budget)
+        require(isinstance(got, dict), "this is no dict -> return {layer: [heads]}")
+        require(all(got.values()), "a layer without a head is in the dict -> leave it out")
+        numbers = {type(n) for layer, heads in got.items() for n in (layer, *heads)}
+        require(numbers == {int}, "tensors are in the dict -> make numbers of them with .item() or .tolist()")
+        ascending = all(heads == sorted(heads) for heads in got.values())
+        require(ascending, "the heads of a layer are not in ascending order -> sort them")
+        mistakes = {
+            "these are the heads with the lowest scores -> descending=True": as_heads(order[-budget:]),
+            "these are the first heads -> the best are asked for": as_heads(range(budget)),
+        }
+        compare(f"best_heads of budget {budget}", got, as_heads(order[:budget]), mistakes)
 
 
-def selected(student, scores, budget, tau):
-    """{layer: [heads]}: the student's quota, and within a layer the highest scores."""
-    shares = student.limited(student.layer_shares(scores, budget, tau), scores.shape[1])
-    ranked = scores.argsort(dim=1, descending=True, stable=True)
-    return {layer: sorted(ranked[layer, :n].tolist()) for layer, n in enumerate(student.rounded(shares)) if n}
+def by_chain_rule(student, batch, A):
+    """dLoss/dB of every layer of the real model by the student's chain rule, [L, G, K]. A: that of each layer."""
+    vlm, kept = tiny()[0], []
 
+    def watch(v, x, visual_index):
+        v = v if v.requires_grad else v.detach().requires_grad_()
+        kept.append((v, x.detach()))
+        return v
 
-def every_budget_is_met(student):
-    """The three together meet every budget exactly, at every tau, and no layer gets more heads than it has."""
-    for tau in (0, 0.5, 1, 3):
-        scores = torch.rand(6, 4) ** 4 + 1e-3
-        for budget in range(1, 25):
-            heads = selected(student, scores, budget, tau)
-            given = sum(len(hs) for hs in heads.values())
-            words = "; shares.sum() may be 6.9999995: round it" if given == budget - 1 else ""
-            require(given == budget, f"a budget of {budget} at tau {tau} gives {given} heads{words}")
-            shares = student.limited(student.layer_shares(scores, budget, tau), 4)
-            quota = student.rounded(shares)
-            require(max(quota) <= 4, f"a layer of 4 heads gets {max(quota)} (budget {budget}, tau {tau})")
+    loss = with_updates(dict.fromkeys(range(vlm.config.layers), watch), lambda: vlm.loss(batch))
+    each = []
+    for (_, x), dv, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
+        dV = dv.unflatten(-1, (-1, vlm.config.head_size))
+        each.append(student.gradient_of_B(dV, x, batch.visual_mask, a.detach()))
+    return torch.stack(each)
 
 
 def in_the_real_model(student):
-    """For the probe's scores of the real model your selection is the project's own, and the model runs with it."""
-    vlm, processor = tiny()
-    batches = [processor([e]) for e in scenes(4)]
-    scores = head_scores(vlm, batches)
-    for budget, tau in ((6, 0.5), (6, 0), (6, 1), (12, 0.5)):
-        heads = selected(student, scores, budget, tau)
-        compare(f"the selection of {budget} heads at tau {tau}", heads, select_heads(scores, budget, tau))
-    adapter = ImageLoRA(vlm.config, heads).attach(vlm)
-    try:
-        for layer in adapter.layers.values():
-            layer.B.data.normal_()
-        after = frozen(mixed())
-    finally:
-        adapter.detach()
-    require(torch.equal(after[1], frozen(mixed())[1]), "the row without an image changed")
+    """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
+    vlm, batch = tiny()[0], tiny()[1](scenes(2))
+    probe = ImageLoRA(vlm.config, every_head(), rank=1, alpha=1, gamma=1.0)
+    Bs = [layer.B for layer in probe.layers.values()]
+    ours = with_adapter(probe, lambda: gradients(vlm.loss(batch), Bs))
+    right = torch.stack([g[:, 0] for g in ours]) * vlm.config.value_heads**0.5  # without the probe's 1/sqrt(n)
+    compare("gradient_of_B", by_chain_rule(student, batch, [layer.A for layer in probe.layers.values()]), right)
 
 
-CHECKS = [shares_follow_mass_and_tau, full_layers_pass_on, the_sum_is_exact, every_budget_is_met, in_the_real_model]
+def after_a_step(probe, probed, others, selections):
+    """How much a gradient step on `probed`, in the selected heads alone, lowers the loss of `others`: for each selection."""
+    vlm, Bs = tiny()[0], [layer.B for layer in probe.layers.values()]
+    steps, losses = with_adapter(probe, lambda: gradients(vlm.loss(probed), Bs)), []
+    with torch.no_grad():
+        for heads in [{}, *selections]:
+            for layer, (B, step) in enumerate(zip(Bs, steps)):
+                B.zero_()
+                B[heads.get(layer, [])] -= 0.2 * step[heads.get(layer, [])]
+            losses.append(with_adapter(probe, lambda: vlm.loss(others)).item())
+    return [losses[0] - loss for loss in losses[1:]]
+
+
+def probed_against_random(student):
+    """A step on your heads lowers the loss of other examples more than one on random heads, in the mean of five probes."""
+    (vlm, processor), examples = tiny(), scenes(32)
+    probed, others = processor(examples[:8]), processor(examples[16:])
+    yours, random = [], []
+    for draw in range(DRAWS):
+        torch.manual_seed(draw)
+        probe = ImageLoRA(vlm.config, every_head(), rank=1, alpha=1, gamma=1.0)
+        A = [layer.A for layer in probe.layers.values()]
+        scores = student.head_scores(torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]]))
+        selections = [student.best_heads(scores, BUDGET)]
+        selections += [random_heads(vlm.config, BUDGET, RANDOM * draw + i) for i in range(RANDOM)]
+        first, *rest = after_a_step(probe, probed, others, selections)
+        yours.append(first)
+        random.append(fmean(rest))
+    each = ", ".join(f"{lower:+.4f}" for lower in yours)
+    words = f"the loss of sixteen other questions falls by {fmean(yours):.4f} with your heads, {fmean(random):.4f} with random ones"
+    require(fmean(yours) > fmean(random), f"{words}: the scores do not say what matters")
+    return f"{words}. Your five draws of A: {each}"
+
+
+CHECKS = [the_chain_rule, the_score, the_best, in_the_real_model, probed_against_random]

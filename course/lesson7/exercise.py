@@ -1,30 +1,33 @@
-"""Lesson 7: the budget over the layers, and tau. Read lesson.md first. Check yourself: python -m course 7
+"""Lesson 7: the probe. Read course/lesson7/lesson.md first. Check yourself: python -m course 7
 
-Letters: L layers, G value heads of a layer.
+Letters: S probe examples, T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size of a
+head; batch: the rows of a batch. A and B are the factors of LoRA.
 """
 
 import torch  # noqa: F401 (for what you write)
 
 
-def layer_shares(scores, budget, tau):
-    """The share of each layer in the budget, in proportion to mass^tau, not yet rounded and not yet limited to G.
+def gradient_of_B(dV, x, visual_mask, A):
+    """dLoss/dB^(h) of a rank-1 Image-LoRA at B = 0, for all heads of a layer, by the chain rule.
 
-    scores [L, G], above 0; a layer's mass is the sum of its scores. Returns [L], which adds up to the budget.
+    The layer computes V~^(h) = V^(h) + M X A B^(h), with s = 1.
+    dV [batch, T, G, K]: dLoss/dV~; x [batch, T, D]: the layer's input; visual_mask [batch, T] bool; A [D, 1].
+    Returns [G, K], one row for each head. Use matrix products and sums, no autograd.
     """
     raise NotImplementedError
 
 
-def limited(shares, G):
-    """The shares with at most G each. What a full layer cannot take goes to the others, in proportion to their shares,
-    until nothing is left over. Returns [L] with the same sum as before (shares.sum() is at most L * G; all above 0).
+def head_scores(gradients):
+    """score(h) = sum over the probe examples of || dLoss/dB^(h) ||^2.
+
+    gradients [S, L, G, K]: dLoss/dB^(h) of each example, layer and head. Returns [L, G].
     """
     raise NotImplementedError
 
 
-def rounded(shares):
-    """Whole numbers: round down, then give what is missing to those with the largest remainders, one head each. Of equal
-    remainders the lower layer comes first.
+def best_heads(scores, budget):
+    """The `budget` heads with the highest scores, from all layers: {layer: [heads]}, heads in ascending order.
 
-    shares [L]: add up to a whole number, up to rounding errors. Returns a list of L ints with exactly this sum.
+    scores [L, G]. A layer without a selected head does not occur. (How a budget is split over layers is lesson 8.)
     """
     raise NotImplementedError

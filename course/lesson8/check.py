@@ -1,198 +1,119 @@
 """What lesson 8 checks."""
 
-import math
-import random
-from pathlib import Path
-from statistics import fmean, stdev
+import torch
 
-from course.checks import Wrong, compare, require
-from parts.files import InputError, read_json
-
-ROOT = Path(__file__).parent.parent.parent  # where the folders of the runs are
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-FREE = ("seed", "out", "device", "workers", "base", "resume")  # may differ between any two runs
-FIELDS = {  # of my_experiment: the kind, and the kind in words
-    "claim": (str, "a sentence"),
-    "margin": ((int, float), "a number"),
-    "measure": (str, "a name"),
-    "a": (list, "a list of folders"),
-    "b": (list, "a list of folders"),
-    "changed": (list, "a list of flags"),
-    "interval": ((list, tuple), "two numbers, [low, high]"),
-    "verdict": (str, "a word"),
-    "did_not_show": (str, "a sentence"),
-}
-POINTS = "this is in points: 2 points are a share of 0.02"
+from course.checks import compare, require, same
+from course.real import scenes, tiny
+from probe import head_scores, select_heads
 
 
-def interval(d, error, t):
-    return d, d - t * error, d + t * error
+def shares_follow_mass_and_tau(student):
+    """layer_shares is in proportion to mass^tau and adds up to the budget."""
+    for tau in (0.5, 1, 0):
+        scores = torch.rand(5, 4) * torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])[:, None]
+        mass, best, budget = scores.sum(dim=1), scores.amax(dim=1), 7
+
+        def shared(weight, budget=budget):
+            return budget * weight / weight.sum()
+
+        mistakes = {
+            "these are in proportion to the mass -> to its power tau": shared(mass),
+            "these shares add up to 1 -> multiply by the budget": shared(mass**tau, 1),
+            "this is a softmax -> divide mass^tau by its sum": shared((tau * mass).exp()),
+            "tau comes before the sum -> first a layer's mass, then its power": shared((scores**tau).sum(dim=1)),
+            "they do not add up to the budget -> divide by the sum last": budget * (mass / mass.sum()) ** tau,
+            "the mass of a layer is its best score -> it is the sum of its scores": shared(best**tau),
+            "there is one for each head, not for each layer -> scores.sum(dim=1)": shared(scores.sum(dim=0) ** tau),
+        }
+        compare(f"layer_shares at tau {tau}", student.layer_shares(scores, budget, tau), shared(mass**tau), mistakes)
 
 
-def paired(a, b):
-    differences = [x - y for x, y in zip(a, b)]
-    n = len(differences)
-    return interval(fmean(differences), stdev(differences) / math.sqrt(n), T[n - 1])
+def fill(shares, G):
+    """The right answer for `limited`."""
+    shares, total = shares.double().clone(), shares.double().sum()
+    while total - shares.clamp(max=G).sum() > 1e-9:
+        over, full = total - shares.clamp(max=G).sum(), shares >= G - 1e-9
+        shares = torch.where(full, G, shares + over * shares / shares[~full].sum())
+    return shares.clamp(max=G).float()
 
 
-def the_interval(student):
-    """paired_interval is d -+ t * s / sqrt(n) of the differences, seed by seed."""
-    rng = random.Random(8)
-    for n in (3, 5, 8):
-        b = [rng.uniform(0.5, 0.9) for _ in range(n)]
-        a = [x + 0.03 + rng.uniform(-0.02, 0.02) for x in b]
-        differences = [x - y for x, y in zip(a, b)]
-        d, s, t = fmean(differences), stdev(differences), T[n - 1]
-        apart = math.sqrt(stdev(a) ** 2 / n + stdev(b) ** 2 / n)
-        mistakes = [
-            (interval(d, s, t), "this is the spread of single runs: divide s by sqrt(n)"),
-            (interval(d, s / n, t), "s is divided by n; divide by sqrt(n)"),
-            (interval(d, s * math.sqrt((n - 1) / n) / math.sqrt(n), t), "s is divided by n under the root: take n - 1"),
-            (interval(d, s / math.sqrt(n), 1.96), "1.96 is for hundreds of runs: with few, take t from the table"),
-            (interval(d, s / math.sqrt(n), T[n]), "t is that of n degrees of freedom: take n - 1"),
-            (
-                interval(d, s / math.sqrt(n - 1), t),
-                "s is divided by sqrt(n - 1); s has n - 1 in it already, divide by sqrt(n)",
-            ),
-            (interval(d, apart, t), "not paired: take the differences seed by seed, then their standard deviation"),
-            (interval(-d, s / math.sqrt(n), t), "the sign is wrong: the difference is a - b"),
-            (interval(d, s / math.sqrt(n), t)[1:], "return three numbers: (mean, low, high)"),
-        ]
-        compare("paired_interval", student.paired_interval(a, b), paired(a, b), mistakes)
+def full_layers_pass_on(student):
+    """limited gives at most G each, and loses nothing, also where passing on fills a second layer."""
+    for values, G in (([6.0, 1.0, 0.7, 0.3], 4), ([9.0, 3.0, 1.0, 1.0], 5), ([7.0, 3.5, 1.0, 0.5], 4), ([1.0, 2.0], 4)):
+        shares = torch.tensor(values)
+        before, cut, free = shares.clone(), shares.clamp(max=G), shares < G
+        over = (shares - cut).sum()
+        once = cut + over * shares * free / (shares * free).sum()
+        mistakes = {
+            "a layer has more than its G heads -> cut it": shares,
+            "what a full layer cannot take is lost -> give it to the others": cut,
+            "full layers are over G again -> scale the others alone": cut * shares.sum() / cut.sum(),
+            "full layers get a part of the rest -> give it to those that are not full": cut + over / len(cut),
+            "the rest is shared out equally -> in proportion to the shares": cut + over * free / free.sum(),
+            "a layer became full on the way -> it passes on, too; repeat until nothing is left over": once,
+            "what does not fit the second time is lost -> repeat until nothing is left over": once.clamp(max=G),
+        }
+        got = student.limited(shares, G)
+        require(same(shares, before), "the shares that came in were changed -> change a copy, .clone()")
+        compare(f"limited({values}, {G})", got, fill(shares, G), mistakes)
 
 
-def the_verdict(student):
-    """verdict names what an interval says, and does not take "not significant" for "equal"."""
-    cases = [
-        (0.01, 0.05, "better", "all of it is above 0; the margin is asked for after that"),
-        (-0.05, -0.01, "worse", "all of it is below 0; the margin is asked for after that"),
-        (-0.01, 0.015, "equivalent", "an interval within the margin on both sides of 0 says equivalent"),
-        (-0.06, 0.05, "undecided", "an interval that holds 0 and large differences is no proof of equality"),
-        (-0.01, 0.05, "undecided", "it holds 0, so it is not better; it leaves the margin, so it is not equivalent"),
-        (-0.05, 0.01, "undecided", "it holds 0, so it is not worse; it leaves the margin, so it is not equivalent"),
-        (0.005, 0.01, "better", "it is above 0, so there is a difference, if a small one: better comes first"),
-        (-0.01, -0.005, "worse", "it is below 0, so there is a difference, if a small one: worse comes first"),
-    ]
-    for low, high, right, words in cases:
-        got = student.verdict(low, high, 0.02)
-        if got != right:
-            raise Wrong(f"verdict({low}, {high}, 0.02): {got!r} is not {right!r}: {words}")
+def topped_up(down, missing, key):
+    """Whole shares, and one head more for the `missing` layers with the smallest keys."""
+    first = sorted(range(len(down)), key=key.__getitem__)[:missing]
+    return [n + (i in first) for i, n in enumerate(down)]
 
 
-def say(faults):
-    """Raise Wrong with all faults, one a line."""
-    require(not faults, "\n".join(faults))
+def the_sum_is_exact(student):
+    """rounded gives whole numbers with exactly the sum of the shares, by the rule of its docstring."""
+    ties = [1.5, 0.25, 0.75, 0.5]
+    for values in ([0.1, 1.7, 0.55, 0.65], [0.6, 0.3, 4.1], [3.0, 1.0], [2.7, 1.6, 0.4, 0.3], ties):
+        down, shares = [int(x) for x in values], torch.tensor(values)
+        missing, remainders = round(sum(values)) - sum(down), (torch.tensor(down) - shares).tolist()  # negative
+        numbers = range(len(values))
+        mistakes = {
+            "heads are missing -> give them to the largest remainders, after rounding down": down,
+            "the sum is not the budget: each is rounded for itself -> use the largest remainders": [round(x) for x in values],
+            "there are more heads than the budget -> round down first": [int(-(-x // 1)) for x in values],
+            "what is missing went to the first layers -> to the largest remainders": topped_up(down, missing, numbers),
+            "what is missing went to the largest shares -> to the largest remainders": topped_up(down, missing, (-shares).tolist()),
+            "of equal remainders the higher layer came first -> sort with stable=True": topped_up(
+                down, missing, [(r, -i) for i, r in enumerate(remainders)]),
+            "what is missing went to one layer -> give one head each": [
+                n + missing * (i == remainders.index(min(remainders))) for i, n in enumerate(down)],
+        }
+        got = student.rounded(shares)
+        whole = isinstance(got, list) and all(type(n) is int for n in got)
+        require(whole, "this is no list of ints -> `.tolist()` of a tensor of whole numbers gives one")
+        compare(f"rounded({values})", got, topped_up(down, missing, remainders), mistakes)
 
 
-def experiment(student, *fields):
-    """The student's dict. Raises Wrong if one of these fields is missing, or of another kind."""
-    e, faults = student.my_experiment(), []
-    require(isinstance(e, dict), "my_experiment: return a dict")
-    for field in fields:
-        kind, words = FIELDS[field]
-        if e.get(field) in (None, "", []):
-            faults.append(f"{field}: missing")
-        elif not isinstance(e[field], kind):
-            faults.append(f"{field}: {e[field]!r} is not {words}")
-    say(faults)
-    return e
+def selected(student, scores, budget, tau):
+    """{layer: [heads]}: the student's quota, and within a layer the highest scores."""
+    quota = student.rounded(student.limited(student.layer_shares(scores, budget, tau), scores.shape[1]))
+    require(max(quota) <= scores.shape[1], f"a layer of 4 heads gets {max(quota)} (budget {budget}, tau {tau})")
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    return {layer: sorted(ranked[layer, :n].tolist()) for layer, n in enumerate(quota) if n}
 
 
-def it_is_described(student):
-    """my_experiment says what is claimed, by which measure, and what did not show."""
-    e, faults = experiment(student, *FIELDS), []
-    if len(e["claim"].split()) < 6:
-        faults.append(f"claim: {e['claim']!r} is too short for a sentence that can be wrong")
-    if len(e["did_not_show"].split()) < 6:
-        faults.append(f"did_not_show: {e['did_not_show']!r} is too short: what is it that these runs do not tell?")
-    if not 0 < e["margin"] <= 0.2:
-        faults.append(f"margin: {e['margin']}; {POINTS}")
-    if len(e["interval"]) != 2:
-        faults.append(f"interval: {e['interval']} is not [low, high]")
-    say(faults)
+def every_budget_is_met(student):
+    """The three together meet every budget exactly, at every tau."""
+    for tau in (0, 0.5, 1, 3):
+        scores = torch.rand(6, 4) ** 4 + 1e-3
+        for budget in range(1, 25):
+            given = sum(map(len, selected(student, scores, budget, tau).values()))
+            require(given == budget, f"{given} heads for a budget of {budget} at tau {tau} -> a sum may be 6.9999995: round it")
 
 
-def reports(e):
-    """The reports of both sides. Raises Wrong for folders without one."""
-    sides, faults = ([], []), []
-    for side, name in zip(sides, "ab"):
-        for folder in e[name]:
-            try:
-                side.append(read_json(ROOT / folder / "report.json"))
-            except InputError as error:
-                faults.append(f"{error}: a run that has ended leaves report.json in its folder")
-    say(faults)
-    return sides
+def in_the_real_model(student):
+    """For the probe's scores of the real model your selection is the project's own."""
+    vlm, processor = tiny()
+    scores, words = head_scores(vlm, [processor([e]) for e in scenes(4)]), []
+    for budget, tau in ((12, 0.5), (6, 0), (6, 0.5), (6, 1)):
+        heads = selected(student, scores, budget, tau)
+        compare(f"the selection of {budget} heads at tau {tau}", heads, select_heads(scores, budget, tau))
+        words.append(f"tau {tau:g}: {[len(heads.get(layer, [])) for layer in range(6)]}")
+    return f"six heads over the six layers: {', '.join(words[1:])}"
 
 
-def different(one, other):
-    """The flags in which two runs differ. What was on neither command line only follows from another flag."""
-    one, other = one["arguments"], other["arguments"]
-    given = {*one["given"], *other["given"]} - {*FREE}
-    return sorted(flag for flag in given if one[flag] != other[flag])
-
-
-def as_argument(flag):
-    """The flags "--no-base", "no-base" and "base" are the same."""
-    return flag.lstrip("-").replace("-", "_").removeprefix("no_")
-
-
-def runs_are_pairs(student):
-    """There are three seeds or more, the same on both sides, and a differs from b in what you say, nothing else."""
-    e = experiment(student, "a", "b", "changed")
-    a, b = reports(e)
-    faults, folders = [], e["a"] + e["b"]
-    seeds = [[report["seed"] for report in side] for side in (a, b)]
-
-    if len({*folders}) < len(folders):
-        faults.append("a folder is named twice: each run counts once")
-    elif len({*seeds[0]}) < len(seeds[0]):
-        faults.append(f"the seeds of a are {seeds[0]}: each run needs its own")
-    if min(len(a), len(b)) < 3:
-        faults.append("fewer than three seeds: a difference of one or two runs has no useful interval")
-    if max(len(a), len(b)) > 10:
-        faults.append("more than ten seeds: the table of t ends there")
-    if len(a) != len(b):
-        faults.append(f"{len(a)} runs against {len(b)}: a pair is two runs of the same seed")
-    elif seeds[0] != seeds[1]:
-        faults.append(f"the seeds are {seeds[0]} and {seeds[1]}: give both sides the same, in the same order")
-
-    for name, side in zip("ab", (a, b)):
-        mixed = sorted({flag for report in side for flag in different(side[0], report)})
-        if mixed:
-            faults.append(f"the runs of {name} differ in {', '.join(mixed)}: only the seed may differ")
-    changed, said = different(a[0], b[0]), sorted(map(as_argument, e["changed"]))
-    if said != changed:
-        faults.append(f"a and b differ in {', '.join(changed) or 'nothing'}; `changed` says {', '.join(said)}")
-    say(faults)
-
-
-def near(found, right, tolerance):
-    return len(found) == len(right) and all(abs(x - y) < tolerance for x, y in zip(found, right))
-
-
-def the_result(student):
-    """The interval and the verdict follow from the reports."""
-    e = experiment(student, "a", "b", "measure", "margin", "interval", "verdict")
-    values, faults = [], []
-    for side in reports(e):
-        measured = [{"accuracy": report["tuned"]["accuracy"]} | report["tuned"]["by_kind"] for report in side]
-        require(e["measure"] in measured[0], f"measure: choose {', '.join(measured[0])}")
-        values.append([of_run[e["measure"]] for of_run in measured])
-    require(len(values[0]) == len(values[1]) > 1, "a and b: name as many runs on both sides, three or more")
-
-    _, low, high = paired(*values)
-    found, right = list(e["interval"]), f"[{low:.3f}, {high:.3f}]"
-    if near(found, [100 * low, 100 * high], 0.15):
-        faults.append(f"interval: {POINTS}")
-    elif near(found, [-high, -low], 0.0015):
-        faults.append("interval: the sign is wrong, it is a - b")
-    elif not near(found, [low, high], 0.0015):
-        faults.append(f"interval: the reports give {right}, not {found}")
-    verdict = student.verdict(low, high, e["margin"])
-    if e["verdict"] != verdict:
-        faults.append(f"verdict: {e['verdict']!r}, but of {right} your `verdict` says {verdict!r}")
-    say(faults)
-
-
-CHECKS = [the_interval, the_verdict, it_is_described, runs_are_pairs, the_result]
+CHECKS = [shares_follow_mass_and_tau, full_layers_pass_on, the_sum_is_exact, every_budget_is_met, in_the_real_model]

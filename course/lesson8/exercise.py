@@ -1,42 +1,30 @@
-"""Lesson 8: an experiment of your own. Read lesson.md first. Check yourself: python -m course 8"""
+"""Lesson 8: the budget over the layers, and tau. Read course/lesson8/lesson.md first. Check yourself: python -m course 8
 
-import math  # noqa: F401 (for what you write)
+Letters: L layers, G value heads of a layer.
+"""
 
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
+import torch  # noqa: F401 (for what you write)
 
 
-def paired_interval(a, b):
-    """The mean difference a - b and its 95 % confidence interval: (mean, low, high).
+def layer_shares(scores, budget, tau):
+    """The share of each layer in the budget, in proportion to mass^tau, not yet rounded and not yet limited to G.
 
-    a, b: accuracies, one for each seed, in the same order (3 to 10 of them). With n differences, their mean d and their
-    standard deviation s (divided by n - 1 under the root): d -+ t * s / sqrt(n), with t for n - 1 degrees of freedom.
+    scores [L, G], above 0; a layer's mass is the sum of its scores. Returns [L], which adds up to the budget.
     """
     raise NotImplementedError
 
 
-def verdict(low, high, margin):
-    """What the interval says, the first of these that is true:
-
-    "better"      all of it is above 0
-    "worse"       all of it is below 0
-    "equivalent"  all of it is between -margin and margin
-    "undecided"   anything else
-
-    So "better" says that there is a difference, not that it is as large as the margin.
+def limited(shares, G):
+    """The shares with at most G each. What a full layer cannot take goes to the others, in proportion to their shares,
+    until nothing is left over. Returns [L] with the same sum as before (shares.sum() is at most L * G; all above 0).
     """
     raise NotImplementedError
 
 
-def my_experiment():
-    """Your experiment as a dict:
+def rounded(shares):
+    """Whole numbers: round down, then give what is missing to those with the largest remainders, one head each. Of equal
+    remainders the lower layer comes first.
 
-    claim          one sentence: what against what, on which data, measured how
-    margin         from which difference on it would matter, a share (0.02 is 2 points); decided before the runs
-    measure        a name in the reports' tuned.by_kind, "scenes-fog grounding" say, or "accuracy"
-    a, b           the folders of the runs, from the project's folder: ["runs/a-0", "runs/a-1", ...], the same seeds in both
-    changed        the flags in which a and b differ, without dashes: ["selection"] for --selection, ["ablate"] for --ablate norm=off
-    interval       [low, high] of a - b, shares
-    verdict        one of the four words, for this interval and your margin
-    did_not_show   one sentence: what these runs do not tell
+    shares [L]: add up to a whole number, up to rounding errors. Returns a list of L ints with exactly this sum.
     """
     raise NotImplementedError

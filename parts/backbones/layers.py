@@ -1,18 +1,23 @@
 """Parts that both towers of a model use: norms, SwiGLU, rotary positions. And: the same numbers, faster.
 
-Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products
-of few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
+Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products of
+few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
 
 Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, K head size.
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.utils.checkpoint import checkpoint
+
+# Of the attention kernels on a GPU not cuDNN's: with a mask its backward pass gives NaN where the length is 64 modulo 128
+# (pytorch issue 196678), and it plans for half a second at each new shape. Rows of images have a new shape at each step.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class RMSNorm(nn.Module):
@@ -56,10 +61,9 @@ def frequencies(size, theta, device):
 
 
 def rotate(x, cos, sin):
-    """Rotary positions: turn each pair (x_i, x_{i + K/2}) by its angle. x [..., K]; cos, sin broadcastable to it."""
-    x1, x2 = x.float().chunk(2, dim=-1)
-    turned = torch.cat([-x2, x1], dim=-1)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    """Rotary positions: turn each pair (x_i, x_{i + K/2}) by its angle. x [..., K]; cos, sin [..., K/2], float32."""
+    x1, x2 = x.chunk(2, dim=-1)  # the products are float32, whatever x is
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x.dtype)
 
 
 # ---------------------------------------------------------------------------------------------- the same numbers, faster
@@ -112,21 +116,11 @@ def fused_attention(q, k, v, mask, causal=True):
 
 
 def compute_twice(blocks):
-    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping
-    it. That takes the memory of one block in place of all, for a forward pass more. A frozen block under the lowest
-    adapted layer keeps nothing anyway. Leave out the last block: the backward pass begins with it, so it costs nothing to
-    keep (and `only_at` is over by then)."""
+    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping it.
+    That takes the memory of one block in place of all, for a forward pass more. Leave out the last block: the backward
+    pass begins with it, so it costs nothing to keep (and `only_at` is over by then)."""
     for block in blocks:
-        block.forward = computed_twice(block.forward)
-
-
-def computed_twice(forward):
-    def forward_twice(*args):
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *args, use_reentrant=False)
-        return forward(*args)
-
-    return forward_twice
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager
@@ -136,8 +130,8 @@ def only_at(mlp, index):
 
     def forward(x):
         rows = x.flatten(0, 1)
-        computed = type(mlp).forward(mlp, rows[index])
-        return torch.zeros_like(rows).index_copy(0, index, computed).view_as(x)
+        y = type(mlp).forward(mlp, rows.index_select(0, index))
+        return y.new_zeros(rows.shape).index_copy(0, index, y).view_as(x)  # under autocast y is bfloat16, x float32
 
     mlp.forward = forward
     try:

@@ -5,13 +5,13 @@
     again    weight' = level[code] * scale, each time the weight is needed
 
 Trained weights are about normally distributed. So the levels are quantiles of the normal distribution, close together
-around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact, up
-to bfloat16. Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits: together 4.25 bits
-a weight in place of 16. (QLoRA rounds the scales a second time, for 4.127.)
+around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact,
+up to bfloat16. Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits:
+together 4.25 bits a weight in place of 16. (QLoRA rounds the scales a second time, for 4.127.)
 
-In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is. Norms and
-biases are small. The embedding table is read a few rows at a time; where it is also the head, its rounding would reach the
-logits at once. The vision encoder makes the very tokens that the adapter works on.
+In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is: norms and
+biases are small, of the embedding table a few rows are read (and where it is also the head, its rounding would reach the
+logits at once), and the vision encoder makes the very tokens that the adapter works on.
 """
 
 import functools
@@ -30,30 +30,30 @@ LEVELS = torch.tensor([  # QLoRA, appendix E; a test derives them from the norma
 ])  # fmt: skip
 
 
-@functools.cache
-def tables(device):
-    """The 15 middles between neighbouring levels; and [256, 2], the two levels that a byte holds."""
-    byte = torch.arange(256)
-    pairs = torch.stack([LEVELS[byte >> 4], LEVELS[byte & 15]], dim=1)
-    return ((LEVELS[1:] + LEVELS[:-1]) / 2).to(device), pairs.to(device)
-
-
 def quantize(weight):
     """[outputs, inputs] -> codes uint8 [outputs, blocks * 32], two in a byte, and scales bfloat16 [outputs, blocks]. The
     last block of a row is filled up with zeros."""
     weight = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # [outputs, blocks, 64]
     scales = weight.abs().amax(dim=-1).bfloat16()
     share = weight / scales.float().clamp(min=1e-38)[..., None]  # a block of zeros has the scale 0
-    middles, _ = tables(weight.device)
-    codes = torch.bucketize(share, middles, out_int32=True).to(torch.uint8).flatten(1)  # how many middles are below
+    middles = (LEVELS[1:] + LEVELS[:-1]) / 2
+    codes = torch.bucketize(share, middles.to(weight.device), out_int32=True)  # how many of the 15 middles are below
+    codes = codes.to(torch.uint8).flatten(1)
     return codes[:, 0::2] << 4 | codes[:, 1::2], scales
+
+
+@functools.cache
+def pairs(device, dtype):
+    """[256, 2]: the two levels that a byte holds."""
+    byte = torch.arange(256)
+    return torch.stack([LEVELS[byte >> 4], LEVELS[byte & 15]], dim=1).to(device, dtype)
 
 
 def dequantize(codes, scales, inputs, dtype):
     """The way back -> [outputs, inputs]. A byte is looked up at once, for two weights."""
-    _, pairs = tables(codes.device)
-    weight = F.embedding(codes.int(), pairs).view(*scales.shape, BLOCK)  # [outputs, blocks, 64] float32
-    return weight.mul_(scales[..., None]).flatten(1)[:, :inputs].to(dtype)
+    weight = F.embedding(codes.int(), pairs(codes.device, dtype))  # [outputs, blocks * 32, 2]
+    weight = weight.view(*scales.shape, BLOCK).mul_(scales[..., None])  # [outputs, blocks, 64]
+    return weight.flatten(1)[:, :inputs]
 
 
 class Product(torch.autograd.Function):
@@ -76,10 +76,8 @@ class NF4Linear(nn.Module):
     def __init__(self, plain):
         super().__init__()
         self.outputs, self.inputs = plain.weight.shape
-        blocks = -(-self.inputs // BLOCK)
-        codes = plain.weight.new_empty(self.outputs, blocks * BLOCK // 2, dtype=torch.uint8)
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("scales", codes.new_empty(self.outputs, blocks, dtype=torch.bfloat16), persistent=False)
+        self.register_buffer("codes", None, persistent=False)
+        self.register_buffer("scales", None, persistent=False)
         self.bias, self.stored = plain.bias, None
 
     def keep(self, weight, stored):

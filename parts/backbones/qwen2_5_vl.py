@@ -11,19 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from parts.backbones import qwen
 from parts.backbones.layers import MLP, Linear, RMSNorm
-from parts.backbones.qwen import (
-    PatchEmbed,
-    QwenConfig,
-    QwenVisionConfig,
-    VisionBlock,
-    count_positions,
-    group_patches,
-    key,
-    on_device,
-    patch_coordinates,
-    patch_rotary,
-)
 
 SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 TOWERS = {"visual": "visual.", "model": "model."}  # module of model.py -> how the hub's tensor names begin
@@ -31,14 +20,14 @@ BOX_END = 1  # how far below the scale of boxes the largest number of a side is:
 
 
 @dataclass(frozen=True)
-class VisionConfig(QwenVisionConfig):
-    window: int = key("window_size", most=2**14)  # pixels
-    full_blocks: tuple = key("fullatt_block_indexes", least=0)  # the blocks that attend to the complete image
-    tokens_per_second: int = key("tokens_per_second", most=1000)
+class VisionConfig(qwen.VisionConfig):
+    window: int = qwen.key("window_size")  # pixels
+    full_blocks: tuple = qwen.key("fullatt_block_indexes")  # the blocks that attend to the complete image
+    tokens_per_second: int = qwen.key("tokens_per_second")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(QwenConfig):
+class Config(qwen.Config):
     name = "Qwen2.5-VL"
     Vision = VisionConfig
     qkv_bias = True
@@ -55,9 +44,8 @@ class Config(QwenConfig):
         return torch.cat([time[0], height[1], width[2]], dim=-1)
 
     def unsupported(self, flat, vision):
-        """{key: whether this code does not compute its value}."""
         c = self.vision
-        return {
+        return super().unsupported(flat, vision) | {
             "vision hidden_act": vision.get("hidden_act", "silu") != "silu",
             "mrope_interleaved": flat.get("mrope_interleaved", False),
             "num_attention_heads": self.hidden % self.heads != 0,
@@ -86,23 +74,23 @@ class VisionEncoder(nn.Module):
     def __init__(self, c, out):
         super().__init__()
         self.config = c
-        self.patch_embed = PatchEmbed(c, bias=False)
+        self.patch_embed = qwen.PatchEmbed(c, bias=False)
         mlps = [MLP(c.hidden, c.intermediate, bias=True) for _ in range(c.depth)]
-        self.blocks = nn.ModuleList(VisionBlock(c, RMSNorm, mlp) for mlp in mlps)
+        self.blocks = nn.ModuleList(qwen.VisionBlock(c, RMSNorm, mlp) for mlp in mlps)
         self.merger = PatchMerger(c, out)
 
     def forward(self, patches, grids):
         """patches [P, 1176], grids [images, 3] (slices, rows, columns in patches) -> [N, D], images in order."""
         c, device, grids = self.config, patches.device, grids.cpu()
-        slices, rows, columns = patch_coordinates(patches, grids, c.merge)
+        slices, rows, columns = qwen.patch_coordinates(grids, c.merge)
 
         # Who attends to whom: windows of side x side patches, ragged at the right and bottom edge, or complete slices.
         side = c.window // c.patch_size
         wide = int(grids.max()) // side + 1
-        windows = on_device(group_patches((slices * wide + rows // side) * wide + columns // side), device)
-        complete = on_device(group_patches(slices), device)
+        windows = qwen.group_patches((slices * wide + rows // side) * wide + columns // side, device)
+        complete = qwen.group_patches(slices, device)
 
-        cos, sin = patch_rotary(rows, columns, c.hidden // c.heads, device)
+        cos, sin = qwen.patch_rotary(rows, columns, c.hidden // c.heads, device)
         x = self.patch_embed(patches).float()  # [P, E]: the residual stream is float32, as in the decoder
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, complete if i in c.full_blocks else windows)
@@ -126,7 +114,7 @@ def positions(config, ids, grids, fps=2.0):
     for t, h, w in grids:
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
         blocks.append((times, h, w))
-    return count_positions(config, ids, blocks)
+    return qwen.count_positions(config, ids, blocks)
 
 
 def box_scale(resized):

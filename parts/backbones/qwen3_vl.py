@@ -19,19 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from parts.backbones import qwen
 from parts.backbones.layers import LayerNorm, Linear
-from parts.backbones.qwen import (
-    PatchEmbed,
-    QwenConfig,
-    QwenVisionConfig,
-    VisionBlock,
-    count_positions,
-    group_patches,
-    key,
-    on_device,
-    patch_coordinates,
-    patch_rotary,
-)
 
 SYSTEM = ""  # no line before the user's turn
 TOWERS = {"visual": "model.visual.", "model": "model.language_model."}  # module -> how the hub's tensor names begin
@@ -39,9 +28,9 @@ BOX_END = 0  # how far below the scale of boxes the largest number of a side is:
 
 
 @dataclass(frozen=True)
-class VisionConfig(QwenVisionConfig):
-    table: int = key("num_position_embeddings", most=2**16)  # entries of the square table of positions: 48 x 48
-    deepstack: tuple = key("deepstack_visual_indexes", least=0)  # the blocks after which a feature is taken
+class VisionConfig(qwen.VisionConfig):
+    table: int = qwen.key("num_position_embeddings")  # entries of the square table of positions: 48 x 48
+    deepstack: tuple = qwen.key("deepstack_visual_indexes")  # the blocks after which a feature is taken
 
     @property
     def side(self):
@@ -50,18 +39,13 @@ class VisionConfig(QwenVisionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(QwenConfig):
-    head_size: int = key("head_dim", most=2**12)  # K; H * K need not be D
+class Config(qwen.Config):
+    head_size: int = qwen.key("head_dim")  # K; H * K need not be D
 
     name = "Qwen3-VL"
     Vision = VisionConfig
     qkv_bias = False
     qk_norm = True  # each head of q and k is normed before it is turned
-
-    @property
-    def visual_size(self):
-        """Numbers that the encoder gives for one visual token: the embedding and the features, D each."""
-        return self.hidden * (1 + len(self.vision.deepstack))
 
     def by_axis(self, angles):
         """Rotary angles by time, height and width, [3, B, T, K/2] -> [B, T, K/2]. The three take turns: frequency 0 is
@@ -75,33 +59,15 @@ class Config(QwenConfig):
         return mixed
 
     def unsupported(self, flat, vision):
-        """{key: whether this code does not compute its value}."""
         c = self.vision
         ascending = list(c.deepstack) == sorted(set(c.deepstack)) and set(c.deepstack) <= set(range(c.depth))
-        return {
+        return super().unsupported(flat, vision) | {
             "attention_bias": flat.get("attention_bias", False),
             "mrope_interleaved": not flat.get("mrope_interleaved", True),
             "vision hidden_act": vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
             "num_position_embeddings": c.side**2 != c.table,
             "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
         }
-
-
-def table_entries(rows, columns, grids, side):
-    """Which four entries of a side x side table are around each patch, when the table is stretched over its image corner
-    to corner, and the weights of the four (bilinear interpolation).
-
-    rows, columns [P]; grids [images, 3]. Returns index long [4, P], into the flattened table, and weight [4, P].
-    """
-    patches = grids.prod(dim=1)
-    h, w = (grids[:, i].repeat_interleave(patches) for i in (1, 2))  # [P]: of the image of each patch
-    y, x = rows * (side - 1) / (h - 1).clamp(min=1), columns * (side - 1) / (w - 1).clamp(min=1)
-    above, left = y.long(), x.long()
-    below, right = (above + 1).clamp(max=side - 1), (left + 1).clamp(max=side - 1)
-    dy, dx = y - above, x - left
-    index = torch.stack([above * side + left, above * side + right, below * side + left, below * side + right])
-    weight = torch.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx])
-    return index, weight
 
 
 class VisionMLP(nn.Module):
@@ -140,9 +106,9 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = c
         block = c.hidden * c.merge**2
-        self.patch_embed = PatchEmbed(c, bias=True)
+        self.patch_embed = qwen.PatchEmbed(c, bias=True)
         self.pos_embed = nn.Embedding(c.table, c.hidden)
-        self.blocks = nn.ModuleList(VisionBlock(c, LayerNorm, VisionMLP(c)) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(qwen.VisionBlock(c, LayerNorm, VisionMLP(c)) for _ in range(c.depth))
         self.merger = PatchMerger(c, out, normed=c.hidden)
         self.deepstack_merger_list = nn.ModuleList(PatchMerger(c, out, normed=block) for _ in c.deepstack)
 
@@ -150,15 +116,11 @@ class VisionEncoder(nn.Module):
         """patches [P, 1536], grids [images, 3] (slices, rows, columns in patches) -> [N, D + D + ...], images in order:
         of each visual token the embedding, and beside it the features that DeepStack adds after the first layers."""
         c, device, grids = self.config, patches.device, grids.cpu()
-        slices, rows, columns = patch_coordinates(patches, grids, c.merge)
-        complete = on_device(group_patches(slices), device)
-        index, weight = on_device(table_entries(rows, columns, grids, c.side), device)  # [4, P] each
-
+        slices, rows, columns = qwen.patch_coordinates(grids, c.merge)
+        complete = qwen.group_patches(slices, device)
+        cos, sin = qwen.patch_rotary(rows, columns, c.hidden // c.heads, device)
         x = self.patch_embed(patches).float()  # [P, E]: the residual stream is float32, as in the decoder
-        for entry, share in zip(index, weight):
-            x = x + share[:, None] * self.pos_embed(entry)
-
-        cos, sin = patch_rotary(rows, columns, c.hidden // c.heads, device)
+        x = x + self.table_positions(grids, rows, columns)
         features = []
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, complete)
@@ -166,26 +128,34 @@ class VisionEncoder(nn.Module):
                 features.append(self.deepstack_merger_list[len(features)](x))  # [N, D]
         return torch.cat([self.merger(x), *features], dim=1)  # [N, D + D + ...]
 
+    def table_positions(self, grids, rows, columns):
+        """[P, E]: the table of positions, stretched over each image corner to corner (bilinear), at each patch."""
+        table = self.pos_embed.weight.float().unflatten(0, (self.config.side, -1)).permute(2, 0, 1)  # [E, side, side]
+        sizes, positions = grids.prod(dim=1).tolist(), []
+        for (_, h, w), y, x in zip(grids.tolist(), rows.split(sizes), columns.split(sizes)):
+            stretched = F.interpolate(table[None], (h, w), mode="bilinear", align_corners=True)[0]  # [E, h, w]
+            patch = (y * w + x).to(table.device, non_blocking=True)
+            positions.append(stretched.flatten(1)[:, patch].T)
+        return torch.cat(positions)
+
 
 def spans(config, visual, grid, fps):
     """How an image or a video stands in a prompt: (text before it, number of visual tokens) of each span between a
     <|vision_start|> and its <|vision_end|>. Each slice of a video is a span, and the text says its time: the mean of its
     first and its last frame's."""
     (t, h, w), c = grid, config.vision
-    tokens = h * w // c.merge**2
+    tokens, frames = h * w // c.merge**2, c.temporal_patch_size
     if not visual.is_video:
         return [("", tokens)]
-    found = []
-    for first in range(0, t * c.temporal_patch_size, c.temporal_patch_size):
-        last = min(first + c.temporal_patch_size, len(visual.frames)) - 1  # an odd last frame is on its own
-        found.append((f"<{(first + last) / 2 / fps:.1f} seconds>", tokens))
-    return found
+    firsts = range(0, t * frames, frames)
+    lasts = [min(first + frames, len(visual.frames)) - 1 for first in firsts]  # an odd last frame is on its own
+    return [(f"<{(first + last) / 2 / fps:.1f} seconds>", tokens) for first, last in zip(firsts, lasts)]
 
 
 def positions(config, ids, grids, fps=2.0):
     """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Every slice of a
     video counts as an image of its own: the time is in the text."""
-    return count_positions(config, ids, [([0], h, w) for t, h, w in grids for _ in range(t)])
+    return qwen.count_positions(config, ids, [([0], h, w) for t, h, w in grids for _ in range(t)])
 
 
 def box_scale(resized):

@@ -24,19 +24,24 @@ def corners(box):
     return (x, y, x + w, y + h)
 
 
+def is_box(value):
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(type(n) in (int, float) for n in value)
+
+
 def check_box(row, source, images):
     """The row's box as (x1, y1, x2, y2), inside its image but for a pixel of rounding."""
     box = row["bbox"]
-    # four numbers
-    if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(type(n) in (int, float) for n in box)):
+    if not is_box(box):
         raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
-    # in one image, of the size that the row says
     if len(images) != 1:
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
+    # one image, of the size that the row says
     width, height = image_size(images[0])
-    if (row.get("width", width), row.get("height", height)) != (width, height):
-        said = f"{row.get('width')!r:.40} x {row.get('height')!r:.40}"
-        raise InputError(f"{source}: says {said} pixels, but {images[0]} has {width} x {height}; the box would be off")
+    written = (row.get("width", width), row.get("height", height))
+    if written != (width, height):
+        turned = "; its EXIF orientation turns the photograph on its side" if written == (height, width) else ""
+        size = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
+        raise InputError(f"{source}: {size}{turned}; the box would be off")
     # in pixels, corners in order, inside
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
@@ -52,17 +57,23 @@ def lies_inside(box, width, height):
     return -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
 
 
-def ask_for_sizes(boxes):
-    """What an error about a box adds where the boxes of its file look like x, y, width, height: two or more fail as
-    corners, and (nearly) all fit as sizes; else "". boxes: (box, (width, height) of its image) pairs."""
+def ask_about_units(boxes):
+    """A question if the boxes of a file look like other units than pixels from corner to corner, else "". boxes: (box,
+    (width, height) of its image) pairs."""
+    # x, y, width, height: two or more fail as corners, and (nearly) all fit as sizes
     failing = sum(not lies_inside(box, *size) for box, size in boxes)
     fitting = sum(lies_inside(corners(box), *size) for box, size in boxes)
-    if failing < 2 or fitting < 0.95 * len(boxes):
-        return ""
-    return (
-        f"; {failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h? "
-        "Then write [x, y, x + w, y + h]"
-    )
+    if failing >= 2 and fitting >= 0.95 * len(boxes):
+        asked = f"{failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h?"
+        return f"{asked} Then write [x, y, x + w, y + h]"
+    # parts of the sides: they fill the range to its end, and the images are larger
+    largest = max((max(box) for box, _ in boxes), default=0)
+    for top, unit in ((100, "percent"), (1000, "thousandths")):
+        larger = all(min(size) > 1.5 * top for _, size in boxes)
+        if len(boxes) >= 4 and larger and 0.8 * top <= largest <= top:
+            asked = f"all {len(boxes)} boxes end at {largest:g}, but the images are larger: are these {unit} of the sides?"
+            return f"{asked} Then multiply x by width / {top} and y by height / {top}"
+    return ""
 
 
 def small_targets(boxes, sizes, resized, token):

@@ -11,19 +11,24 @@ metric   "number": exact match of the number after "####" or, without one there,
 import re
 from decimal import Decimal
 
-from parts.files import reading
-from parts.tasks.rows import file_of, json_rows
+from parts.tasks.rows import entries, file_of, rows_of
 
 PROMPT = '{}\nThink step by step, and write the final number after "####" at the end.'
 
 
 def rows(name, root, split):
     file = file_of(root, split, "*.jsonl", "it is at github.com/openai/grade-school-math")
-    for row, source in json_rows(file):
-        with reading(source, "a row of GSM8K as known here"):
-            solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
-            found = {"prompt": PROMPT.format(row["question"]), "answer": solution}
-        yield found | {"metric": "number", "reference": answer_of(solution)}, source
+    return rows_of(entries(file), row_of, "a row of GSM8K")
+
+
+def row_of(row):
+    solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
+    yield {
+        "prompt": PROMPT.format(row["question"]),
+        "answer": solution,
+        "metric": "number",
+        "reference": answer_of(solution),
+    }
 
 
 def answer_of(solution):

@@ -1,4 +1,4 @@
-"""Images and videos: what is at one place of a prompt, its size, its pixels.
+"""Images and videos of a prompt: their files, sizes and pixels.
 
 A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width, height).
 """
@@ -6,9 +6,8 @@ A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width
 import math
 import os
 import shlex
-import struct
+import unicodedata
 import warnings
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -25,15 +24,10 @@ ANIMATED = (".gif", ".webp", ".png", ".apng")  # image files that may hold many 
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")  # cannot be read here
 FRAMES = 8  # taken of a video
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows 40 more, and gives EPS to another program
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # Pillow gives EPS to another program
 # A file of a few bytes can announce any size, and a pixel takes up to 16 bytes on its way: decoded, turned, laid on white.
 # So this many pixels stay below 1 GB. A photo of 48 megapixels is read.
 MAX_PIXELS = 50_000_000
-MAX_FRAMES = 10_000  # of an animated file, and as many pixels in all as a hundred of the largest images
-BROKEN = (  # all that Pillow is known to raise for a broken file; only its own calls are inside `opened`
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error),
-)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, and of large images: our limit is lower
 
 
@@ -90,13 +84,15 @@ def open_image(frame):
     """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
     source = file_of_frame(frame)
     if source is None:
-        return to_rgb(ImageOps.exif_transpose(frame))
+        frame.load()  # Pillow turns a TIFF itself when it is loaded
+        return to_rgb(ImageOps.exif_transpose(frame), "a drawn image")
     path, index = source
     with opened(path) as file:
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
+        file.load()
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-        return to_rgb(file)
+        return to_rgb(file, path)
 
 
 @contextmanager
@@ -109,34 +105,44 @@ def opened(path):
         with Image.open(path, formats=FORMATS) as image:
             check_size(image, path)
             yield image
-    except InputError:  # says it already
+    except InputError:  # it has its line
         raise
-    except Image.DecompressionBombError as error:  # so large that Pillow itself refuses
-        raise InputError(f"{path}: {error} At most {MAX_PIXELS:,} pixels are read; resize it") from None
-    except BROKEN as error:
-        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise InputError(f"{path}: not a complete image in {formats} ({str(error) or repr(error)})") from None
+    except Exception as error:  # Pillow has many
+        heic = "; convert a HEIC photograph to JPEG" if str(path).lower().endswith((".heic", ".heif")) else ""
+        reason = str(error) or repr(error)
+        raise InputError(f"{path}: not a complete image in {', '.join(FORMATS)} ({reason}){heic}") from error
 
 
-def check_size(image, path, frames=1):
+def check_size(image, path):
     """Raises InputError, naming the file, for an image that is empty or too large to be decoded."""
-    (width, height), most = image.size, MAX_PIXELS if frames == 1 else 100 * MAX_PIXELS
-    if not 0 < width * height * frames <= most or frames > MAX_FRAMES:
-        size = f"{width} x {height} pixels" + f" in {frames:,} frames" * (frames > 1)
-        raise InputError(f"{path}: {size}; 1 to {most:,} pixels in at most {MAX_FRAMES:,} frames are read; resize it")
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise InputError(f"{path}: {width} x {height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
 
 
-def to_rgb(image):
-    # 16 bits a pixel: keep the upper 8
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda v: v / 256).convert("L")
-    # transparent: lay it on white
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
-    return image.convert("RGB")
+def to_rgb(image, path):
+    """A PIL image -> RGB, transparent pixels white, values of more than 8 bits scaled by their range."""
+    if image.mode[0] in "IF":
+        image = to_8_bits(image, path)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
+
+
+def to_8_bits(image, path):
+    """Integers of 16 or 32 bits, or floats -> 0 to 255. The range is the smallest usual one that holds all values: 0 to 1
+    (floats), 8, 12 or 16 bits. Raises InputError if none does."""
+    ranges = (1, 255) if image.mode == "F" else (255, 4095, 65535)
+    image = image.convert("I").convert("F") if image.mode[0] == "I" else image
+    low, high = image.getextrema()
+    fitting = [top for top in ranges if 0 <= low and high <= top]
+    if not fitting:
+        usual = " or ".join(f"0 to {top}" for top in ranges)
+        raise InputError(f"{path}: values from {low:g} to {high:g}, not {usual}; convert it to 8 bits a channel")
+    return image.point(lambda v: v * (255 / fitting[0]) + 0.5).convert("L")
 
 
 # -- sizes
@@ -145,24 +151,22 @@ def to_rgb(image):
 def image_size(frame):
     """(width, height) of a path, Frame or PIL image, as `open_image` will give it; reads only the header of a file."""
     source = file_of_frame(frame)
-    if source is None:
-        return upright_size(frame)
-    path, _ = source
-    return file_size(path)
+    return upright_size(frame) if source is None else file_size(source[0], isinstance(frame, Frame))
 
 
 @lru_cache(maxsize=65536)
-def file_size(path):
+def file_size(path, is_video=False):
     with opened(path) as image:
+        if getattr(image, "is_animated", False) and image.format != "MPO" and not is_video:
+            print(f"note     {path}: has several pages or frames; the first one is taken")
         return upright_size(image)
 
 
 def upright_size(image):
-    """The size of a PIL image once it is turned as its EXIF tag says."""
+    """The size of a PIL image once it is turned as its EXIF tag says. (Of a TIFF, Pillow announces it.)"""
     width, height = image.size
-    if image.getexif().get(ORIENTATION, 1) in ON_ITS_SIDE:
-        return height, width
-    return width, height
+    turned = image.getexif().get(ORIENTATION) in ON_ITS_SIDE and image.format != "TIFF"
+    return (height, width) if turned else (width, height)
 
 
 def resized_size(width, height, factor, min_pixels, max_pixels):
@@ -180,67 +184,74 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
     return w, h
 
 
-# -- names in annotations
+# -- files that rows name
 
 
 def within(name, source, root):
-    """The path, in the folder `root`, that an annotation names. Raises InputError, naming the row, for one that would lead
-    out of it. Links in the folder are followed: they are its owner's."""
+    """The path, in the folder `root`, that a row names. Raises InputError, naming the row, for one that would lead out of
+    it. Links in the folder are followed: they are its owner's."""
     if not isinstance(name, str):
         raise InputError(f"{source}: a file's name must be a text, got {name!r:.60}")
-    path = Path(name)
+    path = Path(name.replace("\\", "/"))  # as written on Windows
     if path.is_relative_to(Path(root).absolute()):  # the complete path of a file that is in the folder
         path = path.relative_to(Path(root).absolute())
-    parts = PureWindowsPath(str(path))  # knows "/" and "\\", drives and shares, on every platform
+    parts = PureWindowsPath(path)  # knows drives and shares on every platform
     if parts.anchor or ".." in parts.parts or not parts.parts:
-        raise InputError(f"{source}: {name!r:.200} leads out of {root}; name a file in it (links there are followed)")
+        raise InputError(f"{source}: {name!r:.200} leads out of {root}; name a file in it (links in it are followed)")
     return path
+
+
+def on_disk(folder, path):
+    """folder/path, in whichever of Unicode's spellings of accents it exists; None if in none."""
+    for spelled in (str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))):
+        if os.path.exists(file := Path(folder) / spelled):  # False for what cannot be a name
+            return file
+    return None
+
+
+def find_image(name, source, root, folders=("",)):
+    """The file of an image that a row names, in one of the folders of `root`."""
+    path = within(name, source, root)
+    for folder in folders:
+        if file := on_disk(Path(root) / folder, path):
+            return file
+    others = ", ".join(filter(None, folders))
+    raise InputError(f"{source}: its image {name:.200} is not in {root}{others and f' (nor in {others} of it)'}")
+
+
+def find_video(name, source, root):
+    """The folder of frames or the animated image that a row names. "a.mp4" is looked for as "a", "a.gif", ...; if there is
+    only the film, the error says how to cut it into frames."""
+    path = within(name, source, root)
+    bare = path.with_suffix("") if path.suffix.lower() in FILMS else path
+    for suffix in ("", *ANIMATED):
+        if file := on_disk(root, f"{bare}{suffix}"):
+            return file
+    film, target = path if path != bare else f"{bare}.mp4", shlex.quote(f"{root}/{bare}")
+    hint = f"; make one: mkdir -p {target} && ffmpeg -i {shlex.quote(f'{root}/{film}')} -vf fps=2 {target}/%05d.jpg"
+    raise InputError(f"{source}: no folder of frames or animated image {bare!s:.200}{hint if len(hint) < 900 else ''}")
 
 
 # -- videos
 
 
-def find_video(names, source, *folders):
-    """The folder of frames or the animated image of a video, by the first of its names that is in one of the folders.
-    "a.mp4" is looked for as "a", "a.gif", ...; if there is only the film, the error says how to cut it into frames."""
-    names = [within(name, source, folders[0]) for name in names]
-    films = [Path(folder) / name for name in names for folder in folders]
-    bare = [film.with_suffix("") if film.suffix.lower() in FILMS else film for film in films]
-    for path in bare:
-        for suffix in ("", *ANIMATED):
-            found = path.with_name(path.name + suffix)
-            if os.path.exists(found):  # False for what cannot be a name; Path.exists raises
-                return found
-    films += [path.with_name(path.name + suffix) for path in bare for suffix in FILMS]
-    film = next((film for film in films if os.path.isfile(film)), f"{bare[0].name}.mp4")
-    target, film = shlex.quote(str(bare[0])), shlex.quote(str(film))
-    hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg"
-    hint = hint if len(hint) < 600 else ""
-    raise InputError(f"{source}: no folder of frames or animated image {bare[0]!s:.300}{hint}")
-
-
-def video_frames(path, wanted, rate=None):
-    """(frames, seconds or None) of a video: a folder of images in the order of their names, or an animated image file.
-    At most `wanted` frames, evenly spread. rate: frames a second of a video that does not say it. Raises InputError for
-    a folder without frames and a file with a single one."""
-    # a folder: it says nothing about time
+def video_frames(path, wanted):
+    """(frames, number of all, seconds or None) of a video: a folder of images in the order of their names, or an animated
+    image file. At most `wanted` frames, evenly spread. A folder does not say how long it lasts."""
     if os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
         if not files:
-            raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")
-        return [files[i] for i in sample(len(files), wanted)], len(files) / rate if rate else None
-    # an animated file: each frame says how long it is shown
+            raise InputError(f"{path}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
+        return [files[i] for i in sample(len(files), wanted)], len(files), None
     with opened(path) as file:
         count, milliseconds = getattr(file, "n_frames", 1), 0
-        check_size(file, path, count)
-        for i in range(count):
+        for i in range(count):  # each frame says how long it is shown
             file.seek(i)
             check_size(file, path)
             milliseconds += file.info.get("duration", 0)
     if count == 1:
         raise InputError(f"{path}: a still image, not a video")
-    seconds = milliseconds / 1000 or (count / rate if rate else None)
-    return [Frame(str(path), i) for i in sample(count, wanted)], seconds
+    return [Frame(str(path), i) for i in sample(count, wanted)], count, milliseconds / 1000 or None
 
 
 def sample(count, wanted):

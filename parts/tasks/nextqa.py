@@ -16,8 +16,7 @@ import csv
 import re
 
 from parts.files import read_json, reading
-from parts.tasks.images import FRAMES, find_video, video_frames
-from parts.tasks.rows import file_of
+from parts.tasks.rows import file_of, rows_of
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -33,28 +32,20 @@ def rows(name, root, split):
             names |= read_json(names_file)
     with reading(file, "a table of NExT-QA"), open(file, encoding="utf-8-sig", newline="") as lines:
         table = list(csv.DictReader(lines))
-    for i, row in enumerate(table, start=2):
-        source = f"{file}:{i}"
-        with reading(source, "a row of NExT-QA as known here"):
-            found = question(row)
-            video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
-            if not 0 <= seconds_said < 1e6:
-                raise ValueError(f"frame_count {row['frame_count']}")
-            path = find_video((video, names.get(video, video)), source, root / "videos")
-            frames, seconds = video_frames(path, FRAMES)
-        yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
 
+    def row_of(row):
+        options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
+        yield {
+            "video": f"videos/{names.get(row['video'], row['video'])}",
+            "seconds": int(row["frame_count"]) / FRAME_RATE,
+            "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
+            "answer": LETTERS[int(row["answer"])],
+            "metric": "choice",
+            "kind": "TN" if row["type"] == "TP" else row["type"],
+            "group": GROUPS[row["type"][0]],
+        }
 
-def question(row):
-    """What a row asks: the options in lines, the answer as a letter."""
-    options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
-    return {
-        "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
-        "answer": LETTERS[int(row["answer"])],
-        "metric": "choice",
-        "kind": "TN" if row["type"] == "TP" else row["type"],
-        "group": GROUPS[row["type"][0]],
-    }
+    return rows_of(((row, f"{file}:{i}") for i, row in enumerate(table, 2)), row_of, "a row of NExT-QA")
 
 
 def score(text, reference, *_):
@@ -67,7 +58,7 @@ ALONE = r"(?<![\w-])(?<!\w['’])(?:%s)(?![\w+#]|[-'’]\w)"  # "B", "(B)", "B:"
 LETTER = ALONE % "[A-E]"
 CHOICE = ALONE % r"[B-E]|A(?! +(?!is\b|because\b)[a-z])"  # "A dog" has an article, "A is right" a choice
 MARKS = r"""[\s:*"'`(\[]*"""  # what may come before the letter: bold, quotes, brackets
-PATTERNS = [  # the first that is found counts
+PATTERNS = [  # the first that matches counts
     rf"^{MARKS}({CHOICE})",
     rf"(?i:\b(?:answer(?:\s+is)?|(?:option|choice)\s+is)(?:\s+(?:option|choice))?){MARKS}({CHOICE})",
     rf"(?i:\b(?:option|choice)){MARKS}({LETTER})|\(({LETTER})\)",
@@ -84,6 +75,6 @@ def parse(text):
     if small := re.fullmatch(r"\W*([a-e])\W*", text):
         return small[1].upper()
     for pattern in PATTERNS:
-        if found := re.search(pattern, text.strip()):
-            return next(letter for letter in found.groups() if letter)
+        if match := re.search(pattern, text.strip()):
+            return next(letter for letter in match.groups() if letter)
     return None

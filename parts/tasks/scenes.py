@@ -1,6 +1,6 @@
 """The drawn world: images of coloured shapes, questions about them, and sums; without end, all from a seed.
 
-    {"kind": "grounding", "images": [image], "caption": "the ring left of the red square", "bbox": (12, 30, 35, 53)}
+    {"kind": "grounding", "images": [image], "sent": "the ring left of the red square", "bbox": (12, 30, 35, 53)}
     {"kind": "attribute", "images": [image], "prompt": "What colour is the ring?", "answer": "green"}
 
 files    none: everything is drawn on the fly; example i of a split is the same for every length
@@ -57,9 +57,10 @@ from functools import cache
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from parts.files import InputError
-from parts.tasks.rows import FILLER, GROUNDING_PROMPT
+from parts.tasks.rows import GROUNDING_PROMPT
 
 SIDE = 196
+FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
 COLOURS = {
     "red": (215, 40, 40),
@@ -297,7 +298,7 @@ def scene_rows(look, seed, number, asked=2):
     for target, plain, related in (named * 3)[:3]:
         use = related if related and (not plain or rng.random() < 0.25) else plain
         box = around(scene[target])
-        yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
+        yield {"kind": "grounding", "images": [image], "sent": rng.choice(use), "bbox": box}
 
     # attributes
     questions = attributes(scene)
@@ -347,10 +348,14 @@ def rows(name, root, split):
 
 def after_words(row, words):
     """The row with `words` words of unrelated text before its question."""
-    prompt = row["prompt"] if "prompt" in row else GROUNDING_PROMPT.format(row["caption"])
+    prompt = row["prompt"] if "prompt" in row else GROUNDING_PROMPT.format(row["sent"])
+    asked = {key: value for key, value in row.items() if key != "sent"}
+    return asked | {"prompt": with_preamble(prompt, words)}
+
+
+def with_preamble(prompt, words):
     filler = itertools.islice(itertools.cycle(FILLER.split()), words)
-    asked = {key: value for key, value in row.items() if key != "caption"}
-    return asked | {"prompt": " ".join([*filler, prompt])}
+    return " ".join([*filler, prompt])
 
 
 def pretraining_rows(look, split, number):

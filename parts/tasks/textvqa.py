@@ -12,26 +12,25 @@ import re
 from collections import Counter
 
 from parts.files import read_json, reading
-from parts.tasks.rows import DIGITS, file_of
+from parts.tasks.rows import DIGITS, file_of, rows_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
 
 
 def rows(name, root, split):
     file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
-    content = read_json(file)
     with reading(file, "TextVQA's annotations"):
-        listed = [*content["data"]]
-    for i, row in enumerate(listed, start=1):
-        source = f"{file}, row {i}"
-        with reading(source, "a row of TextVQA with answers as known here"):
-            answers = row["answers"]
-            if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-                raise ValueError("answers are a list of texts")
-            [(usual, _)] = Counter(answers).most_common(1)
-            found = {"image": f"{row['image_id']}.jpg", "prompt": PROMPT.format(row["question"])}
-            found |= {"answer": usual, "metric": "vqa", "reference": answers}
-        yield found, source
+        listed = [*read_json(file)["data"]]
+    return rows_of(((row, f"{file}, row {i}") for i, row in enumerate(listed, 1)), row_of, "a row of TextVQA")
+
+
+def row_of(row):
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError("answers are a list of texts")
+    [(usual, _)] = Counter(answers).most_common(1)
+    image, prompt = f"{row['image_id']}.jpg", PROMPT.format(row["question"])
+    yield {"image": image, "prompt": prompt, "answer": usual, "metric": "vqa", "reference": answers}
 
 
 def score(text, reference, *_):

@@ -17,8 +17,8 @@ metric   "word": the same word after the authors' tables. Image 1 agrees with th
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
 """
 
-from parts.files import InputError, reading
-from parts.tasks.rows import DIGITS, file_of, json_rows, own_split
+from parts.files import InputError
+from parts.tasks.rows import DIGITS, entries, file_of, own_split, rows_of
 
 PROMPT = "Please answer with one word: {}"
 
@@ -28,13 +28,14 @@ def rows(name, root, split):
     if split not in ("train", "val", "test"):
         raise InputError(f"{name}: no split {split!r}; present: train, val, test")
     file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as parts/tasks/vilp.py says")
-    for row, source in json_rows(file):
-        for i in (1, 2, 3):
-            with reading(source, f"a row of {name} as known here"):
-                found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"]), "metric": "word"}
-                found |= {"prompt": PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
-            if split in ("test", own_split(row["question"])):
-                yield found, source
+
+    def row_of(row):
+        if split in ("test", own_split(row["question"])):
+            for i in (1, 2, 3):
+                asked = {"image": row[f"image{i}"], "prompt": PROMPT.format(row["question"]), "metric": "word"}
+                yield asked | {"answer": str(row[f"answer{i}"]), "kind": "prior" if i == 1 else "score"}
+
+    return rows_of(entries(file), row_of, "a row of ViLP")
 
 
 def score(text, reference, *_):

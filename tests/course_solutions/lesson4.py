@@ -3,21 +3,18 @@
 import torch
 
 
-def formula_update(v, x, visual_mask, A, B, s):
-    M = visual_mask[..., None]
-    return v + s * (M * x) @ A @ B
+def training_bytes(frozen, trained):
+    return 2 * frozen + 4 * trained, 4 * trained, 8 * trained
 
 
-def gathered_update(v, x, visual_index, A, B, s):
-    X = x.flatten(0, 1)[visual_index]
-    update = s * (X @ A @ B)
-    changed = v.flatten(0, 1).clone()
-    changed[visual_index] += update
-    return changed.view_as(v)
+def merged(W, A, B, s):
+    return W + s * A @ B
 
 
-def largest_text_change(frozen, tuned, visual_mask, attention_mask):
-    change = (tuned - frozen).abs()
-    text = ~visual_mask.any(dim=1)[:, None]
-    kept = text & (attention_mask == 1)
-    return torch.max(change[kept]).item()
+def training_step(vlm, batch, parameters, optimizer):
+    loss = vlm.loss(batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()

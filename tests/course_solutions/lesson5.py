@@ -3,21 +3,21 @@
 import torch
 
 
-def image_lora_start(hidden, head_size, heads, rank):
-    A = torch.randn(hidden, rank) / rank
-    B = torch.zeros(len(heads), rank, head_size)
-    return A, B
-
-
-def image_lora(v, x, visual_mask, A, B, gamma, alpha, heads):
-    n, R, K = B.shape
-    s = alpha / R * gamma / n**0.5
+def formula_update(v, x, visual_mask, A, B, s):
     M = visual_mask[..., None]
-    V = v.unflatten(-1, (-1, K)).clone()
-    for i, h in enumerate(heads):
-        V[:, :, h] += s * (M * x) @ A @ B[i]
-    return V.flatten(2)
+    return v + s * (M * x) @ A @ B
 
 
-def adapter_flops(visual_tokens, hidden, rank, heads, head_size):
-    return 6 * visual_tokens * (hidden * rank + rank * heads * head_size)
+def gathered_update(v, x, visual_index, A, B, s):
+    X = x.flatten(0, 1)[visual_index]
+    update = s * (X @ A @ B)
+    changed = v.flatten(0, 1).clone()
+    changed[visual_index] += update
+    return changed.view_as(v)
+
+
+def largest_text_change(frozen, tuned, visual_mask, attention_mask):
+    change = (tuned - frozen).abs()
+    text = ~visual_mask.any(dim=1)[:, None]
+    kept = text & (attention_mask == 1)
+    return torch.max(change[kept]).item()

@@ -3,23 +3,19 @@
 import torch
 
 
-def layer_shares(scores, budget, tau):
-    mass = scores.sum(dim=1)
-    weight = mass**tau
-    return budget * weight / weight.sum()
+def gradient_of_B(dV, x, visual_mask, A):
+    xA = x @ A
+    each = xA[visual_mask][..., None] * dV[visual_mask]
+    return torch.sum(each, dim=0)
 
 
-def limited(shares, G):
-    total, given = shares.sum(), torch.zeros_like(shares)
-    while total - given.sum() > 1e-5:
-        weight = shares * (given < G - 1e-5)
-        given = (given + (total - given.sum()) * weight / weight.sum()).clamp(max=G)
-    return given
+def head_scores(gradients):
+    return gradients.square().sum(dim=-1).sum(dim=0)
 
 
-def rounded(shares):
-    down = (shares + 1e-5).floor()
-    missing = round(shares.sum().item() - down.sum().item())
-    order = (shares - down).argsort(descending=True, stable=True)
-    down[order[:missing]] += 1
-    return down.int().tolist()
+def best_heads(scores, budget):
+    G = scores.shape[1]
+    heads = {}
+    for number in sorted(scores.flatten().argsort(descending=True)[:budget].tolist()):
+        heads.setdefault(number // G, []).append(number % G)
+    return heads

@@ -1,36 +1,25 @@
-"""A solution of lesson 8. Its reports are made up by the test that judges it."""
+"""A solution of lesson 8."""
 
-import math
-
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
+import torch
 
 
-def paired_interval(a, b):
-    differences = [x - y for x, y in zip(a, b)]
-    n = len(differences)
-    d = sum(differences) / n
-    s = math.sqrt(sum((x - d) ** 2 for x in differences) / (n - 1))
-    half = T[n - 1] * s / math.sqrt(n)
-    return d, d - half, d + half
+def layer_shares(scores, budget, tau):
+    mass = scores.sum(dim=1)
+    weight = mass**tau
+    return budget * weight / weight.sum()
 
 
-def verdict(low, high, margin):
-    if low > 0:
-        return "better"
-    if high < 0:
-        return "worse"
-    return "equivalent" if low > -margin and high < margin else "undecided"
+def limited(shares, G):
+    total, given = shares.sum(), torch.zeros_like(shares)
+    while total - given.sum() > 1e-5:
+        weight = shares * (given < G - 1e-5)
+        given = (given + (total - given.sum()) * weight / weight.sum()).clamp(max=G)
+    return given
 
 
-def my_experiment():
-    return {
-        "claim": "Six heads of the probe find more boxes in fog than six random heads.",
-        "margin": 0.02,
-        "measure": "scenes-fog grounding",
-        "a": ["runs/probed-0", "runs/probed-1", "runs/probed-2"],
-        "b": ["runs/random-0", "runs/random-1", "runs/random-2"],
-        "changed": ["selection"],
-        "interval": [0.015, 0.065],
-        "verdict": "better",
-        "did_not_show": "No difference in words: both find as many of them as before.",
-    }
+def rounded(shares):
+    down = (shares + 1e-5).floor()
+    missing = round(shares.sum().item() - down.sum().item())
+    order = (shares - down).argsort(descending=True, stable=True)
+    down[order[:missing]] += 1
+    return down.int().tolist()

@@ -1,0 +1,75 @@
+"""The real model that the students' answers are put into: the tiny one, and questions for it."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from data import Example, Processor, load
+from model import VLM
+
+TINY = Path(__file__).parent.parent / "parts/tiny"
+
+
+@cache
+def tiny():
+    """(vlm, processor): the pretrained tiny model, frozen."""
+    return VLM.from_pretrained(TINY), Processor.from_pretrained(TINY)
+
+
+@cache
+def scenes(count=4, data="scenes-fog"):
+    """The first questions about drawn scenes, with answers."""
+    return load(data, None, "train", count)
+
+
+def sum_in_words(name="Ada"):
+    """A question without an image."""
+    return Example([], f"{name} has 12 apples and finds 3 more. How many apples does {name} have?", "12+3=15\n#### 15")
+
+
+@cache
+def mixed():
+    """A Batch with padding: a row with an image, a longer one without, a row with two images."""
+    images = [example.images[0] for example in scenes(11)[::5]]
+    one = Example(images[:1], "What colour is the ring?", "red")
+    two = Example(images[:2], "Which of <image> and <image> has more things?", "the first one")
+    return tiny()[1]([one, sum_in_words(), two])
+
+
+def every_head():
+    c = tiny()[0].config
+    return {layer: list(range(c.value_heads)) for layer in range(c.layers)}
+
+
+def frozen(batch):
+    """The logits of the frozen model."""
+    with torch.no_grad():
+        return tiny()[0](batch)
+
+
+def with_adapter(adapter, task):
+    """task() while an adapter is attached to the real model."""
+    adapter.attach(tiny()[0])
+    try:
+        return task()
+    finally:
+        adapter.detach()
+
+
+def with_updates(updates, task):
+    """task() with updates {layer: function(v, x, visual_index) -> v} on the real model's value path: at the one line of
+    model.py where an adapter acts."""
+    sites = [tiny()[0].model.layers[layer].self_attn.adapters["v"] for layer in updates]
+    for site, update in zip(sites, updates.values()):
+        site.append(update)
+    try:
+        return task()
+    finally:
+        for site in sites:
+            site.clear()
+
+
+def change(before, after, row):
+    """The largest change of a logit in a row of mixed()."""
+    return (after[row] - before[row])[mixed().attention_mask[row] == 1].abs().max().item()
