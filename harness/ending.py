@@ -11,6 +11,7 @@ import errno
 import shlex
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -27,7 +28,8 @@ def in_one_line():
     """Around a complete program, with the other processes of its run: what a user can mend, and signals, end it with one
     line and an exit code."""
     vars(now).update(signals=[], training=False, folder=None, step=0)
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    listens = threading.current_thread() is threading.main_thread()  # no other thread gets signals
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS if listens}
     try:
         with all_processes():
             yield
