@@ -18,7 +18,7 @@ from harness.processes import RANK, WORLD, progress, together
 from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
-from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
+from parts.tasks.boxes import in_another_scale, parse_box
 from parts.tasks.rows import json_rows
 
 CURVE_ROWS = 100  # held-out rows by which accuracy is measured during training
@@ -70,12 +70,11 @@ def prediction(example, text, processor, data=""):
 
 
 def summary(predictions, data=None):
-    """Predictions -> accuracies, parse failures and how predicted boxes differ from the references.
+    """Predictions -> accuracies, and counts of answers that could not be read or have boxes in another scale.
 
     accuracy: of the data set `data` (None: of all), by its questions with images if it has any, without kind "prior"
     (ViLP's first image measures what the model would say without looking). text_accuracy: of all questions without image
-    and video. by_kind: the mean score of each "data kind" and each "data group". boxes: those of `data`. A mean over
-    nothing is None.
+    and video. by_kind: the mean score of each "data kind" and each "data group". A mean over nothing is None.
     """
     by_kind = {}
     for p in predictions:
@@ -91,7 +90,6 @@ def summary(predictions, data=None):
         "by_kind": {name: fmean(scores) for name, scores in by_kind.items()},
         "parse_failures": sum(p["failed"] for p in predictions),
         "boxes_in_another_scale": sum(in_another_scale(box, resized) for box, resized in boxes if box),
-        "boxes": compare_boxes([p for p in own if p["metric"] == "iou" and p["parsed"]]),
     }
 
 
@@ -115,21 +113,21 @@ def text_change(before, after):
 
 
 def score_again(file):
-    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
-    base and the tuned model. Returns the number of lines whose score differs. Raises InputError for a broken file."""
+    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the accuracies of the
+    base and the tuned model. Returns how many scores differ."""
     answers, differ = {"base": [], "tuned": []}, 0
     for line, source in json_rows(Path(file)):
         with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
             answers[line["when"]].append(line | scored)
-    for when, predictions in answers.items():
-        with reading(file, "the predictions of a run"):
-            result = summary(predictions)
-        for kind, value in result["by_kind"].items():
-            print(f"{when:6} {kind:40} {value:7.1%}")
-        print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")
-        print(f"{when:6} {'boxes in another scale':40} {result['boxes_in_another_scale']:7}")
+    with reading(file, "the predictions of a run"):
+        results = {when: summary(predictions) for when, predictions in answers.items()}
+    for when, result in results.items():
+        for kind, accuracy in result["by_kind"].items():
+            print(f"{when:6} {kind:40} {accuracy:7.1%}")
+        for count in ("parse_failures", "boxes_in_another_scale"):
+            print(f"{when:6} {count.replace('_', ' '):40} {result[count]:7}")
     print(f"{sum(map(len, answers.values()))} answers scored again, {differ} scores differ from those in {file}")
     return differ
 

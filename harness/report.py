@@ -176,22 +176,25 @@ def draw(out, report, record, held_out, predictions, main_data):
 
 
 def telling_rows(held_out, predictions, main_data, count=12):
-    """[(example, {"base" or "tuned": its prediction})] for examples.png. Of the main data set those that base and tuned
-    answer differently come first, and a failure is among them; then follows a row of each other data set."""
-    rows = {}
+    """[(example, {"base" or "tuned": its prediction or None})] for examples.png. Of the main data set those that base and
+    tuned answer differently come first, and a failure is among them; then follows a row of each other data set."""
+    own, others = [], []
     for name, examples in held_out.items():
-        of_set = {when: [p for p in some if p["data"] == name] for when, some in predictions.items()}
-        answers = [dict(zip(of_set, pair)) for pair in zip_longest(*of_set.values())]  # None: not asked
-        rows[name] = [pair for pair in zip(examples, answers) if len(pair[0].visuals) == 1]
+        base, tuned = ([p for p in predictions[when] if p["data"] == name] for when in ("base", "tuned"))
+        pairs = ({"base": b, "tuned": t} for b, t in zip_longest(base, tuned))
+        rows = [row for row in zip(examples, pairs) if len(row[0].visuals) == 1]
+        if name == main_data:
+            own = rows
+        else:
+            others += rows[:1]
 
     def scores(row):
         return {answer["score"] for answer in row[1].values() if answer}
 
-    own = sorted(rows.pop(main_data), key=lambda row: len(scores(row)) < 2)
-    others = [of_set[0] for of_set in rows.values() if of_set]
-    first, rest = own[: count - 1 - len(others)], own[count - 1 - len(others) :]
-    failures = [row for row in rest if not any(scores(row))]
-    return first + failures[:1] + others
+    own.sort(key=lambda row: len(scores(row)) < 2)
+    end = count - 1 - len(others)
+    failures = [row for row in own[end:] if not any(scores(row))]
+    return own[:end] + failures[:1] + others
 
 
 def tile(example, answers, main_data):
@@ -203,11 +206,11 @@ def tile(example, answers, main_data):
     for when, answer in answers.items():
         if answer:
             item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
-            if answer["metric"] == "point" and answer["parsed"]:
-                x, y = answer["parsed"]
-                item[when] = [x - 4, y - 4, x + 4, y + 4]
             if answer["data"] != main_data:
                 item["caption"] = f"{answer['data']}: {example.caption or example.prompt}"
+            if answer["metric"] == "point" and answer["parsed"]:
+                x, y = answer["parsed"]
+                item[when] = (x - 4, y - 4, x + 4, y + 4)
     return item
 
 
@@ -232,11 +235,6 @@ def print_end(report, predictions, main_data, out):
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
         line("boxes in another scale: wrong", scales["base"], scales["tuned"])
-    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
-    if boxes and boxes["count"]:
-        centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal (90 %: up to {centre['p90']:.1%})")
-        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
 
     # What it cost.
     trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))

@@ -85,7 +85,7 @@ def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **mor
 
 def test_a_summary_of_nothing_has_no_means():
     result = summary([])
-    assert result["accuracy"] is result["text_accuracy"] is result["boxes"] is None and result["by_kind"] == {}
+    assert result["accuracy"] is result["text_accuracy"] is None and result["by_kind"] == {}
 
 
 def test_the_prior_does_not_count_into_the_accuracy_but_by_kind():
@@ -120,31 +120,12 @@ def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_sa
     assert summary(rows)["parse_failures"] == 1
 
 
-def boxed(box, reference=(10, 10, 30, 30), size=(60, 80), **more):
-    return row(metric="iou", parsed=box, reference=reference, size=size, **{"resized": size, **more})
-
-
 def test_boxes_in_another_scale_are_counted():
     """Qwen's checkpoints, asked in other words, often answer in shares or thousandths of the sides: such boxes score 0."""
     texts = ("[10, 20, 300, 401]", "[0.1, 0.2, 0.5, 1]", "[100, 200, 500, 399]", "[0, 0, 9, 999]", "none")
-    rows = [boxed([0, 0, 9, 9], text=text, resized=(300, 400)) for text in texts]
+    rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
     assert [summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
     assert summary([*rows, row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 3  # the last is no box
-
-
-def test_boxes_differ_by_the_distance_of_centres_over_the_diagonal_and_by_the_root_of_the_areas():
-    result = summary([boxed([13, 14, 33, 34])])["boxes"]  # 3 and 4 pixels away: 5 of a diagonal of 100
-    assert result["count"] == 1
-    assert result["centre_error"] == pytest.approx({"median": 0.05, "p90": 0.05})
-    twice = summary([boxed([0, 0, 40, 40]), boxed([10, 10, 30, 30]), boxed([15, 15, 25, 25])])["boxes"]
-    assert twice["size_ratio"] == pytest.approx({"p10": 0.6, "median": 1, "p90": 1.8})
-
-
-def test_boxes_without_area_unread_boxes_and_other_metrics_are_not_compared():
-    swapped, unread = boxed([30, 30, 10, 10]), boxed(None)
-    assert summary([unread, row(metric="point", parsed=[1, 2])])["boxes"] is None
-    assert summary([swapped, unread])["boxes"]["count"] == 0
-    assert summary([swapped, unread, boxed([10, 10, 30, 30])])["boxes"]["count"] == 1
 
 
 # -- scores again

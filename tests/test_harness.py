@@ -176,7 +176,7 @@ def test_a_broken_image_ends_the_run_with_its_name(own, tmp_path, capsys, worker
         (["--model", "/no/such/folder"], "/no/such/folder: no such checkpoint folder"),
         (["--device", "cuda:9"], "--device cuda:9: there is no such device here"),
         (["--device", "gpu"], "--device gpu: there is no such device here"),
-        (["--data", "refcoco=/no/such/folder"], "/no/such/folder: no refcoco here; put"),
+        (["--data", "refcoco=/no/such/folder"], "/no/such/folder: no refcoco"),
         (["--selection", "magic"], "magic: no such file"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
         (["--adapter", "/no/such.safetensors"], "/no/such.safetensors: no such file"),

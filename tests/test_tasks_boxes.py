@@ -14,7 +14,6 @@ from parts.tasks.boxes import (
     parse_box,
     parse_point,
     small_targets,
-    spread,
 )
 
 SIZE = (100, 100)  # of an image that the model sees as it is
@@ -139,14 +138,7 @@ def test_a_point_on_another_scale_is_scored_as_written():
     assert value("point", "(0.5, 0.5)", (0, 0, 1, 1)) == 1
 
 
-# -- percentiles
-
-
-def test_percentiles_lie_between_neighbours():
-    assert spread([3, 1, 2])[1] == 2 and spread([4, 1])[1] == 2.5
-    assert spread(range(11)) == (1, 5, 9) and spread([7]) == (7, 7, 7)
-    assert spread([1, 2]) == pytest.approx((1.1, 1.5, 1.9), rel=1e-12)
-    assert spread([]) == (None, None, None)
+# -- drawn
 
 
 @pytest.mark.parametrize("dash", [0, 5])
