@@ -142,7 +142,7 @@ def measured(vlm, adapter, parameters, steps, state, logit_change, predictions, 
     accuracy is the run's; state["log"]: a line a step; state["curve"]: accuracies on the way."""
     log = state["log"]
     flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
-    summaries = {when: summary(found, main_data) for when, found in predictions.items()}
+    summaries = {when: summary(of_model, main_data) for when, of_model in predictions.items()}
     return {
         "steps": steps,
         "trainable_parameters": sum(p.numel() for p in parameters),
@@ -191,7 +191,7 @@ def write(out, arguments, measured, predictions, command):
     """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
     how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
-    lines = [p | {"when": when} for when, found in predictions.items() for p in found]
+    lines = [p | {"when": when} for when, of_model in predictions.items() for p in of_model]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1, allow_nan=False) + "\n")
 
