@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from conftest import SMALL_CONFIGS, picture, write_checkpoint
+from conftest import SMALL_CONFIGS, picture
 
 from data import Example, Processor
 from harness.encodings import encode_images
@@ -17,18 +17,8 @@ from parts.tasks.images import Visual
 
 FILES = {"qwen2_5_vl": "golden.safetensors", "qwen3_vl": "golden-qwen3.safetensors"}
 GOLDEN = {family: dict(read_safetensors(Path(__file__).parent / file)) for family, file in FILES.items()}
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN["qwen2_5_vl"]})
-
-
-@pytest.fixture(scope="module", params=SMALL_CONFIGS)
-def checkpoint(request, tmp_path_factory):
-    """Of each family: every test here holds for both."""
-    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)

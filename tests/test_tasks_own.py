@@ -171,7 +171,7 @@ def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_o
         (ASK | {"image": "a.png", "images": ["b.png"]}, 'has both "image" and "images"'),
         (BOX | {"answer": "x"}, 'has both "answer" and "bbox"'),
         (BOX | {"prompt": "What?"}, 'has both "prompt" and "sent"'),
-        (ASK | {"metric": "bleu"}, '"metric" is \'bleu\'; it may be exact, contains, number, iou, vqa'),
+        (ASK | {"metric": "bleu"}, '"metric" is \'bleu\'; it may be exact, contains, number, vqa, iou'),
         (ASK | {"metric": "vqa"}, "metric vqa needs a .* list of at least four people's answers, got 'x'"),
         (ASK | {"metric": "iou", "reference": [1, 2, 3, 4]}, "metric iou needs a .* box of one image"),
         (ASK | {"video": "clips/7", "fps": 0}, '"fps" must be a positive number, got 0'),
@@ -262,7 +262,7 @@ def test_a_val_file_is_all_that_is_held_out(forty, capsys):
     write_lines(forty / "val.jsonl", about(["3.png"]))
     assert [len(load("jsonl", forty, split)) for split in ("train", "val")] == [2, 1]
     assert "split" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="test.jsonl: no such split; present: train, val"):
+    with pytest.raises(InputError, match="no split 'test'; present: train, val"):
         load("jsonl", forty, "test")
 
 
@@ -313,4 +313,4 @@ def test_a_look_at_a_good_file_ends_well_and_one_at_nothing_in_a_line(root, caps
     assert capsys.readouterr().out.endswith("1 rows are good, 0 are bad\n")
     with pytest.raises(SystemExit, match="2"):
         look(["jsonl=nowhere"])
-    assert capsys.readouterr().err.startswith("error: nowhere/train.jsonl: no such file")
+    assert capsys.readouterr().err.startswith("error: nowhere: no *.jsonl here; write train.jsonl")

@@ -28,7 +28,7 @@ from parts.files import InputError, read_json
 from parts.tasks import TASKS, score
 from parts.tasks.boxes import box_to_model
 from parts.tasks.images import Frame, resized_size
-from parts.tasks.rows import BOX_ANSWER, own_split
+from parts.tasks.rows import BOX_ANSWER, in_split
 
 LOCATE = "Locate {} in this image and output the bbox coordinates in JSON format."
 PRESS = LOCATE.format('the element for the command "press 0"')
@@ -116,7 +116,7 @@ def test_unknown_data_sets_and_splits_list_those_that_exist(tmp_path):
     make_refcoco(tmp_path)
     with pytest.raises(InputError, match="unknown data set 'cocoref'; there are refcoco, .*jsonl"):
         load("cocoref", tmp_path, "val")
-    with pytest.raises(InputError, match="no split 'test' of refcoco; present: testA, testB, train, val"):
+    with pytest.raises(InputError, match="no split 'test'; present: testA, testB, train, val"):
         load("refcoco", tmp_path, "test")
     with pytest.raises(InputError, match="no split 'dev'; present: train, val, test"):
         load("scenes", None, "dev", 3)
@@ -137,7 +137,7 @@ def test_a_limit_takes_an_even_sample_of_files_in_some_order_and_else_the_first_
 
 
 def test_a_fifth_of_a_benchmark_without_splits_is_val():
-    assert 0.18 < sum(own_split(f"{i}.png") == "val" for i in range(5000)) / 5000 < 0.22
+    assert 0.18 < sum(in_split("val", f"{i}.png") for i in range(5000)) / 5000 < 0.22
 
 
 # -- the RefCOCO family

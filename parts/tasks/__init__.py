@@ -28,6 +28,7 @@ class Task(NamedTuple):
     new_tokens: int = 48  # the longest answer
     even: bool = False  # a limit takes rows evenly spread over the split, not the first ones
     skip_outside: bool = False  # a box over the edge of its image costs its row, not the data set
+    own: bool = False  # written by the user: asked about units, warned of contradictions
 
 
 POINTED = {"folders": ("", "images", "screenspotv2_image"), "even": True, "skip_outside": True}
@@ -38,8 +39,8 @@ TASKS = {
     "nextqa": Task(nextqa.rows, {"choice": nextqa.score}),
     "vilp": Task(vilp.rows, {"word": vilp.score}),
     "gsm8k": Task(gsm8k.rows, {"number": gsm8k.score}, eval_split="test", new_tokens=400),
-    "jsonl": Task(own.rows, even=True),
-    "llava": Task(own.rows, even=True, new_tokens=200),
+    "jsonl": Task(own.rows, even=True, own=True),
+    "llava": Task(own.rows, even=True, own=True, new_tokens=200),
     **dict.fromkeys(scenes.DRAWN, Task(scenes.rows)),
 }
 SHARED = {"exact": score_exact, "contains": score_contains, "iou": score_iou, "point": score_point}  # of several tasks
@@ -50,17 +51,14 @@ SHARED = {"exact": score_exact, "contains": score_contains, "iou": score_iou, "p
 
 def load(name, root, split, limit=None):
     """At most `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of. They are the
-    first ones or, where the file may be in some order, evenly spread over it (Task.even). Images are found and their sizes
-    read, but not decoded. Raises InputError for an unknown name or split, a missing file or image, and any bad row.
+    first ones or, where the file may be in some order, evenly spread over it (Task.even). Of images the sizes are
+    read, but no pixels. Raises InputError for an unknown name or split, a missing file or image, and any bad row.
 
     root: the folder that holds the data set, or the file of `jsonl` and `llava`; None: data/NAME or, where that is missing,
     RefCOCO is fetched into the cache folder, and of its images only those of these rows. Drawn sets need a limit alone.
     """
     rows, folder = read_rows(name, root, split, limit)
-    examples = all_checked(rows, TASKS[name], folder)
-    if TASKS[name].rows is own.rows:
-        own.check_habits(examples)
-    return examples
+    return all_checked(rows, TASKS[name], folder)
 
 
 def read_rows(name, root, split, limit=None):

@@ -1,6 +1,6 @@
 """Look at a data set before a model does: python -m parts.tasks NAME=FOLDER
 
-Prints the first rows, checks every row and decodes every image, lists all that are wrong (exit code 2), and draws the
+Checks every row, decodes every image and lists all that are wrong (exit code 2); prints the first rows, and draws the
 first twelve images with their boxes into runs/rows.png. Of drawn data, 100 rows are read.
 """
 
@@ -11,40 +11,37 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from parts.files import InputError, writing
-from parts.tasks import TASKS, own, read_rows, scenes
+from parts.tasks import TASKS, read_rows, scenes
 from parts.tasks.boxes import draw_box
-from parts.tasks.images import open_image
-from parts.tasks.rows import checked
+from parts.tasks.images import Visual, open_image
+from parts.tasks.rows import all_checked, checked
 
 SHOWN, COLUMNS, SIDE = 12, 4, 320
 
 
 def check(name, root, split):
-    """(good rows, lines about bad ones) of all rows of a split; every image and the frames of every video are decoded."""
+    """(good examples, lines about bad rows) of a split."""
     rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
     good, bad, decoded = [], [], set()
     for row, source in rows:
         try:
             example = checked(row, source, TASKS[name], folder)
-            for frame in [*example["images"], *(frame for video in example.get("videos", []) for frame in video)]:
-                if str(frame) not in decoded:
+            for frame in sum(example.get("videos", []), example["images"]):
+                if Visual(frame).key not in decoded:
                     open_image(frame)
-                decoded.add(str(frame))
-            good.append(example)
+                decoded.add(Visual(frame).key)
+            good.append((row, source))
         except InputError as error:
             bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
     try:
-        if TASKS[name].rows is own.rows:
-            own.check_habits(good)
+        return all_checked(good, TASKS[name], folder), bad  # and what no single row shows
     except InputError as error:
-        bad.append(str(error))
-    return good, bad
+        return [], [*bad, str(error)]
 
 
 def picture(examples):
     """The images of some examples in a grid, each with its box and what is asked."""
-    rows = -(-len(examples) // COLUMNS)
-    grid = Image.new("RGB", (min(len(examples), COLUMNS) * SIDE, rows * SIDE), "white")
+    grid = Image.new("RGB", (COLUMNS * SIDE, -(-len(examples) // COLUMNS) * SIDE), "white")
     pen = ImageDraw.Draw(grid)
     for i, example in enumerate(examples):
         image = open_image(example["images"][0])
@@ -53,8 +50,7 @@ def picture(examples):
         pen.text((x, y - 22), (example["caption"] or example["prompt"])[:45], "black", font_size=13)
         grid.paste(image.resize([max(1, round(side * scale)) for side in image.size]), (x, y))
         if not isinstance(example["answer"], str):
-            x1, y1, x2, y2 = (c * scale for c in example["answer"])
-            draw_box(pen, (x + x1, y + y1, x + x2, y + y2), (0, 158, 115))
+            draw_box(pen, [start + c * scale for start, c in zip((x, y, x, y), example["answer"])], (0, 158, 115))
     return grid
 
 

@@ -1,4 +1,4 @@
-"""Boxes and points: checked, converted between the image and what the model sees, read from text, scored.
+"""Boxes and points: checked, converted between the image and what the model sees, read from text, scored, drawn.
 
 A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
 """
@@ -11,11 +11,16 @@ from parts.files import InputError
 from parts.tasks.images import image_size
 
 # At most nine digits before the point: a model that repeats a digit without end would write an infinite number.
-NUMBER = r"\s*[-+]?(\d{1,9}(\.\d*)?|\.\d+)\s*"
+NUMBER = r"\s*[-+]?(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*"
+PAIR = rf"(?:\[{NUMBER},{NUMBER}\]|\({NUMBER},{NUMBER}\))"
 
 
 class OutsideImage(InputError):
-    """A box that does not lie in its image."""
+    """A box that does not lie in its image. box, size: which one, and the image's (width, height)."""
+
+    def __init__(self, source, box, size, image):
+        super().__init__(f"{source}: box {box} does not lie in its image {image} of {size[0]} x {size[1]} pixels")
+        self.box, self.size = box, size
 
 
 def corners(box):
@@ -29,40 +34,37 @@ def is_box(value):
 
 
 def check_box(row, source, images):
-    """The row's box as (x1, y1, x2, y2), inside its image but for a pixel of rounding."""
+    """The row's box as (x1, y1, x2, y2), inside its only image but for a pixel of rounding."""
     box = row["bbox"]
     if not is_box(box):
         raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
     if len(images) != 1:
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
-    # one image, of the size that the row says
-    width, height = image_size(images[0])
-    written = (row.get("width", width), row.get("height", height))
-    if written != (width, height):
+    size = width, height = image_size(images[0])
+    written = row.get("width", width), row.get("height", height)
+    if written != size:
         turned = "; its EXIF orientation turns the photograph on its side" if written == (height, width) else ""
-        size = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
-        raise InputError(f"{source}: {size}{turned}; the box would be off")
-    # in pixels, corners in order, inside
+        says = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
+        raise InputError(f"{source}: {says}{turned}; the box would be off")
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
-    if not lies_inside(box, width, height):
-        outside = f"does not lie in its image {images[0]} of {width} x {height} pixels"
-        raise OutsideImage(f"{source}: box {list(box)} {outside}")
+    if not lies_inside(box, size):
+        raise OutsideImage(source, list(box), size, images[0])
     return tuple(box)
 
 
-def lies_inside(box, width, height):
+def lies_inside(box, size):
     """Whether the corners are in order and in the image, but for a pixel of rounding."""
     x1, y1, x2, y2 = box
-    return -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
+    return -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
 
 
 def ask_about_units(boxes):
     """A question if the boxes of a file look like other units than pixels from corner to corner, else "". boxes: (box,
     (width, height) of its image) pairs."""
     # x, y, width, height: two or more fail as corners, and (nearly) all fit as sizes
-    failing = sum(not lies_inside(box, *size) for box, size in boxes)
-    fitting = sum(lies_inside(corners(box), *size) for box, size in boxes)
+    failing = sum(not lies_inside(box, size) for box, size in boxes)
+    fitting = sum(lies_inside(corners(box), size) for box, size in boxes)
     if failing >= 2 and fitting >= 0.95 * len(boxes):
         asked = f"{failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h?"
         return f"{asked} Then write [x, y, x + w, y + h]"
@@ -96,25 +98,16 @@ def small_targets(boxes, sizes, resized, token):
 
 
 def box_to_model(box, size, scale, end=1):
-    """A box in pixels of the original image -> whole numbers on the scale (width, height) in which the model writes: the
-    resized image's pixels for Qwen2.5-VL, 1000 x 1000 for Qwen3-VL.
-
-    end: how far below the scale the largest number of a side is. 1: it is the last pixel, as in the converter of Qwen's
-    fine-tuning data; 0: it is the edge.
-    """
-    (width, height), x1, y1, x2, y2 = scale, *box
-    sx, sy = width / size[0], height / size[1]
-
-    def number(c, side):
-        return max(0, min(round(c), side - end))
-
-    return [number(x1 * sx, width), number(y1 * sy, height), number(x2 * sx, width), number(y2 * sy, height)]
+    """A box in pixels of an image of (width, height) `size` -> whole numbers on the scale in which the model writes: the
+    resized image's pixels for Qwen2.5-VL, 1000 x 1000 for Qwen3-VL. end: how far below the scale the largest number is.
+    1: it is the last pixel, as in the converter of Qwen's fine-tuning data; 0: it is the edge."""
+    sides = zip(box, [*scale] * 2, [*size] * 2)
+    return [max(0, min(round(c * (side / whole)), side - end)) for c, side, whole in sides]
 
 
 def box_from_model(box, size, scale):
     """A box on the model's scale -> pixels of the original image."""
-    sx, sy = size[0] / scale[0], size[1] / scale[1]
-    return [box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy]
+    return [c * (whole / side) for c, side, whole in zip(box, [*scale] * 2, [*size] * 2)]
 
 
 # -- from text
@@ -123,31 +116,22 @@ def box_from_model(box, size, scale):
 def read_numbers(inside):
     """The inside of a bracket, "1, 2.5", as [1.0, 2.5]; [] if it holds anything but numbers."""
     numbers = inside.split(",")
-    if not all(re.fullmatch(NUMBER, n) for n in numbers):
-        return []
-    return [float(n) for n in numbers]
+    return [float(n) for n in numbers] if all(re.fullmatch(NUMBER, n) for n in numbers) else []
 
 
 def parse_box(text):
     """The first bracket in generated text that holds exactly four numbers, as [x1, y1, x2, y2], or None.
     Qwen's own {"bbox_2d": [...]} is read too."""
-    for inside in re.findall(r"\[([^\[\]]*)\]", text):
-        numbers = read_numbers(inside)
-        if len(numbers) == 4:
-            return numbers
-    return None
+    brackets = map(read_numbers, re.findall(r"\[([^\[\]]*)\]", text))
+    return next((numbers for numbers in brackets if len(numbers) == 4), None)
 
 
 def parse_point(text):
     """The first bracket, [] or (), that holds exactly two numbers (a point) or exactly four (a box: its centre), as
     [x, y], or None. Two points with a comma between them, "(1, 2), (3, 4)", are the corners of a box."""
-    brackets = list(re.finditer(r"\[([^\[\]()]*)\]|\(([^\[\]()]*)\)", text))
-    found = [read_numbers(bracket[1] or bracket[2] or "") for bracket in brackets]
-    for i, numbers in enumerate(found):
-        if len(numbers) == 2 and i + 1 < len(found) and len(found[i + 1]) == 2:
-            between = text[brackets[i].end() : brackets[i + 1].start()]
-            if between.strip() == ",":
-                numbers = numbers + found[i + 1]
+    text = re.sub(rf"{PAIR}\s*,\s*{PAIR}", lambda two: f"[{','.join(re.findall(NUMBER, two[0]))}]", text)
+    for square, rounded in re.findall(r"\[([^\[\]()]*)\]|\(([^\[\]()]*)\)", text):
+        numbers = read_numbers(square or rounded)
         if len(numbers) == 2:
             return numbers
         if len(numbers) == 4:
@@ -187,16 +171,12 @@ def score_iou(text, reference, size, resized):
 
 def score_point(text, reference, size, resized):
     """ScreenSpot family: right if the point is in the reference box (in pixels of the original image), edges included.
-    `parsed` is [x, y] in the same pixels.
-
-    Numbers are taken to be on the model's scale (`resized`). Nothing is guessed about points on another one, 0..1 say:
-    they are scored as written, that is, wrong.
-    """
+    `parsed` is [x, y] in the same pixels. Points on another scale than the model's (0 to 1) are not converted, so they
+    count as wrong."""
     point = parse_point(text)
     if point is None:
         return None, 0.0
-    x, y = point
-    x, y = x * size[0] / resized[0], y * size[1] / resized[1]  # * before /, so that edges stay exact
+    x, y = (c * whole / side for c, whole, side in zip(point, size, resized))  # * before /, so that edges stay exact
     x1, y1, x2, y2 = reference
     return [x, y], float(x1 <= x <= x2 and y1 <= y <= y2)
 

@@ -17,18 +17,14 @@ PROMPT = '{}\nThink step by step, and write the final number after "####" at the
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "*.jsonl", "it is at github.com/openai/grade-school-math")
+    file = file_of(root, split, "it is at github.com/openai/grade-school-math", "*.jsonl")
     return rows_of(entries(file), row_of, "a row of GSM8K")
 
 
 def row_of(row):
     solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
-    yield {
-        "prompt": PROMPT.format(row["question"]),
-        "answer": solution,
-        "metric": "number",
-        "reference": answer_of(solution),
-    }
+    prompt = PROMPT.format(row["question"])
+    yield {"prompt": prompt, "answer": solution, "metric": "number", "reference": answer_of(solution)}
 
 
 def answer_of(solution):
@@ -57,19 +53,17 @@ def parse(text):
     "1000", "50%" -> "50"), or None."""
     text = text.replace("−", "-")
     for tail in reversed(text.split("####")[1:]):
-        if not (found := NUMERAL.search(tail)):
-            continue
-        before, after = tail[: found.start()], tail[found.end() :]
-        heading = re.search(r"\w", before) or re.match(r"[.)] +[A-Za-z]", after)
-        if not heading:
-            return plain(found)
+        if number := NUMERAL.search(tail):
+            before, after = tail[: number.start()], tail[number.end() :]
+            if not re.search(r"\w", before) and not re.match(r"[.)] +[A-Za-z]", after):  # no heading
+                return plain(number)
     numbers = [*NUMERAL.finditer(text)]
     return plain(numbers[-1]) if numbers else None
 
 
-def plain(found):
-    """A NUMERAL that was found -> "-7.5": without commas, currency, zeros at the ends."""
-    *minus, digits = found.groups()
+def plain(number):
+    """A match of NUMERAL -> "-7.5": without commas, currency, zeros at the ends."""
+    *minus, digits = number.groups()
     digits = f"{Decimal(digits.replace(',', '')):f}"  # drops leading zeros
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")

@@ -82,11 +82,10 @@ def file_of_frame(frame):
 
 def open_image(frame):
     """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
-    source = file_of_frame(frame)
-    if source is None:
+    if isinstance(frame, Image.Image):
         frame.load()  # Pillow turns a TIFF itself when it is loaded
         return to_rgb(ImageOps.exif_transpose(frame), "a drawn image")
-    path, index = source
+    path, index = file_of_frame(frame)
     with opened(path) as file:
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
@@ -109,8 +108,7 @@ def opened(path):
         raise
     except Exception as error:  # Pillow has many
         heic = "; convert a HEIC photograph to JPEG" if str(path).lower().endswith((".heic", ".heif")) else ""
-        reason = str(error) or repr(error)
-        raise InputError(f"{path}: not a complete image in {', '.join(FORMATS)} ({reason}){heic}") from error
+        raise InputError(f"{path}: not a complete image in {', '.join(FORMATS)} ({error}){heic}") from error
 
 
 def check_size(image, path):
@@ -121,27 +119,25 @@ def check_size(image, path):
 
 
 def to_rgb(image, path):
-    """A PIL image -> RGB, transparent pixels white, values of more than 8 bits scaled by their range."""
+    """A PIL image -> RGB, transparent pixels white."""
     if image.mode[0] in "IF":
         image = to_8_bits(image, path)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image if image.mode == "RGBA" else image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image)
-    return white
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(clear, mask=clear)
+    return image.convert("RGB")
 
 
 def to_8_bits(image, path):
-    """Integers of 16 or 32 bits, or floats -> 0 to 255. The range is the smallest usual one that holds all values: 0 to 1
-    (floats), 8, 12 or 16 bits. Raises InputError if none does."""
+    """Integers of 16 or 32 bits, or floats, scaled by the smallest usual range that holds all: 0 to 1 (floats), 8, 12 or 16
+    bits. Raises InputError if none does."""
     ranges = (1, 255) if image.mode == "F" else (255, 4095, 65535)
-    image = image.convert("I").convert("F") if image.mode[0] == "I" else image
+    image = image if image.mode == "F" else image.convert("I").convert("F")
     low, high = image.getextrema()
     fitting = [top for top in ranges if 0 <= low and high <= top]
     if not fitting:
-        usual = " or ".join(f"0 to {top}" for top in ranges)
-        raise InputError(f"{path}: values from {low:g} to {high:g}, not {usual}; convert it to 8 bits a channel")
+        raise InputError(f"{path}: values from {low:g} to {high:g}, not 0 to {ranges}; convert it to 8 bits a channel")
     return image.point(lambda v: v * (255 / fitting[0]) + 0.5).convert("L")
 
 
@@ -150,8 +146,9 @@ def to_8_bits(image, path):
 
 def image_size(frame):
     """(width, height) of a path, Frame or PIL image, as `open_image` will give it; reads only the header of a file."""
-    source = file_of_frame(frame)
-    return upright_size(frame) if source is None else file_size(source[0], isinstance(frame, Frame))
+    if isinstance(frame, Image.Image):
+        return upright_size(frame)
+    return file_size(file_of_frame(frame)[0], isinstance(frame, Frame))
 
 
 @lru_cache(maxsize=65536)
@@ -203,10 +200,9 @@ def within(name, source, root):
 
 def on_disk(folder, path):
     """folder/path, in whichever of Unicode's spellings of accents it exists; None if in none."""
-    for spelled in (str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))):
-        if os.path.exists(file := Path(folder) / spelled):  # False for what cannot be a name
-            return file
-    return None
+    spelled = str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))
+    files = (Path(folder) / name for name in spelled)
+    return next((file for file in files if os.path.exists(file)), None)  # False for what cannot be a name
 
 
 def find_image(name, source, root, folders=("",)):

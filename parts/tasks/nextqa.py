@@ -25,7 +25,7 @@ FRAME_RATE = 30
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
+    file = file_of(root, split, "it is at github.com/doc-doc/NExT-QA", "*.csv")
     names, names_file = {}, root / "map_vid_vidorID.json"  # video -> the name of its folder or file
     if names_file.exists():
         with reading(names_file, "names of videos"):

@@ -16,55 +16,35 @@ metric   accuracy@0.5: the predicted box and the reference have an IoU of at lea
 
 import pickle
 import re
+from itertools import product
 from pathlib import PurePosixPath
 
 from parts.files import InputError, read_json, reading
 from parts.tasks.boxes import corners, parse_box
-from parts.tasks.rows import entries, rows_of
+from parts.tasks.rows import entries, file_of, rows_of
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),
     "refcoco+": ("refs(unc).p", ("refcoco+", "refcocop")),
     "refcocog": ("refs(umd).p", ("refcocog",)),
 }
-IMAGES = (  # the folders in which COCO's images may be
-    "train2014",
-    "images/train2014",
-    "images/mscoco/images/train2014",
-    "coco/train2014",
-    "coco2014/train2014",
-    "data/coco2014/train2014",
-    "../train2014",  # they are often beside the folder of the annotations
-    "../coco/train2014",
-    "../coco2014/train2014",
-    "../images/mscoco/images/train2014",
-    "",
-)
+COCO = ("train2014", "coco/train2014", "coco2014/train2014", "images/mscoco/images/train2014")
+IMAGES = (*COCO, *(f"../{folder}" for folder in COCO), "data/coco2014/train2014", "images/train2014", "")  # may be beside
 
 
 def rows(name, root, split):
-    """Rows of REFER's folder if it is there, else of the JSON file of the split."""
+    """Rows of REFER's folder if it exists, else of the JSON file of the split."""
     pickle_name, prefixes = FILES[name]
     for folder in (root / name, root):  # the folder of REFER, or of this one set in it
         if folder.name == name and (folder / pickle_name).exists():
-            yield from refer_rows(folder, pickle_name, split)
-            return
-    # split -> its file
-    files = {}
-    for folder in (root, root / "rec_jsons_processed", root / name, root / "data" / name):
-        for prefix in prefixes:
-            for suffix in ("jsonl", "json"):
-                for file in sorted(folder.glob(f"{prefix}_*.{suffix}")):
-                    files.setdefault(file.stem.removeprefix(f"{prefix}_"), file)
-    if not files:
-        raise InputError(
-            f"{root}: no {name} here; put {name}/{pickle_name} and {name}/instances.json of REFER "
-            f"(github.com/lichengunc/refer), or {prefixes[-1]}_<split>.json of VLM-R1 (hub data set omlab/VLM-R1, "
-            f"rec_jsons_processed.zip), into this folder and COCO's train2014 images into {root}/images/train2014"
-        )
-    if split not in files:
-        raise InputError(f"{root}: no split {split!r} of {name}; present: {', '.join(sorted(files))}")
-    yield from rows_of(entries(files[split]), row_of, f"a row of {name}")
+            return refer_rows(folder, pickle_name, split)
+    folders = ("", "rec_jsons_processed/", f"{name}/", f"data/{name}/")
+    patterns = [f"{folder}{prefix}_*.json{l}" for folder, prefix, l in product(folders, prefixes, ("l", ""))]
+    hint = (
+        f"put {name}/{pickle_name} and {name}/instances.json of REFER (github.com/lichengunc/refer), or VLM-R1's files (hub "
+        f"data set omlab/VLM-R1, rec_jsons_processed.zip), into it and COCO's train2014 images into {root}/images/train2014"
+    )
+    return rows_of(entries(file_of(root, split, hint, *patterns)), row_of, f"a row of {name}")
 
 
 def row_of(row):

@@ -7,6 +7,7 @@ so that every complaint can name it. `checked` makes of a row what an Example ta
 import json
 import re
 import zlib
+from pathlib import Path, PurePath
 
 from PIL import Image
 
@@ -17,11 +18,8 @@ from parts.tasks.images import FRAMES, find_image, find_video, image_size, video
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
 PLACE, FILM = "<image>", "<video>"  # where an image and a video are in a prompt that says so
-NUMBER_WORDS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen twenty
-"""
-DIGITS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}  # "seven" -> "7"
+SPLITS = ("train", "val", "test")  # where a data set has none of its own
+WORDS = read_json(Path(__file__).parent / "words.json")  # what the official evaluators take for the same word
 
 ROW = {  # key: the types of its value, and what they are in words. A row may hold nothing else; null is like no key
     "image": ((str, list, Image.Image), "a file's name or a list of names"),  # or a PIL image
@@ -87,22 +85,31 @@ def rows_of(pairs, convert, what):
             yield error, source
 
 
-def file_of(root, split, pattern, hint):
-    """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
-    splits are present."""
-    file = root / pattern.replace("*", split)
-    if file.exists():
-        return file
-    before, after = pattern.split("*")
-    present = sorted(f.name.removeprefix(before).removesuffix(after) for f in root.glob(pattern))
-    reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
-    raise InputError(f"{file}: {reason}")
+def split_files(root, *patterns):
+    """{split: file} of the files root/pattern, whose star is the split; the first pattern that has a split counts."""
+    files = {}
+    for pattern in patterns:
+        before, after = PurePath(pattern).name.split("*")
+        for file in sorted(root.glob(pattern)):
+            files.setdefault(file.name.removeprefix(before).removesuffix(after), file)
+    return files
 
 
-def own_split(key):
-    """The split, "train" or "val", of a row of a benchmark that has no training split: four fifths and a fifth of its
-    images, by a checksum of the name `key`. "test" is all of it: a score for models that were not trained on it."""
-    return "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train"
+def file_of(root, split, hint, *patterns):
+    """The file of a split. Raises InputError that lists the present ones, or says what to put into the folder `root`."""
+    files = split_files(root, *patterns)
+    if split not in files:
+        reason = f"no split {split!r}; present: {', '.join(sorted(files))}" if files else f"no {patterns[0]} here; {hint}"
+        raise InputError(f"{root}: {reason}")
+    return files[split]
+
+
+def in_split(split, key):
+    """Whether a row of a benchmark without a training split is in one of ours. "train" and "val" are four fifths and a
+    fifth of its images, by a checksum of the name `key`; "test" is all of it: for models that were not trained on it."""
+    if split not in SPLITS:
+        raise InputError(f"no split {split!r}; present: {', '.join(SPLITS)}")
+    return split in ("test", "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train")
 
 
 # -- rows, checked
@@ -111,31 +118,35 @@ def own_split(key):
 def all_checked(rows, task, root):
     """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. Task.skip_outside: but a row whose
     box reaches over the edge of its image is left out, with a line that names it, unless that is more than a tenth."""
-    kept, outside = [], []
+    examples, outside = [], []
     for row, source in rows:
         try:
-            kept.append(checked(row, source, task, root))
+            examples.append(checked(row, source, task, root))
         except OutsideImage as error:
-            outside.append(source)
-            if not task.skip_outside or len(outside) > max(1, len(rows) // 10) or len(rows) == 1:
-                question = ask_about_units(boxes_of(rows, task, root))
-                raise InputError(f"{error}{question and '; '}{question}") from None
-    if outside:
-        print(f"skipped  {len(outside)} of {len(rows)} rows, box over the edge of the image: {', '.join(outside[:5])}")
-    return kept
+            outside.append(error)
+    boxed = [e for e in examples if not isinstance(e["answer"], str)]
+    few = task.skip_outside and len(outside) <= max(1, len(rows) // 10) and examples
+    if outside and few:
+        first = "; ".join(map(str, outside[:3]))
+        print(f"skipped  {len(outside)} of {len(rows)} rows, box over the edge of the image: {first}")
+    elif outside or task.own:
+        boxes = [(error.box, error.size) for error in outside]
+        question = ask_about_units(boxes + [(e["answer"], image_size(e["images"][0])) for e in boxed])
+        if outside or question:
+            raise InputError("; ".join(filter(None, [*map(str, outside[:1]), question])))
+    if task.own:
+        warn_of_contradictions(boxed)
+    return examples
 
 
-def boxes_of(rows, task, root):
-    """(box, size of its image) of all rows that have a box of four numbers and an image that exists."""
-    boxes = []
-    for row, source in rows:
-        try:
-            x1, y1, x2, y2 = map(float, row["bbox"])
-            (image,) = images_of(row, source, task, root)
-            boxes.append(((x1, y1, x2, y2), image_size(image)))
-        except (InputError, LookupError, TypeError, ValueError):  # `checked` says what is wrong with it
-            continue
-    return boxes
+def warn_of_contradictions(boxed):
+    """Prints how many phrases have several boxes in one image: only one can be learnt."""
+    boxes = {}
+    for e in boxed:
+        boxes.setdefault((str(e["images"][0]), e["prompt"]), {})[e["answer"]] = e["source"]
+    several = [", ".join(sources.values()) for sources in boxes.values() if len(sources) > 1]
+    if several:
+        print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[0]:.300}")
 
 
 def checked(row, source, task, root):

@@ -6,16 +6,15 @@
 files    Pro (hub data set likaixin/ScreenSpot-Pro): annotations/*.json, images in images/; boxes x1, y1, x2, y2
          v2 (hub data set OS-Copilot/ScreenSpot-v2): screenspot_{desktop,mobile,web}_v2.json with "data_type" for
          "ui_type", images in screenspotv2_image/; boxes x, y, width, height
-prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box. (The makers measured ScreenSpot with the tool calls of
-         their cookbook "computer use", whose system prompt is a page long; that is not done here.)
-splits   test is everything; train and val are ours (`own_split`, by the image)
+prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box
+splits   test is everything; train and val are ours (`in_split`, by the image)
 limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 
 from parts.files import InputError
 from parts.tasks.boxes import corners
-from parts.tasks.rows import entries, own_split, rows_of
+from parts.tasks.rows import entries, in_split, rows_of
 
 NAMES = ("screenspot-pro", "screenspot-v2")
 TARGET = 'the element for the command "{}"'  # in GROUNDING_PROMPT
@@ -26,11 +25,9 @@ def rows(name, root, split):
     files = sorted(root.glob(pattern))
     if not files:
         raise InputError(f"{root}: no {pattern} here; parts/tasks/screenspot.py says where to get it")
-    if split not in ("train", "val", "test"):
-        raise InputError(f"{name}: no split {split!r}; present: train, val, test")
 
     def row_of(row):
-        if split not in ("test", own_split(row["img_filename"])):
+        if not in_split(split, row["img_filename"]):
             return
         target = {"image": row["img_filename"], "sent": TARGET.format(row["instruction"]), "metric": "point"}
         if name == "screenspot-pro":

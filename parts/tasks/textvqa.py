@@ -12,13 +12,20 @@ import re
 from collections import Counter
 
 from parts.files import read_json, reading
-from parts.tasks.rows import DIGITS, file_of, rows_of
+from parts.tasks.rows import WORDS, file_of, rows_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+SAME = {word: str(n) for n, word in enumerate(WORDS["numbers"][:11])} | {"none": "0", "a": "", "an": "", "the": ""}
+# Each contraction by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What could
+# be another word (its, well, were, id, lets) is not on the official list; one entry is the wrong way round there.
+SPELLINGS = {"somebody'd": "somebodyd"}
+for word in WORDS["contractions"]:
+    SPELLINGS |= {word[:i] + word[i + 1 :]: word for i, letter in enumerate(word) if letter == "'"}
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
+    file = file_of(root, split, "it is at textvqa.org/dataset", "TextVQA_0.5.1_*.json")
     with reading(file, "TextVQA's annotations"):
         listed = [*read_json(file)["data"]]
     return rows_of(((row, f"{file}, row {i}") for i, row in enumerate(listed, 1)), row_of, "a row of TextVQA")
@@ -56,32 +63,5 @@ def normalize(text):
     # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
     # to look at the digit before as well, but it is mistyped; it also stops after 32 periods.)
     text = re.sub(r"\.(?!\d)", "", text, count=32)
-    words = [WORDS.get(word, word) for word in text.split()]
+    words = [SAME.get(word, word) for word in text.split()]
     return " ".join(SPELLINGS.get(word, word) for word in words if word)
-
-
-WORDS = {word: n for word, n in DIGITS.items() if int(n) <= 10} | {"none": "0", "a": "", "an": "", "the": ""}
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-CONTRACTIONS = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
-"""
-
-
-def spellings():
-    """Each contraction by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What
-    could be another word (its, well, were, id, lets) is not on the list; one entry is the wrong way round there."""
-    found = {"somebody'd": "somebodyd"}
-    for word in CONTRACTIONS.split():
-        for i, letter in enumerate(word):
-            if letter == "'":
-                found[word[:i] + word[i + 1 :]] = word
-    return found
-
-
-SPELLINGS = spellings()
