@@ -35,8 +35,7 @@ def test_few_rows_multiplied_in_parts_give_the_same_product(rows, outputs):
     x, weight, bias = torch.randn(rows, 1, 24), torch.randn(outputs, 24), torch.randn(outputs)
     for b in (bias, None):
         expected = torch.nn.functional.linear(x, weight, b)
-        assert linear(x, weight, b).shape == expected.shape
-        assert torch.allclose(linear(x, weight, b), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(linear(x, weight, b), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
@@ -57,31 +56,22 @@ def test_the_residual_streams_of_a_bfloat16_model_are_float32(checkpoint, mixed)
 # -- checkpoints
 
 
-@pytest.mark.parametrize(
-    ("folder", "size", "parameters"),
-    [
-        ("qwen2.5-vl", "3b", 3_754_622_976),
-        ("qwen2.5-vl", "7b", 8_292_166_656),
-        ("qwen3-vl", "2b", 2_127_532_032),
-        ("qwen3-vl", "4b", 4_437_815_808),
-    ],
-)
-def test_names_and_shapes_are_those_of_the_hub_checkpoints(shared, folder, size, parameters):
-    raw, listed = (read_json(shared / folder / f"{name}_{size}.json") for name in ("config", "tensor_names"))
+@pytest.mark.parametrize("name", ["qwen2.5-vl 3b", "qwen2.5-vl 7b", "qwen3-vl 2b", "qwen3-vl 4b"])
+def test_names_and_shapes_are_those_of_the_hub_checkpoints(shared, name):
+    folder, size = name.split()
+    raw, listed = (read_json(shared / folder / f"{file}_{size}.json") for file in ("config", "tensor_names"))
     family = raw["model_type"]
     with torch.device("meta"):
         vlm = VLM(BACKBONES[family].Config.from_dict(raw))
     assert {hub_name(name, family): list(p.shape) for name, p in vlm.state_dict().items()} == listed.get("shapes", listed)
-    assert sum(p.numel() for p in vlm.parameters()) == parameters
 
 
 def nested(raw):
     """A flat configuration as newer transformers writes it."""
     outside = ("model_type", "vision_config", "image_token_id", "video_token_id", "tie_word_embeddings")
+    rope = {"rope_type": "default", "rope_theta": raw["rope_theta"], "mrope_section": raw["rope_scaling"]["mrope_section"]}
     text = {k: v for k, v in raw.items() if k not in (*outside, "rope_scaling", "rope_theta")}
-    rope = {"rope_type": "default", "mrope_section": raw["rope_scaling"]["mrope_section"]}
-    text["rope_parameters"] = rope | {"rope_theta": raw["rope_theta"]}
-    return {k: raw[k] for k in outside} | {"text_config": text}
+    return {k: raw[k] for k in outside} | {"text_config": text | {"rope_parameters": rope}}
 
 
 def newer_names(tensors):
@@ -174,17 +164,14 @@ def test_a_checkpoint_that_lacks_a_file_is_named(tmp_path):
 
 
 def test_a_hub_id_is_downloaded_json_and_safetensors_only(monkeypatch, checkpoint, vlm):
-    asked = []
-
     def snapshot_download(name, allow_patterns):
-        asked.append((name, *allow_patterns))
+        assert allow_patterns == ["*.json", "*.safetensors"]
         if name != "team/small":
             raise OSError("404: no such repository\nhints of the hub")
         return str(checkpoint)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert VLM.from_pretrained("team/small").fingerprint() == vlm.fingerprint()
-    assert {words[1:] for words in asked} == {("*.json", "*.safetensors")}
     with pytest.raises(InputError, match="^team/other: no such folder, and the hub did not give it: 404: [a-z ]*$"):
         VLM.from_pretrained("team/other")
 
@@ -197,23 +184,19 @@ def test_a_hub_id_is_downloaded_json_and_safetensors_only(monkeypatch, checkpoin
     [
         ("", {"model_type": "llama"}, "model_type is 'llama'"),
         ("", {"num_hidden_layers": None}, "num_hidden_layers"),
-        ("", {"use_sliding_window": True}, "use_sliding_window"),
         ("", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}, "mrope_section"),
         ("", {"rope_scaling": {"mrope_section": [2, 3, 3], "mrope_interleaved": True}}, "mrope_interleaved"),
         ("text_config", {"head_dim": None}, "not a complete Qwen3-VL configuration .KeyError: 'head_dim'"),
         ("text_config", {"attention_bias": True}, "attention_bias"),
         ("text_config", {"rope_scaling": {"mrope_interleaved": False, "mrope_section": [6, 3, 3]}}, "mrope_interleaved"),
-        ("vision_config", {"hidden_act": "gelu"}, "vision hidden_act"),
-        ("vision_config", {"num_position_embeddings": 35}, "num_position_embeddings"),
         ("vision_config", {"deepstack_visual_indexes": [0, 9]}, "deepstack_visual_indexes"),
         ("vision_config", {"out_hidden_size": 32}, "out_hidden_size"),
     ],
 )
 def test_a_configuration_that_is_not_computed_here_is_refused(tmp_path, part, change, message):
     raw = SMALL_CONFIGS["qwen3_vl" if part else "qwen2_5_vl"]()
-    inner = (raw[part] if part else raw) | change
-    inner = {name: value for name, value in inner.items() if value is not None}
-    raw = raw | {part: inner} if part else inner
+    changed = {k: v for k, v in (raw.get(part, raw) | change).items() if v is not None}
+    raw = raw | {part: changed} if part else changed
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=f"config.json: .*{message}"):
         read_config(tmp_path)

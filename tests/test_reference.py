@@ -107,9 +107,7 @@ def test_an_adapter_works_in_transformers(pair, tmp_path, name):
     batch, inputs = both(pair, name)
     frozen = vlm(batch)
 
-    adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]}).attach(vlm))
-    for p in adapter.parameters():
-        p.data *= 0.3
+    adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]}).attach(vlm), size=0.3)
     adapter.save(tmp_path / "adapter.safetensors")
     tuned, reference, real = vlm(batch), Reference(folder), batch.attention_mask.bool()
     names["add_image_lora"](reference.model, tmp_path / "adapter.safetensors")
