@@ -86,47 +86,38 @@ def tensors_of(folder):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_checkpoint_form_gives_the_same_model(tmp_path, processor, tied):
-    """Flat and nested configuration, old and new names, a tied head and its own, one file and shards."""
-    folder = write_checkpoint(tmp_path, tied=tied, family=processor.config.family)
-    batch, expected = processor(CASES["one image"]()), VLM.from_pretrained(folder)
+    """As it was saved; flat and nested configuration, old and new names, a tied head and its own, one file and shards."""
+    batch = processor(CASES["one image"]())
+    vlm = VLM.from_pretrained(write_checkpoint(tmp_path / "first", tied=tied, family=processor.config.family))
 
     def same():
-        again = VLM.from_pretrained(folder)
-        return again.fingerprint() == expected.fingerprint() and torch.equal(again(batch), expected(batch))
+        again = VLM.from_pretrained(tmp_path)
+        return again.fingerprint() == vlm.fingerprint() and torch.equal(again(batch), vlm(batch))
 
-    tensors, raw = tensors_of(folder), read_json(folder / "config.json")
-    assert ("lm_head.weight" in tensors) == (not tied)
+    vlm.save(tmp_path)
+    tensors, raw = tensors_of(tmp_path), read_json(tmp_path / "config.json")
+    assert same() and ("lm_head.weight" in tensors) == (not tied)
     if "text_config" not in raw:
-        (folder / "config.json").write_text(json.dumps(nested(raw)))
+        (tmp_path / "config.json").write_text(json.dumps(nested(raw)))
         assert same()
     for form in (tensors, newer_names(tensors)):
-        write_safetensors(folder / "model.safetensors", form, {})
+        write_safetensors(tmp_path / "model.safetensors", form, {})
         assert same()
 
-    (folder / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").unlink()
     names, files = sorted(tensors), {}
     for i in range(3):
-        shard = f"model-0000{i + 1}-of-00003.safetensors"
-        write_safetensors(folder / shard, {name: tensors[name] for name in names[i::3]}, {"format": "pt"})
-        files |= dict.fromkeys(names[i::3], shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+        files |= dict.fromkeys(names[i::3], f"model-{i}.safetensors")
+        write_safetensors(tmp_path / f"model-{i}.safetensors", {name: tensors[name] for name in names[i::3]}, {})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     assert same()
-
-
-def test_a_saved_model_loads_as_the_same_under_the_names_of_its_family(tmp_path, vlm, processor):
-    vlm.save(tmp_path)
-    again, batch = VLM.from_pretrained(tmp_path), processor(CASES["one image"]())
-    assert torch.equal(again(batch), vlm(batch)) and again.config == vlm.config
-    first = {name.split(".")[0] for name, _ in read_safetensors(tmp_path / "model.safetensors")}
-    assert first == ({"visual", "model", "lm_head"} if vlm.config.family == "qwen2_5_vl" else {"model", "lm_head"})
 
 
 def test_the_fingerprint_is_the_same_in_every_dtype_and_differs_between_models(tmp_path, checkpoint, vlm):
     assert VLM.from_pretrained(checkpoint, dtype=torch.bfloat16).fingerprint() == vlm.fingerprint()
     other = write_checkpoint(tmp_path, seed=7, family=vlm.config.family)
     assert VLM.from_pretrained(other).fingerprint() != vlm.fingerprint()
-    last = sample(torch.arange(64).expand(5_000_000, 64))  # as large as an embedding table, where a float32 cannot count
-    assert (last[0], last[-1]) == (0, 63)
+    assert sample(torch.ones(1).expand(311_164_928)).tolist() == [1] * 16  # the 3B's embedding table
 
 
 def test_float32_weights_on_the_cpu_are_the_mapped_file_itself(checkpoint, vlm):

@@ -83,12 +83,11 @@ def test_every_slice_of_a_video_stands_on_its_own_after_its_time(processor):
 
 def test_a_box_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(checkpoint):
     e = Example([picture(224, 112)], "?", (56, 28, 224, 112))
-    for max_pixels in (64 * 64, 401408):
-        processor = Processor.from_pretrained(checkpoint, max_pixels=max_pixels)
-        answer = processor.answer_text(e)
-        assert answer == '{\n"bbox_2d": [250, 250, 1000, 1000]\n}'
-        made = prediction(e, answer, processor)
-        assert made["score"] == 1 and made["parsed"] == pytest.approx([56, 28, 224, 112])
+    processor = Processor.from_pretrained(checkpoint, max_pixels=64 * 64)
+    answer = processor.answer_text(e)
+    assert answer == '{\n"bbox_2d": [250, 250, 1000, 1000]\n}'
+    made = prediction(e, answer, processor)
+    assert made["score"] == 1 and made["parsed"] == pytest.approx([56, 28, 224, 112])
     assert prediction(e, "[56, 28, 224, 112]", processor)["score"] == 0  # pixels
 
 

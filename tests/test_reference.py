@@ -93,7 +93,6 @@ def test_transformers_loads_the_tiny_model_and_agrees():
     examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
     batch, inputs = processor(examples), reference.inputs(examples)
     real = batch.attention_mask.bool()
-    assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
     assert vlm.generate(batch, 16) == reference.generate(inputs, 16)
 
