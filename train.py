@@ -297,7 +297,7 @@ def run(args, command):
         vlm.save(record.folder / "checkpoint")
         processor.save(record.folder / "checkpoint")
     main_data, method = sets[0][0], adapter.name if adapter else args.method
-    measured = report.measured(vlm, adapter, parameters, steps, record, logit_change, predictions, main_data)
+    measured = report.measured(vlm, adapter, parameters, record, logit_change, predictions, main_data)
     report.write(record.folder, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(record.folder, measured, record, held_out, predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, record.folder)
