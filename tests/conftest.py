@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -133,8 +134,21 @@ def picture(width, height, seed=0):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("small"))
+def checkpoint_of(tmp_path_factory):
+    """checkpoint_of(family): a checkpoint of it, written once."""
+    return cache(lambda family: write_checkpoint(tmp_path_factory.mktemp(family), family=family))
+
+
+def pytest_generate_tests(metafunc):
+    """The tests of a file with a line FAMILIES = [...] run for each of these families."""
+    families = getattr(metafunc.module, "FAMILIES", None)
+    if families and "checkpoint" in metafunc.fixturenames:
+        metafunc.parametrize("checkpoint", families, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request, checkpoint_of):
+    return checkpoint_of(getattr(request, "param", "qwen2_5_vl"))
 
 
 @pytest.fixture
@@ -160,12 +174,12 @@ def mixed(processor):
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint, tmp_path_factory):
+def finished(checkpoint_of, tmp_path_factory):
     """(folder, report) of one short run of train.py."""
     from short_run import run
 
     out = tmp_path_factory.mktemp("run")
-    return out, run(checkpoint, out)
+    return out, run(checkpoint_of("qwen2_5_vl"), out)
 
 
 @pytest.fixture(scope="session")
