@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -133,22 +132,22 @@ def picture(width, height, seed=0):
     return cells.resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory):
-    """checkpoint_of(family): a checkpoint of it, written once."""
-    return cache(lambda family: write_checkpoint(tmp_path_factory.mktemp(family), family=family))
-
-
 def pytest_generate_tests(metafunc):
-    """The tests of a file with a line FAMILIES = [...] run for each of these families."""
+    """A module that has FAMILIES runs each of its tests that uses a checkpoint once for each family in it."""
     families = getattr(metafunc.module, "FAMILIES", None)
     if families and "checkpoint" in metafunc.fixturenames:
         metafunc.parametrize("checkpoint", families, indirect=True)
 
 
 @pytest.fixture(scope="session")
-def checkpoint(request, checkpoint_of):
-    return checkpoint_of(getattr(request, "param", "qwen2_5_vl"))
+def checkpoints(tmp_path_factory):
+    """{family: the folder of its small checkpoint}."""
+    return {name: write_checkpoint(tmp_path_factory.mktemp(name), family=name) for name in SMALL_CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request, checkpoints):
+    return checkpoints[getattr(request, "param", "qwen2_5_vl")]
 
 
 @pytest.fixture
@@ -174,12 +173,12 @@ def mixed(processor):
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint_of, tmp_path_factory):
+def finished(checkpoints, tmp_path_factory):
     """(folder, report) of one short run of train.py."""
     from short_run import run
 
     out = tmp_path_factory.mktemp("run")
-    return out, run(checkpoint_of("qwen2_5_vl"), out)
+    return out, run(checkpoints["qwen2_5_vl"], out)
 
 
 @pytest.fixture(scope="session")
@@ -190,9 +189,9 @@ def shared():
     return SHARED
 
 
-def randomised(adapter, seed=0):
+def randomised(adapter, seed=0, size=1):
     """The adapter with random parameters: as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for p in adapter.parameters():
-        p.data = torch.randn(p.shape, generator=generator)
+        p.data = size * torch.randn(p.shape, generator=generator)
     return adapter

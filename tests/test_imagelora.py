@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import picture, randomised, write_checkpoint
+from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
@@ -13,7 +13,7 @@ from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")  # each test here holds for both
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 HEADS = {0: [1], 2: [0, 1]}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from conftest import picture, randomised
+from conftest import SMALL_CONFIGS, picture, randomised
 
 from data import Example, Processor
 from harness.encodings import encode_images
@@ -16,7 +16,7 @@ from parts.backbones.layers import MLP, fused_attention, only_at, weights_kept
 from parts.files import read_safetensors
 from parts.tasks.images import Visual
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")  # each test here holds for both
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 FILES = {"qwen2_5_vl": "golden.safetensors", "qwen3_vl": "golden-qwen3.safetensors"}
 GOLDEN = {family: dict(read_safetensors(Path(__file__).parent / file)) for family, file in FILES.items()}
 GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN["qwen2_5_vl"]})
