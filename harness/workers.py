@@ -58,7 +58,7 @@ class InWorkers:
             batches = self.steps[numbers]
         except InputError as error:  # raised in a worker, it would arrive as a page of traceback
             return error
-        # Into shared memory at once: here an error is seen; the thread that sends them would only print it.
+        # Into shared memory at once, where an error can be raised: the thread that sends tensors would only print it.
         for batch in batches if get_worker_info() else ():
             for tensor in vars(batch).values():
                 if isinstance(tensor, torch.Tensor):
