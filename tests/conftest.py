@@ -189,9 +189,9 @@ def shared():
     return SHARED
 
 
-def randomised(adapter, seed=0):
+def randomised(adapter, seed=0, size=1):
     """The adapter with random parameters: as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for p in adapter.parameters():
-        p.data = torch.randn(p.shape, generator=generator)
+        p.data = size * torch.randn(p.shape, generator=generator)
     return adapter
