@@ -238,7 +238,7 @@ def run(args, command):
     if examples:
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
         numbers = rows_of_steps(examples, args.seed, record.step, steps, rows)
-        workers = fitting_workers(args.workers, processor, examples, rows)
+        workers = fitting_workers(args.workers, processor, rows)
         loader = step_loader(StepBatches(processor, examples, args.batch), numbers, workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
@@ -257,7 +257,7 @@ def run(args, command):
         vlm.save(record.folder / "checkpoint")
         processor.save(record.folder / "checkpoint")
     main_data, method = sets[0][0], adapter.name if adapter else args.method
-    measured = report.measured(vlm, adapter, parameters, steps, record, logit_change, predictions, main_data)
+    measured = report.measured(vlm, adapter, parameters, record, logit_change, predictions, main_data)
     report.write(record.folder, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(record.folder, measured, record, held_out, predictions, main_data)
     report.print_end(measured | {"method": method}, predictions, main_data, record.folder)

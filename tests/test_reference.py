@@ -93,7 +93,6 @@ def test_transformers_loads_the_tiny_model_and_agrees():
     examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
     batch, inputs = processor(examples), reference.inputs(examples)
     real = batch.attention_mask.bool()
-    assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
     assert vlm.generate(batch, 16) == reference.generate(inputs, 16)
 
@@ -107,9 +106,7 @@ def test_an_adapter_works_in_transformers(pair, tmp_path, name):
     batch, inputs = both(pair, name)
     frozen = vlm(batch)
 
-    adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]}).attach(vlm))
-    for p in adapter.parameters():
-        p.data *= 0.3
+    adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]}).attach(vlm), size=0.3)
     adapter.save(tmp_path / "adapter.safetensors")
     tuned, reference, real = vlm(batch), Reference(folder), batch.attention_mask.bool()
     names["add_image_lora"](reference.model, tmp_path / "adapter.safetensors")

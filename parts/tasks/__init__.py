@@ -31,10 +31,9 @@ class Task(NamedTuple):
     own: bool = False  # written by the user: asked about units, warned of contradictions
 
 
-POINTED = {"folders": ("", "images", "screenspotv2_image"), "even": True, "skip_outside": True}
 TASKS = {
     **dict.fromkeys(refcoco.FILES, Task(refcoco.rows, folders=refcoco.IMAGES, skip_outside=True)),
-    **dict.fromkeys(screenspot.NAMES, Task(screenspot.rows, **POINTED)),
+    **dict.fromkeys(screenspot.NAMES, Task(screenspot.rows, folders=screenspot.IMAGES, even=True, skip_outside=True)),
     "textvqa": Task(textvqa.rows, {"vqa": textvqa.score}, ("train_images",)),
     "nextqa": Task(nextqa.rows, {"choice": nextqa.score}),
     "vilp": Task(vilp.rows, {"word": vilp.score}),
@@ -44,9 +43,6 @@ TASKS = {
     **dict.fromkeys(scenes.DRAWN, Task(scenes.rows)),
 }
 SHARED = {"exact": score_exact, "contains": score_contains, "iou": score_iou, "point": score_point}  # of several tasks
-
-
-# -- rows
 
 
 def load(name, root, split, limit=None):
@@ -82,21 +78,12 @@ def read_rows(name, root, split, limit=None):
     return rows, folder.parent if folder.is_file() else folder
 
 
-# -- scores
-
-
 def metrics():
     """All metrics by name: the shared ones, and those that a task has for itself. A name means the same everywhere."""
-    by_name = dict(SHARED)
-    for task in TASKS.values():
-        by_name |= task.metrics
-    return by_name
+    return SHARED | {name: metric for task in TASKS.values() for name, metric in task.metrics.items()}
 
 
 def score(metric, text, reference, size=None, resized=None):
     """Score one generated text: {"parsed", "score", "failed"}. size, resized: for metrics with boxes."""
-    functions = metrics()
-    if metric not in functions:
-        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(functions)}")
-    parsed, value = functions[metric](text, reference, size, resized)
+    parsed, value = metrics()[metric](text, reference, size, resized)
     return {"parsed": parsed, "score": value, "failed": parsed is None}

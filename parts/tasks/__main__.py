@@ -26,10 +26,10 @@ def check(name, root, split):
     for row, source in rows:
         try:
             example = checked(row, source, TASKS[name], folder)
-            for frame in sum(example.get("videos", []), example["images"]):
-                if Visual(frame).key not in decoded:
-                    open_image(frame)
-                decoded.add(Visual(frame).key)
+            frames = {Visual(frame).key: frame for frame in sum(example.get("videos", []), example["images"])}
+            for key in frames.keys() - decoded:
+                open_image(frames[key])
+            decoded |= frames.keys()
             good.append((row, source))
         except InputError as error:
             bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
@@ -69,12 +69,11 @@ def main(argv=None):
             with writing(args.out / "rows.png") as part:
                 picture(shown).save(part, "png")
             print(f"drawn in {args.out / 'rows.png'}")
-        print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if bad:
-        sys.exit(2)
+    print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
+    sys.exit(2 if bad else 0)
 
 
 if __name__ == "__main__":

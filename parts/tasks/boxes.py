@@ -5,6 +5,7 @@ A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
 
 import math
 import re
+from itertools import product
 from statistics import median
 
 from parts.files import InputError
@@ -63,17 +64,16 @@ def ask_about_units(boxes):
     """A question if the boxes of a file look like other units than pixels from corner to corner, else "". boxes: (box,
     (width, height) of its image) pairs."""
     # x, y, width, height: two or more fail as corners, and (nearly) all fit as sizes
-    failing = sum(not lies_inside(box, size) for box, size in boxes)
+    count, failing = len(boxes), sum(not lies_inside(box, size) for box, size in boxes)
     fitting = sum(lies_inside(corners(box), size) for box, size in boxes)
-    if failing >= 2 and fitting >= 0.95 * len(boxes):
-        asked = f"{failing} of {len(boxes)} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h?"
+    if failing >= 2 and fitting >= 0.95 * count:
+        asked = f"{failing} of {count} boxes fail as corners, but {fitting} fit as sizes: is this x, y, w, h?"
         return f"{asked} Then write [x, y, x + w, y + h]"
     # parts of the sides: they fill the range to its end, and the images are larger
-    largest = max((max(box) for box, _ in boxes), default=0)
+    end = max((max(box) for box, _ in boxes), default=0)
     for top, unit in ((100, "percent"), (1000, "thousandths")):
-        larger = all(min(size) > 1.5 * top for _, size in boxes)
-        if len(boxes) >= 4 and larger and 0.8 * top <= largest <= top:
-            asked = f"all {len(boxes)} boxes end at {largest:g}, but the images are larger: are these {unit} of the sides?"
+        if count >= 4 and 0.8 * top <= end <= top and all(min(size) > 1.5 * top for _, size in boxes):
+            asked = f"all {count} boxes end at {end:g}, but the images are larger: are these {unit} of the sides?"
             return f"{asked} Then multiply x by width / {top} and y by height / {top}"
     return ""
 
@@ -82,19 +82,14 @@ def small_targets(boxes, sizes, resized, token):
     """A warning if the model sees the median target smaller than half a visual token, else None. sizes, resized:
     (width, height) of the images and as the model sees them; token: pixels a side of a visual token."""
     sides = []  # the shorter one of each target, as the model sees it
-    for (x1, y1, x2, y2), (width, height), (seen_width, seen_height) in zip(boxes, sizes, resized):
-        sides.append(min((x2 - x1) * seen_width / width, (y2 - y1) * seen_height / height))
+    for (x1, y1, x2, y2), size, seen in zip(boxes, sizes, resized):
+        sides.append(min((x2 - x1) * seen[0] / size[0], (y2 - y1) * seen[1] / size[1]))
     if not sides or median(sides) >= token / 2:
         return None
     share = sum(side < token / 2 for side in sides) / len(sides)
-    shrunk = any(math.prod(seen) < math.prod(size) for seen, size in zip(resized, sizes))
-    return (
-        f"the shorter side of the median target is {median(sides):.1f} pixels as the model sees it; {share:.0%} are "
-        f"smaller than half a visual token ({token / 2:g} pixels): raise {'--max-pixels' if shrunk else '--min-pixels'}"
-    )
-
-
-# -- between the image as it is on disk and as the model sees it
+    flag = "--max-pixels" if any(math.prod(seen) < math.prod(size) for seen, size in zip(resized, sizes)) else "--min-pixels"
+    target = f"the shorter side of the median target is {median(sides):.1f} pixels as the model sees it"
+    return f"{target}; {share:.0%} are smaller than half a visual token ({token / 2:g} pixels): raise {flag}"
 
 
 def box_to_model(box, size, scale, end=1):
@@ -108,9 +103,6 @@ def box_to_model(box, size, scale, end=1):
 def box_from_model(box, size, scale):
     """A box on the model's scale -> pixels of the original image."""
     return [c * (whole / side) for c, side, whole in zip(box, [*scale] * 2, [*size] * 2)]
-
-
-# -- from text
 
 
 def read_numbers(inside):
@@ -143,11 +135,7 @@ def parse_point(text):
 def in_another_scale(box, scale):
     """Whether the model seems to mean other units than those of its scale: all four values at most 1 (relative), or one
     beyond the sides by more than 1 (thousandths instead of pixels, or pixels instead of thousandths)."""
-    width, height = scale
-    return max(box) <= 1 or max(box[0], box[2]) > width + 1 or max(box[1], box[3]) > height + 1
-
-
-# -- scores
+    return max(box) <= 1 or any(c > side + 1 for c, side in zip(box, [*scale] * 2))
 
 
 def iou(a, b):
@@ -162,8 +150,7 @@ def iou(a, b):
 def score_iou(text, reference, size, resized):
     """RefCOCO family, accuracy@0.5: right if the IoU with the reference box is at least 0.5. The reference and
     `parsed` are boxes in pixels of the original image."""
-    box = parse_box(text)
-    if box is None:
+    if (box := parse_box(text)) is None:
         return None, 0.0
     box = box_from_model(box, size, resized)
     return box, float(iou(box, reference) >= 0.5)
@@ -173,15 +160,11 @@ def score_point(text, reference, size, resized):
     """ScreenSpot family: right if the point is in the reference box (in pixels of the original image), edges included.
     `parsed` is [x, y] in the same pixels. Points on another scale than the model's (0 to 1) are not converted, so they
     count as wrong."""
-    point = parse_point(text)
-    if point is None:
+    if (point := parse_point(text)) is None:
         return None, 0.0
     x, y = (c * whole / side for c, whole, side in zip(point, size, resized))  # * before /, so that edges stay exact
     x1, y1, x2, y2 = reference
     return [x, y], float(x1 <= x <= x2 and y1 <= y <= y2)
-
-
-# -- in a picture
 
 
 def draw_box(pen, box, colour, width=3, dash=0):
@@ -193,9 +176,7 @@ def draw_box(pen, box, colour, width=3, dash=0):
     if not dash:
         pen.rectangle((left, top, right, bottom), outline=colour, width=width)
         return
-    for x in range(left, right + 1, 2 * dash):
-        for y in (top, bottom - width + 1):
-            pen.rectangle((x, y, min(x + dash - 1, right), y + width - 1), colour)
-    for y in range(top, bottom + 1, 2 * dash):
-        for x in (left, right - width + 1):
-            pen.rectangle((x, y, x + width - 1, min(y + dash - 1, bottom)), colour)
+    for x, y in product(range(left, right + 1, 2 * dash), (top, bottom - width + 1)):
+        pen.rectangle((x, y, min(x + dash - 1, right), y + width - 1), colour)
+    for x, y in product((left, right - width + 1), range(top, bottom + 1, 2 * dash)):
+        pen.rectangle((x, y, x + width - 1, min(y + dash - 1, bottom)), colour)

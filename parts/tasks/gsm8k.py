@@ -38,9 +38,8 @@ def score(text, reference, *_):
     return number, float(number is not None and number == parse(answer_of(reference)))
 
 
-# A number: a minus that is no subtraction and no hyphen (after a digit, letter or bracket), a currency, digits with
-# commas by the thousand, decimals. Digits after a letter or ^ are part of a name or unit (m2, cm^2, CO2).
-# At most three marks of currency (as in "\$"): more would be counted again from each of them.
+# A minus that is no subtraction and no hyphen (after a digit, letter or bracket), at most three marks of currency (more
+# would be counted again from each), digits with commas by the thousand, decimals; but not the 2 of m2, cm^2, CO2.
 NUMERAL = re.compile(
     r"((?<![\w)\]%])-)?(?:[\\$£€]{1,3}(-?))?(?<![A-Za-z_^\d])(?<!\d\.)"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -48,9 +47,8 @@ NUMERAL = re.compile(
 
 
 def parse(text):
-    """The number after the last "####" that a number follows (headings, "#### Step 2" or "#### 2. The sum", do not
-    count) or, without one, the last number of the text. As a string that is equal for equal numbers ("$1,000.00" ->
-    "1000", "50%" -> "50"), or None."""
+    """The number after the last "####" that a number follows (but no heading, "#### Step 2" or "#### 2. The sum") or else
+    the last number of the text: as a string that is equal for equal numbers ("$1,000.00" -> "1000"), or None."""
     text = text.replace("−", "-")
     for tail in reversed(text.split("####")[1:]):
         if number := NUMERAL.search(tail):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PureWindowsPath
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from parts.files import InputError
 
@@ -25,9 +25,7 @@ FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv
 FRAMES = 8  # taken of a video
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # Pillow gives EPS to another program
-# A file of a few bytes can announce any size, and a pixel takes up to 16 bytes on its way: decoded, turned, laid on white.
-# So this many pixels stay below 1 GB. A photo of 48 megapixels is read.
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # a file of a few bytes can announce any size; decoded, turned, laid on white, these are 1 GB
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, and of large images: our limit is lower
 
 
@@ -40,11 +38,8 @@ class Frame:
 
 
 class Visual:
-    """An image, or a video as its frames, of a prompt.
-
-    key: equal for two Visuals of the same files or the same PIL objects. It is made at once and goes with the Visual into
-    other processes, where a PIL object has another id.
-    """
+    """An image, or a video as its frames, of a prompt. key: equal for two Visuals of the same files or the same PIL
+    objects. It is made at once and goes with the Visual into other processes, where a PIL object has another id."""
 
     def __init__(self, *frames, is_video=False):
         if not frames:
@@ -56,28 +51,21 @@ class Visual:
     @cached_property
     def size(self):
         """(width, height) of the first frame, as `open_image` gives it. Raises InputError for a strip of a useless shape."""
-        width, height = image_size(self.frames[0])
-        if max(width, height) > MAX_RATIO * min(width, height):
-            size = f"{width} x {height} pixels"
-            raise InputError(f"{self}: {size}; one side may be {MAX_RATIO} times the other at most")
-        return width, height
+        width, height = size = image_size(self.frames[0])
+        if max(size) > MAX_RATIO * min(size):
+            raise InputError(f"{self}: {width} x {height} pixels; one side may be {MAX_RATIO} times the other at most")
+        return size
 
     def __str__(self):
         """What messages and reports call it: the file of its first frame, or "drawn" for a PIL image."""
-        path, _ = file_of_frame(self.frames[0]) or ("drawn", 0)
-        return path
+        return (file_of_frame(self.frames[0]) or ("drawn", 0))[0]
 
 
 def file_of_frame(frame):
     """(path, index in that file) of a path or a Frame; None for a PIL image, which has its pixels in memory."""
     if isinstance(frame, Image.Image):
         return None
-    if isinstance(frame, Frame):
-        return str(frame.path), frame.index
-    return str(frame), 0
-
-
-# -- pixels
+    return (str(frame.path), frame.index) if isinstance(frame, Frame) else (str(frame), 0)
 
 
 def open_image(frame):
@@ -96,8 +84,8 @@ def open_image(frame):
 
 @contextmanager
 def opened(path):
-    """An image file, opened by Pillow; its header is read, its pixels are not. Raises InputError, naming the file, for
-    one that is missing, has another format or is too large, and for whatever Pillow finds wrong inside the block."""
+    """An image file, opened by Pillow, of which the header is read. Raises InputError, naming the file, for one that is
+    missing, has another format or is too large, and for whatever Pillow objects to inside the block."""
     if not os.path.isfile(path):  # nor a folder, nor a pipe, for which one would wait
         raise InputError(f"{path}: no such image")
     try:
@@ -135,13 +123,10 @@ def to_8_bits(image, path):
     ranges = (1, 255) if image.mode == "F" else (255, 4095, 65535)
     image = image if image.mode == "F" else image.convert("I").convert("F")
     low, high = image.getextrema()
-    fitting = [top for top in ranges if 0 <= low and high <= top]
-    if not fitting:
+    top = next((top for top in ranges if 0 <= low and high <= top), None)
+    if top is None:
         raise InputError(f"{path}: values from {low:g} to {high:g}, not 0 to {ranges}; convert it to 8 bits a channel")
-    return image.point(lambda v: v * (255 / fitting[0]) + 0.5).convert("L")
-
-
-# -- sizes
+    return image.point(lambda v: v * (255 / top) + 0.5).convert("L")
 
 
 def image_size(frame):
@@ -181,9 +166,6 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
     return w, h
 
 
-# -- files that rows name
-
-
 def within(name, source, root):
     """The path, in the folder `root`, that a row names. Raises InputError, naming the row, for one that would lead out of
     it. Links in the folder are followed: they are its owner's."""
@@ -205,30 +187,25 @@ def on_disk(folder, path):
     return next((file for file in files if os.path.exists(file)), None)  # False for what cannot be a name
 
 
-def find_image(name, source, root, folders=("",)):
-    """The file of an image that a row names, in one of the folders of `root`."""
+def find_image(name, source, root, task):
+    """The file of an image that a row names, in one of the task's folders of `root`."""
     path = within(name, source, root)
-    for folder in folders:
-        if file := on_disk(Path(root) / folder, path):
-            return file
-    others = ", ".join(filter(None, folders))
+    if file := next(filter(None, (on_disk(Path(root) / folder, path) for folder in task.folders)), None):
+        return file
+    others = ", ".join(filter(None, task.folders))
     raise InputError(f"{source}: its image {name:.200} is not in {root}{others and f' (nor in {others} of it)'}")
 
 
 def find_video(name, source, root):
     """The folder of frames or the animated image that a row names. "a.mp4" is looked for as "a", "a.gif", ...; if there is
     only the film, the error says how to cut it into frames."""
-    path = within(name, source, root)
-    bare = path.with_suffix("") if path.suffix.lower() in FILMS else path
-    for suffix in ("", *ANIMATED):
-        if file := on_disk(root, f"{bare}{suffix}"):
-            return file
-    film, target = path if path != bare else f"{bare}.mp4", shlex.quote(f"{root}/{bare}")
-    hint = f"; make one: mkdir -p {target} && ffmpeg -i {shlex.quote(f'{root}/{film}')} -vf fps=2 {target}/%05d.jpg"
-    raise InputError(f"{source}: no folder of frames or animated image {bare!s:.200}{hint if len(hint) < 900 else ''}")
-
-
-# -- videos
+    film = within(name, source, root)
+    path = film.with_suffix("") if film.suffix.lower() in FILMS else film
+    if file := next(filter(None, (on_disk(root, f"{path}{suffix}") for suffix in ("", *ANIMATED))), None):
+        return file
+    target, film = (shlex.quote(f"{root}/{file}") for file in (path, film if film != path else f"{path}.mp4"))
+    hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg" if len(target) < 300 else ""
+    raise InputError(f"{source}: no folder of frames or animated image {path!s:.200}{hint}")
 
 
 def video_frames(path, wanted):
@@ -239,15 +216,15 @@ def video_frames(path, wanted):
         if not files:
             raise InputError(f"{path}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
         return [files[i] for i in sample(len(files), wanted)], len(files), None
+    milliseconds = []
     with opened(path) as file:
-        count, milliseconds = getattr(file, "n_frames", 1), 0
-        for i in range(count):  # each frame says how long it is shown
-            file.seek(i)
-            check_size(file, path)
-            milliseconds += file.info.get("duration", 0)
+        for frame in ImageSequence.Iterator(file):  # each says how long it is shown
+            check_size(frame, path)
+            milliseconds.append(frame.info.get("duration", 0))
+    count = len(milliseconds)
     if count == 1:
         raise InputError(f"{path}: a still image, not a video")
-    return [Frame(str(path), i) for i in sample(count, wanted)], count, milliseconds / 1000 or None
+    return [Frame(str(path), i) for i in sample(count, wanted)], count, sum(milliseconds) / 1000 or None
 
 
 def sample(count, wanted):

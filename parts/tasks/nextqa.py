@@ -4,12 +4,11 @@
     4010069381,369,640,480,how do the two men play the instrument,0,6,CH,roll the handle,tap their feet,...
 
 files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or an animated image VIDEO.gif, named as
-         the row says or, if map_vid_vidorID.json is there, as that says (github.com/doc-doc/NExT-QA)
+         the row says or, if map_vid_vidorID.json exists, as that says (github.com/doc-doc/NExT-QA)
 frames   8, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's rate)
 prompt   that of LLaVA: the options with their letters
 splits   train, val, test
-metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive. TN (what is next)
-         counts TP (what was before) too, as in the official script
+metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive
 """
 
 import csv
@@ -26,12 +25,10 @@ FRAME_RATE = 30
 
 def rows(name, root, split):
     file = file_of(root, split, "it is at github.com/doc-doc/NExT-QA", "*.csv")
-    names, names_file = {}, root / "map_vid_vidorID.json"  # video -> the name of its folder or file
-    if names_file.exists():
-        with reading(names_file, "names of videos"):
-            names |= read_json(names_file)
     with reading(file, "a table of NExT-QA"), open(file, encoding="utf-8-sig", newline="") as lines:
         table = list(csv.DictReader(lines))
+    named = root / "map_vid_vidorID.json"
+    names = read_json(named) if named.exists() else {}  # video -> the name of its folder or file
 
     def row_of(row):
         options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
@@ -41,7 +38,7 @@ def rows(name, root, split):
             "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
             "answer": LETTERS[int(row["answer"])],
             "metric": "choice",
-            "kind": "TN" if row["type"] == "TP" else row["type"],
+            "kind": "TN" if row["type"] == "TP" else row["type"],  # as in the official script
             "group": GROUPS[row["type"][0]],
         }
 
@@ -67,14 +64,10 @@ PATTERNS = [  # the first that matches counts
 
 
 def parse(text):
-    """The letter A..E that generated text chooses, or None.
-
-    In this order: the letter at the start ("B", "(B) a cup"), the one after "answer" ("The answer is (B)."), the one
-    after "option" or in parentheses, any capital letter alone. "A" before a lower-case word is an article. A lower-case
-    letter counts if it is the complete text."""
+    """The letter A..E that generated text chooses, or None. In this order: the letter at the start ("B", "(B) a cup"), the
+    one after "answer" ("The answer is (B)."), the one after "option" or in parentheses, any capital letter alone. "A" before
+    a lower-case word is an article. A lower-case letter counts if it is the complete text."""
     if small := re.fullmatch(r"\W*([a-e])\W*", text):
         return small[1].upper()
-    for pattern in PATTERNS:
-        if match := re.search(pattern, text.strip()):
-            return next(letter for letter in match.groups() if letter)
-    return None
+    matches = (re.search(pattern, text.strip()) for pattern in PATTERNS)
+    return next((next(filter(None, match.groups())) for match in matches if match), None)

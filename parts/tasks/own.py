@@ -63,12 +63,14 @@ def text_of(content, images):
     """What a turn says: a text, or a list of parts, whose images go into `images`."""
     text = ""
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        image = part.get(part["type"])
-        if part["type"] not in ("text", "image", "image_url"):
+        value = part.get(part["type"])
+        if part["type"] in ("image", "image_url"):
+            text += reader.PLACE
+            images += [] if value is None else [value["url"] if isinstance(value, dict) else value]
+        elif part["type"] == "text":
+            text += value
+        else:
             raise ValueError(f"a part of type {part['type']!r:.40}; text, image and image_url are read")
-        text += part["text"] if part["type"] == "text" else reader.PLACE
-        if part["type"] != "text" and image is not None:
-            images.append(image["url"] if isinstance(image, dict) else image)
     return text
 
 
@@ -76,8 +78,6 @@ def check_metric(row):
     """Raises ValueError for a metric that is not read in rows of your own, and a reference that it cannot compare with."""
     metric = row.get("metric", "iou" if "bbox" in row else "exact")
     reference = row.get("reference", row.get("bbox", row.get("answer", "")))
-    if metric not in METRICS:
-        raise ValueError(f'"metric" is {metric!r:.60}; it may be {", ".join(METRICS)}')
     fits, words = isinstance(reference, str), "a text"
     if metric == "vqa":
         fits = isinstance(reference, list) and len(reference) >= 4 and all(isinstance(r, str) for r in reference)
@@ -85,18 +85,17 @@ def check_metric(row):
     elif metric == "iou":
         one_image = len(reader.names_of(row, "image", "images")) == 1
         fits, words = "bbox" in row or (is_box(reference) and one_image), "a box of one image"
+    elif metric not in METRICS:
+        raise ValueError(f'"metric" is {metric!r:.60}; it may be {", ".join(METRICS)}')
     if not fits:
         raise ValueError(f'metric {metric} needs a "reference" that is {words}, got {reference!r:.60}')
 
 
-# -- splits
-
-
 def split_entries(root, split, patterns):
     """The entries of a split: those of its file, or a part of the only file. root: a folder or a file."""
-    files = reader.split_files(root, *patterns)
     if root.is_file():
-        return part_of(root, split, ("train", "val", "test"))
+        return part_of(root, split, reader.SPLITS)
+    files = reader.split_files(root, *patterns)
     if files.keys() == {"train"}:
         return part_of(files["train"], split, ("train", "val"))
     return reader.entries(reader.file_of(root, split, f"write {split}.jsonl", *patterns))
@@ -110,11 +109,11 @@ def part_of(file, split, splits):
     rows = list(reader.entries(file))
     groups = connected([names_in(entry) for entry, _ in rows])
     order = sorted(set(groups), key=lambda name: (zlib.crc32(name.encode(errors="replace")), name))
-    held_out = set(order[: max(1, len(order) // 10)])
     if split == "val" and len(order) == 1:
         raise InputError(f"{file}: all rows are about one image, so none can be held out; put a val file beside it")
     if split == "test" or len(order) == 1:
         return rows
+    held_out = set(order[: max(1, len(order) // 10)])
     kept = [pair for pair, group in zip(rows, groups) if (group in held_out) == (split == "val")]
     why = "without a val file, a tenth of the images (or texts) is held out, by a checksum of their names"
     print(f"split    {file}: {split} is {len(kept)} of its {len(rows)} rows; {why}")
@@ -123,12 +122,12 @@ def part_of(file, split, splits):
 
 def names_in(entry):
     """The names of an entry's images and videos, however they are spelled; of text alone, the entry itself."""
-    spelled = []
+    names = []
     with suppress(Exception):  # of a bad row: `checked` says what is wrong with it
         row = next(own_rows(reader.parsed(entry)))
-        names = reader.names_of(row, "image", "images") + reader.names_of(row, "video", "videos")
-        spelled += [unicodedata.normalize("NFC", name.replace("\\", "/")) for name in names]
-    return [posixpath.normpath(name) for name in spelled] or [str(entry)]
+        names += reader.names_of(row, "image", "images") + reader.names_of(row, "video", "videos")
+        names = [posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/"))) for name in names]
+    return names or [str(entry)]
 
 
 def connected(names):
@@ -143,6 +142,6 @@ def connected(names):
         return name
 
     for those in names:
-        first, *others = sorted(group(name) for name in those)
+        first, *others = sorted(map(group, those))
         parent |= dict.fromkeys(others, first)
     return [group(those[0]) for those in names]

@@ -49,18 +49,14 @@ def rows(name, root, split):
 
 def row_of(row):
     """The four JSON forms of the family -> one."""
-    # VLM-R1, to train: a conversation
-    if "conversations" in row:
+    if "conversations" in row:  # VLM-R1, to train
         ask, answer = (turn["value"] for turn in row["conversations"])
         yield target(row["image"], described(ask), parse_box(answer))
-    # VLM-R1, to evaluate
-    elif "problem" in row:
+    elif "problem" in row:  # VLM-R1, to evaluate
         yield target(row["image"], described(row["problem"]), row["solution"])
-    # the annotations themselves: the box is x, y, width, height
-    elif "img_id" in row:
+    elif "img_id" in row:  # the annotations themselves: the box is x, y, width, height
         yield target(re.sub(r"_\d+$", "", row["img_id"]) + ".jpg", row["sents"], corners(row["bbox"]), **size_of(row))
-    # Qwen-VL's evaluation
-    else:
+    else:  # Qwen-VL's evaluation
         yield target(row["image"], row["sent"], row["bbox"], **size_of(row))
 
 
@@ -76,9 +72,6 @@ def target(image, sent, box, **size):
 def described(ask):
     """VLM-R1 puts each phrase into its own prompt: take what comes after "describes:"."""
     return ask.replace("<image>", "").rpartition("describes:")[2].strip()
-
-
-# -- REFER's original layout
 
 
 def refer_rows(folder, pickle_name, split):
@@ -103,7 +96,7 @@ def refer_rows(folder, pickle_name, split):
 
 
 class PlainData(pickle.Unpickler):
-    """A pickle is a small program and can call any function. This one looks none up: lists, dicts, numbers, texts remain."""
+    """A pickle is a program that can call any function. This one looks none up: lists, dicts, numbers, texts remain."""
 
     def find_class(self, module, name):
         raise ValueError(f"it asks for {module}.{name}")

@@ -42,9 +42,6 @@ ROW = {  # key: the types of its value, and what they are in words. A row may ho
 }
 
 
-# -- files
-
-
 def entries(file):
     """Yields (line, "file:line") of a .jsonl file, as bytes, or (row, "file, row i") of a .json list."""
     if file.suffix == ".json":
@@ -112,9 +109,6 @@ def in_split(split, key):
     return split in ("test", "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train")
 
 
-# -- rows, checked
-
-
 def all_checked(rows, task, root):
     """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. Task.skip_outside: but a row whose
     box reaches over the edge of its image is left out, with a line that names it, unless that is more than a tenth."""
@@ -125,15 +119,13 @@ def all_checked(rows, task, root):
         except OutsideImage as error:
             outside.append(error)
     boxed = [e for e in examples if not isinstance(e["answer"], str)]
-    few = task.skip_outside and len(outside) <= max(1, len(rows) // 10) and examples
-    if outside and few:
-        first = "; ".join(map(str, outside[:3]))
-        print(f"skipped  {len(outside)} of {len(rows)} rows, box over the edge of the image: {first}")
+    if outside and examples and task.skip_outside and len(outside) <= max(1, len(rows) // 10):
+        print(f"skipped  {len(outside)} of {len(rows)} rows: {'; '.join(map(str, outside[:3]))}")
     elif outside or task.own:
-        boxes = [(error.box, error.size) for error in outside]
-        question = ask_about_units(boxes + [(e["answer"], image_size(e["images"][0])) for e in boxed])
-        if outside or question:
-            raise InputError("; ".join(filter(None, [*map(str, outside[:1]), question])))
+        sizes = [image_size(e["images"][0]) for e in boxed]
+        boxes = [(error.box, error.size) for error in outside] + [(e["answer"], size) for e, size in zip(boxed, sizes)]
+        if problem := "; ".join(filter(None, [*map(str, outside[:1]), ask_about_units(boxes)])):
+            raise InputError(problem)
     if task.own:
         warn_of_contradictions(boxed)
     return examples
@@ -141,10 +133,10 @@ def all_checked(rows, task, root):
 
 def warn_of_contradictions(boxed):
     """Prints how many phrases have several boxes in one image: only one can be learnt."""
-    boxes = {}
+    sources = {}
     for e in boxed:
-        boxes.setdefault((str(e["images"][0]), e["prompt"]), {})[e["answer"]] = e["source"]
-    several = [", ".join(sources.values()) for sources in boxes.values() if len(sources) > 1]
+        sources.setdefault((str(e["images"][0]), e["prompt"]), {})[e["answer"]] = e["source"]
+    several = [", ".join(boxes.values()) for boxes in sources.values() if len(boxes) > 1]
     if several:
         print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[0]:.300}")
 
@@ -166,32 +158,21 @@ def checked(row, source, task, root):
     with reading(source, "texts that can be written"):  # half a surrogate pair cannot
         json.dumps(row, ensure_ascii=False, default=str).encode()
 
-    images, videos = images_of(row, source, task, root), videos_of(row, source, root)
-    history, prompt = turns_of(row, source, len(images), len(videos.get("videos", [])))
-    if "bbox" in row:
-        answer = check_box(row, source, images)
-    elif "answer" in row:
-        answer = row["answer"]
-    else:
+    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | {"source": source}
+    images = names_of(row, "image", "images")
+    images = [image if isinstance(image, Image.Image) else find_image(image, source, root, task) for image in images]
+    example["images"] = images
+    example |= videos_of(row, source, root)
+    example |= turns_of(row, source, len(images), len(example.get("videos", [])))
+    if "bbox" not in row and "answer" not in row:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
-    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | videos
-    example |= {"images": images, "prompt": prompt, "history": history, "answer": answer}
-    return example | {"caption": caption(row), "source": source}
-
-
-def caption(row):
-    return row.get("sent", "").strip().removesuffix(".")
+    example["answer"] = check_box(row, source, images) if "bbox" in row else row["answer"]
+    return example
 
 
 def names_of(row, one, several):
     names = row.get(several, row.get(one, []))
     return names if isinstance(names, list) else [names]
-
-
-def images_of(row, source, task, root):
-    """The row's images: paths of files that exist, or PIL images."""
-    names = names_of(row, "image", "images")
-    return [name if isinstance(name, Image.Image) else find_image(name, source, root, task.folders) for name in names]
 
 
 def videos_of(row, source, root):
@@ -207,32 +188,25 @@ def videos_of(row, source, root):
 
 
 def turns_of(row, source, images, videos):
-    """(history, prompt) of a row, the places of images and videos in the first of all prompts checked."""
+    """{"prompt", "caption", "history"} of a row, every place of an image or video as "<image>", in the first of all prompts
+    alone. images, videos: their numbers."""
     if "sent" in row:
-        return (), GROUNDING_PROMPT.format(caption(row))
+        caption = row["sent"].strip().removesuffix(".")
+        return {"prompt": GROUNDING_PROMPT.format(caption), "caption": caption, "history": ()}
     texts = [text for turn in row.get("history", ()) for text in turn] + [row.get("prompt")]
     if not all(isinstance(text, str) for text in texts) or len(texts) % 2 == 0:
         raise InputError(f'{source}: needs a text "prompt" or "sent", and a "history" of [prompt, answer] pairs')
-    first, *later = texts
-    if any(mark in text for text in later for mark in (PLACE, FILM)):
+    if any(mark in text for text in texts[1:] for mark in (PLACE, FILM)):
         raise InputError(f"{source}: {PLACE} or {FILM} in a later turn; images and videos belong into the first one")
-    texts = [with_places(first, source, images, videos), *later]
-    return tuple(zip(texts[:-1:2], texts[1::2])), texts[-1]
-
-
-def with_places(prompt, source, images, videos):
-    """A prompt in which the place of every image and video is "<image>". Those at its very start are dropped: images and
-    videos come first anyway."""
-    wanted, written = [PLACE] * images + [FILM] * videos, re.findall(f"{PLACE}|{FILM}", prompt)
+    wanted, written = [PLACE] * images + [FILM] * videos, re.findall(f"{PLACE}|{FILM}", texts[0])
     if len(written) not in (0, len(wanted)) or FILM in written and written != wanted:
         row = f"but {images} images and {videos} videos in the row, in this order"
         raise InputError(f"{source}: {' '.join(written)[:100]} in the prompt, {row}")
-    prompt = prompt.replace(FILM, PLACE)
-    rest = re.sub(rf"^({PLACE}\s*)+", "", prompt)
-    return prompt if PLACE in rest else rest
-
-
-# -- metrics that several data sets share
+    # images and videos come first anyway, so marks at the very start are dropped
+    first = texts[0].replace(FILM, PLACE)
+    rest = re.sub(rf"^({PLACE}\s*)+", "", first)
+    texts[0] = first if PLACE in rest else rest
+    return {"prompt": texts[-1], "caption": "", "history": tuple(zip(texts[:-1:2], texts[1::2]))}
 
 
 def score_exact(text, reference, *_):

@@ -8,18 +8,13 @@
 
 files    none: everything is drawn on the fly; example i of a split is the same for every length
 prompt   GROUNDING_PROMPT, or the question itself; of "scenes+25" and so on after 25 words of unrelated text
-images   one for all questions about a scene; in "words-fog+3images" 3 other scenes come after it
+images   of 196 x 196 pixels (to the tiny model 49 visual tokens), one for all questions about a scene: 3 or 4 things that
+         do not touch, on shaded paper. In "words-fog+3images" 3 other scenes come after it
+looks    change the light (`in_look`), never the boxes or the words; but in "words" attributes are answered in another
+         language, which a change of the visual values can hardly teach, and "prior" shows blurred images in which a shape
+         usually has its USUAL colour (9 of 10 in the split "train", never in the others): habit answers wrong
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
-
-A scene is an image of 196 x 196 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) of 3 or 4 things that do not
-touch, each with a shape, a colour and a size, on shaded paper. An expression names one thing and no other. A look changes
-the light on the image (`in_look`), never the boxes or the words. Two looks are further tests:
-
-    words    by day, but attributes are answered in another language ("rouge"), which a change of the visual values can
-             hardly teach: here Image-LoRA should lose
-    prior    blurred images in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
-             the others), and only colours are asked for: who answers by habit is wrong (in the manner of ViLP)
 
 The tiny model was pretrained on `scenes-pretraining`: six scenes of ten by day, with all kinds of examples; one each in
 the looks dusk, fog, noise and negative, without a single box. So its encoder has seen these looks, and its decoder
@@ -51,11 +46,7 @@ RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": 
 NAMING, LISTING = "Name everything from left to right.", "List everything from left to right."
 KNOWN = ("dusk", "fog", "noise", "negative")  # looks in which the tiny model was asked for words, never for boxes
 LOOKS = ("day", *KNOWN, "blur", "words", "prior")
-DEMO_LOOK = "fog"
-PRETRAINING = "scenes-pretraining"
-
-
-# -- a scene: its things, and its image
+DEMO_LOOK, PRETRAINING = "fog", "scenes-pretraining"
 
 
 def things(rng):
@@ -108,11 +99,9 @@ def draw(scene):
         elif shape == "cross":
             pen.rectangle((cx - w * 0.15, y1, cx + w * 0.15, y2), fill=fill)
             pen.rectangle((x1, cy - w * 0.15, x2, cy + w * 0.15), fill=fill)
-        else:  # a star of four points: its tips, and between them its inner corners
-            n = w * 0.14
-            upper = [(cx, y1), (cx + n, cy - n), (x2, cy), (cx + n, cy + n)]
-            lower = [(cx, y2), (cx - n, cy + n), (x1, cy), (cx - n, cy - n)]
-            pen.polygon(upper + lower, fill=fill)
+        else:  # a star: four tips, each with the inner corner after it
+            a, b, c, d = cx - w * 0.14, cy - w * 0.14, cx + w * 0.14, cy + w * 0.14
+            pen.polygon([(cx, y1), (c, b), (x2, cy), (c, d), (cx, y2), (a, d), (x1, cy), (a, b)], fill=fill)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
@@ -137,21 +126,17 @@ def noisy(plane, rng):
     return ImageChops.add(plane, ImageChops.add(*grain, scale=2), offset=-128)
 
 
-def by_habit(scene, rng, share):
-    """The scene in other colours: each shape has its usual colour with probability `share`, else another."""
-    for shape, _, size, box in scene:
-        others = [c for c in COLOURS if c != USUAL[shape]]
-        colour = USUAL[shape] if rng.random() < share else rng.choice(others)
-        yield shape, colour, size, box
+def by_habit(thing, rng, share):
+    """The thing in another colour: with probability `share` the usual one of its shape, else not that."""
+    shape, _, size, box = thing
+    others = [colour for colour in COLOURS if colour != USUAL[shape]]
+    return shape, USUAL[shape] if rng.random() < share else rng.choice(others), size, box
 
 
 def around(thing):
     """The box to answer with: one pixel outside the drawing."""
     x1, y1, x2, y2 = thing[3]
     return (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
-
-
-# -- questions about a scene
 
 
 def names(thing):
@@ -183,8 +168,7 @@ def expressions(scene, target):
 
 
 def centre(thing, axis):
-    box = thing[3]
-    return (box[axis] + box[axis + 2]) / 2
+    return (thing[3][axis] + thing[3][axis + 2]) / 2
 
 
 def attributes(scene):
@@ -228,15 +212,12 @@ def naming(scene, boxes):
     return ", ".join(parts)
 
 
-# -- rows
-
-
 def scene_of(look, seed, number):
     """(scene, its image, the generator that draws the questions)."""
     rng = random.Random(f"{seed}-{number}")
     scene = things(rng)
     if look == "prior":
-        scene = list(by_habit(scene, rng, 0.9 if seed == "train" else 0.0))
+        scene = [by_habit(thing, rng, 0.9 if seed == "train" else 0.0) for thing in scene]
     return scene, in_look(draw(scene), look, rng), rng
 
 
@@ -246,16 +227,12 @@ def scene_rows(look, seed, number, asked=2):
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
     targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
-    named = [(t, plain, related) for t, plain, related in targets if plain or related]
-    for target, plain, related in (named * 3)[:3]:
+    for target, plain, related in ([named for named in targets if any(named[1:])] * 3)[:3]:
         use = related if related and (not plain or rng.random() < 0.25) else plain
-        box = around(scene[target])
-        yield {"kind": "grounding", "images": [image], "sent": rng.choice(use), "bbox": box}
+        yield {"kind": "grounding", "images": [image], "sent": rng.choice(use), "bbox": around(scene[target])}
 
     # attributes
-    questions = attributes(scene)
-    if look == "prior":
-        questions = [q for q in questions if q[0].startswith("What colour")]
+    questions = [q for q in attributes(scene) if look != "prior" or q[0].startswith("What colour")]
     for question, answer in rng.sample(questions, min(asked, len(questions))):
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
@@ -304,16 +281,11 @@ def after_words(row, words):
 
 
 def pretraining_rows(look, split, number):
-    """The rows of a scene, other ones than those of the experiments: five questions about attributes; what has boxes only
-    by day; a listing in every second scene, a sum in every third. In one row of seven, 5 to 60 words of unrelated text come
-    first, so that the model reads such rows, too."""
+    """The rows of a scene that no experiment uses: five questions about attributes; what has boxes only by day; a listing in
+    every second scene, a sum in every third; before one row of seven, 5 to 60 words of unrelated text."""
     rng = random.Random(number)
     for row in scene_rows(look, f"pretraining {split}", number, asked=5):
-        kind = row["kind"]
-        if kind in ("grounding", "listing") and look != "day":
+        box, kind = row["kind"] in ("grounding", "listing"), row["kind"]
+        if box and look != "day" or kind == "listing" and number % 2 or kind == "text" and number % 3:
             continue
-        if kind == "listing" and number % 2 or kind == "text" and number % 3:
-            continue
-        if rng.random() < 1 / 7:
-            row = after_words(row, rng.randint(5, 60))
-        yield row
+        yield after_words(row, rng.randint(5, 60)) if rng.random() < 1 / 7 else row

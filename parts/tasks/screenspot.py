@@ -16,7 +16,7 @@ from parts.files import InputError
 from parts.tasks.boxes import corners
 from parts.tasks.rows import entries, in_split, rows_of
 
-NAMES = ("screenspot-pro", "screenspot-v2")
+NAMES, IMAGES = ("screenspot-pro", "screenspot-v2"), ("", "images", "screenspotv2_image")
 TARGET = 'the element for the command "{}"'  # in GROUNDING_PROMPT
 
 

@@ -55,11 +55,8 @@ def normalize(text):
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     # A mark that is beside a space anywhere vanishes everywhere ("t - shirt-x": "t  shirtx"); else it becomes a space.
-    marks = {}
-    for mark in PUNCTUATION:
-        beside_a_space = f"{mark} " in text or f" {mark}" in text
-        marks[ord(mark)] = "" if beside_a_space else " "
-    text = text.translate(marks)
+    beside_a_space = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
+    text = text.translate({ord(mark): "" if mark in beside_a_space else " " for mark in PUNCTUATION})
     # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
     # to look at the digit before as well, but it is mistyped; it also stops after 32 periods.)
     text = re.sub(r"\.(?!\d)", "", text, count=32)
