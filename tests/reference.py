@@ -15,10 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from data import Processor
 
-GOLDEN = {  # family: its file, and of how many positions at the end of each row the logits are kept
-    "qwen2_5_vl": (TESTS / "golden.safetensors", 12),
-    "qwen3_vl": (TESTS / "golden-qwen3.safetensors", 3),
-}
+GOLDEN = {"qwen2_5_vl": ("golden", 12), "qwen3_vl": ("golden-qwen3", 3)}  # file, positions whose logits it keeps
 
 
 class Reference:
@@ -93,7 +90,8 @@ def make_golden():
 
     from parts.files import write_safetensors
 
-    for family, (file, tail) in GOLDEN.items():
+    for family, (name, tail) in GOLDEN.items():
+        file = TESTS / f"{name}.safetensors"
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}
