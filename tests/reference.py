@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from data import Processor
+from parts.files import write_safetensors
 
 GOLDEN = {"qwen2_5_vl": ("golden", 12), "qwen3_vl": ("golden-qwen3", 3)}  # file, positions whose logits it keeps
 
@@ -88,10 +89,8 @@ def make_golden():
     from cases import CASES
     from conftest import write_checkpoint
 
-    from parts.files import write_safetensors
-
-    for family, (name, tail) in GOLDEN.items():
-        file = TESTS / f"{name}.safetensors"
+    for family, (stem, tail) in GOLDEN.items():
+        file = TESTS / f"{stem}.safetensors"
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}

@@ -40,8 +40,7 @@ def both(pair, name):
 def test_ids_patches_positions_and_logits_equal(pair, name):
     _, vlm, _, reference = pair
     batch, inputs = both(pair, name)
-    mask = inputs["attention_mask"]
-    real = mask.bool()
+    mask, real = inputs["attention_mask"], batch.attention_mask.bool()
     assert torch.equal(batch.attention_mask, mask)
     assert torch.equal(batch.input_ids[real], inputs["input_ids"][real])
     assert torch.equal(batch.visual_mask, inputs["mm_token_type_ids"].bool())
@@ -94,7 +93,6 @@ def test_transformers_loads_the_tiny_model_and_agrees():
     batch, inputs = processor(examples), reference.inputs(examples)
     real = batch.attention_mask.bool()
     assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
-    assert vlm.generate(batch, 16) == reference.generate(inputs, 16)
 
 
 @pytest.mark.parametrize("name", ["mixed with padding", "video of 8 frames"])
