@@ -278,7 +278,7 @@ def run(args, command):
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
         numbers = rows_of_steps(examples, args.seed, record.step, steps, rows)
         batches = StepBatches(processor, examples, args.batch)
-        workers = fitting_workers(args.workers, processor, examples, rows)
+        workers = fitting_workers(args.workers, processor, rows)
         loader = step_loader(batches, numbers, workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
