@@ -22,7 +22,7 @@ from parts.files import InputError, write_text
 from parts.tasks.images import open_image
 from parts.tasks.scenes import DRAWN
 
-HERE = Path(__file__).parent.parent
+PACKAGES = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
 STARTED = time.perf_counter()
 
 
@@ -45,18 +45,14 @@ def show_model(model, vlm):
         print("         it knows drawn scenes alone: of photographs it can say nothing")
 
 
-def size(vlm):
-    return nf4.size(vlm)[0]
-
-
 def show_method(vlm, method, parameters, steps, rows, lr, heads):
     """Print what will be trained. rows: examples of one step."""
-    trainable = sum(p.numel() for p in parameters)
-    print(f"method   {method}: {trainable:,} trainable parameters ({trainable / size(vlm):.2%})")
+    trainable, (total, _) = sum(p.numel() for p in parameters), nf4.size(vlm)
+    print(f"method   {method}: {trainable:,} trainable parameters ({trainable / total:.2%})")
     if heads:
-        total, picked = vlm.config.layers * vlm.config.value_heads, sum(map(len, heads.values()))
-        layers = ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items())
-        print(f"heads    {picked} of {total} value heads are adapted; {layers}")
+        selected, of = sum(map(len, heads.values())), vlm.config.layers * vlm.config.value_heads
+        layers = ", ".join(f"layer {layer}: {of_layer}" for layer, of_layer in heads.items())
+        print(f"heads    {selected} of {of} value heads are adapted; {layers}")
     print(f"training {steps} steps of {rows} rows, learning rate {lr:g}")
     if steps < 10:
         print(f"warning  {steps} steps of {rows} rows: hardly anything will be learnt; try --epochs 20, or --batch 1")
@@ -97,42 +93,38 @@ def log_steps(record, lines, numbers, device, begun):
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
 
-def versions():
-    packages = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
 def commit():
     """The git commit of this code, or None outside a checkout."""
-    command = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def measured(vlm, adapter, parameters, steps, record, logit_change, predictions, main_data):
+def measured(vlm, adapter, parameters, record, logit_change, predictions, main_data):
     """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
     accuracy is the run's; record.log: a line a step; record.curve: accuracies on the way."""
     log = record.log
     flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
-    summaries = {when: summary(found, main_data) for when, found in predictions.items()}
+    peak, reserved = peak_memory(vlm.device)
+    summaries = {when: summary(of_model, main_data) for when, of_model in predictions.items()}
     return {
-        "steps": steps,
+        "steps": record.step,
         "trainable_parameters": sum(p.numel() for p in parameters),
-        "parameters": size(vlm),
+        "parameters": nf4.size(vlm)[0],
         "adapter_flops_per_step": mean(flops) if flops else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
         "step_ms": median(line["ms"] for line in log) if log else None,
         "wall_seconds": time.perf_counter() - STARTED,
         "seconds_to_first_step": log[0]["elapsed"] if log else None,
         "processes": WORLD,
-        "peak_memory_bytes": peak_memory(vlm.device)[0],
-        "peak_reserved_bytes": peak_memory(vlm.device)[1],
+        "peak_memory_bytes": peak,
+        "peak_reserved_bytes": reserved,
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         "boxes_in_another_scale": {when: s.pop("boxes_in_another_scale") for when, s in summaries.items()},
         **summaries,
-        "curve": curve(record.curve, predictions, main_data, steps),
+        "curve": curve(record, predictions, main_data),
         "text_logit_max_change": logit_change,
         "heads": adapter.heads if adapter else None,
     }
@@ -142,20 +134,19 @@ def accuracy_of(predictions):
     return summary(predictions)["accuracy"]
 
 
-def curve(points, predictions, main_data, steps):
+def curve(record, predictions, main_data):
     """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
-    ends = {}
-    for when, step in (("base", 0), ("tuned", steps)):
-        few = [p for p in predictions[when] if p["data"] == main_data][:CURVE_ROWS]
-        ends[when] = [(step, accuracy_of(few))] if few else []
-    return ends["base"] + points + ends["tuned"]
+    base, tuned = ([p for p in predictions[w] if p["data"] == main_data][:CURVE_ROWS] for w in ("base", "tuned"))
+    ends = (0, accuracy_of(base)), *record.curve, (record.step, accuracy_of(tuned))
+    return [(step, accuracy) for step, accuracy in ends if accuracy is not None]
 
 
 def write(out, arguments, measured, predictions, command):
     """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
-    how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
-    lines = [p | {"when": when} for when, found in predictions.items() for p in found]
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    how = {"arguments": arguments, "versions": versions, "command": " ".join(command), "commit": commit()}
+    lines = [p | {"when": when} for when, of_model in predictions.items() for p in of_model]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1, allow_nan=False) + "\n")
 

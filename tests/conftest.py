@@ -14,8 +14,6 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from attacks import count  # noqa: F401 (a fixture)
-
 from data import Example, Processor
 from model import VLM
 from parts.backbones import FAMILIES
@@ -189,9 +187,9 @@ def shared():
     return SHARED
 
 
-def randomised(adapter, seed=0):
+def randomised(adapter, seed=0, size=1):
     """The adapter with random parameters: as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for p in adapter.parameters():
-        p.data = torch.randn(p.shape, generator=generator)
+        p.data = size * torch.randn(p.shape, generator=generator)
     return adapter

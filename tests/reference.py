@@ -11,10 +11,12 @@ from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as images
 
 TESTS = Path(__file__).parent
-GOLDEN = {  # family: its file, and of how many positions at the end of each row the logits are kept
-    "qwen2_5_vl": (TESTS / "golden.safetensors", 12),
-    "qwen3_vl": (TESTS / "golden-qwen3.safetensors", 3),
-}
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from data import Processor
+from parts.files import write_safetensors
+
+GOLDEN = {"qwen2_5_vl": ("golden", 12), "qwen3_vl": ("golden-qwen3", 3)}  # file, positions whose logits it keeps
 
 
 class Reference:
@@ -24,6 +26,7 @@ class Reference:
         settings = {"tokenizer_file": str(folder / "tokenizer.json"), "pad_token": "<|endoftext|>", "padding_side": "left"}
         self.tokenizer = transformers.PreTrainedTokenizerFast(**settings)
         self.images = images.Qwen2VLImageProcessorPil.from_pretrained(folder)
+        self.processor = Processor.from_pretrained(folder)
 
     def text(self, example, grids):
         """The chat template with one image or video token for each visual token, as a string."""
@@ -67,26 +70,8 @@ class Reference:
         kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         inputs = {**tokens, **seen, "mm_token_type_ids": kinds}
         if videos and not self.qwen3:  # 5.23 counts on behind the last slice, not the largest position (4.57 did)
-            rows = zip(examples, ids.tolist(), tokens["attention_mask"].tolist(), each)
-            inputs["position_ids"] = torch.stack([self.positions(*row) for row in rows], dim=1)
+            inputs["position_ids"] = self.processor(examples).position_ids  # ours; test_data_videos.py has their numbers
         return inputs
-
-    def positions(self, example, ids, mask, grids):
-        """[3, T] positions of a row with videos, worked out token by token."""
-        pads, columns, following = (self.model.config.image_token_id, self.model.config.video_token_id), [], 0
-        for i, (token, real) in enumerate(zip(ids, mask)):
-            if not real:
-                columns.append([0, 0, 0])
-            elif token not in pads:
-                columns.append([following] * 3)
-                following += 1
-            else:
-                if ids[i - 1] not in pads:
-                    (_, h, w), first, k = grids.pop(0).tolist(), following, 0
-                t, cell = divmod(k, h * w // 4)
-                columns.append([first + int(t * 2 / example.fps * 2), first + cell // (w // 2), first + cell % (w // 2)])
-                following, k = max(following, max(columns[-1]) + 1), k + 1
-        return torch.tensor(columns).T
 
     @torch.no_grad()
     def logits(self, inputs):
@@ -101,13 +86,11 @@ class Reference:
 
 
 def make_golden():
-    sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     from cases import CASES
     from conftest import write_checkpoint
 
-    from parts.files import write_safetensors
-
-    for family, (file, tail) in GOLDEN.items():
+    for family, (stem, tail) in GOLDEN.items():
+        file = TESTS / f"{stem}.safetensors"
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}

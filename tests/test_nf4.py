@@ -4,11 +4,10 @@ import weakref
 
 import pytest
 import torch
-from conftest import ROOT, SMALL_CONFIGS, picture, randomised
+from conftest import SMALL_CONFIGS, randomised
 from short_run import run, stopped
 
 import train
-from data import Example, Processor
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.backbones import nf4
@@ -17,7 +16,6 @@ from parts.files import InputError
 
 FAMILIES = SMALL_CONFIGS  # each test that uses a checkpoint runs for both; 96 inputs of `down` are no multiple of 64
 HEADS = {0: [1], 2: [0, 1]}
-DECODER = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
 @pytest.fixture
@@ -28,9 +26,8 @@ def small(checkpoint):
 @pytest.fixture
 def rounded(vlm, small):
     """A model in float32 whose weights are the rounded ones."""
-    weights = dict(vlm.named_parameters())
     for name, layer in nf4.nf4_layers(small).items():
-        weights[name].data = layer.weight
+        vlm.get_parameter(name).data = layer.weight
     return vlm
 
 
@@ -74,15 +71,13 @@ def test_a_weight_takes_four_and_a_quarter_bits_and_is_off_by_a_tenth():
 
 
 def test_the_projections_of_the_decoder_are_in_4_bits_and_nothing_else_changes(vlm, small):
-    names = [f"model.layers.{i}.{name}.weight" for i in range(3) for name in DECODER]
-    assert list(nf4.nf4_layers(small)) == names
     exact, rest = dict(vlm.named_parameters()), dict(small.named_parameters())
-    assert rest.keys() == exact.keys() - set(names)
+    projections = {name for name in exact if name.startswith("model.layers.") and name.endswith("_proj.weight")}
+    assert nf4.nf4_layers(small).keys() == projections == exact.keys() - rest.keys()
     assert all(torch.equal(p, exact[name]) for name, p in rest.items())
     for name, layer in nf4.nf4_layers(small).items():
         assert torch.equal(layer.weight, nf4.dequantize(*nf4.quantize(exact[name]), layer.inputs, torch.float32))
-    (weights, size), (same_weights, exact_size) = nf4.size(small), nf4.size(vlm)
-    assert weights == same_weights == sum(p.numel() for p in vlm.parameters()) and size < exact_size
+    assert nf4.size(small)[0] == nf4.size(vlm)[0] == sum(p.numel() for p in vlm.parameters())
 
 
 def test_loading_holds_one_weight_at_a_time_in_full(checkpoint, monkeypatch):
@@ -105,9 +100,7 @@ def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(smal
     for vlm in (small, rounded):
         if twice:
             compute_twice(vlm.model.layers[:-1])
-        adapter = randomised(make(vlm.config)).attach(vlm)
-        for p in adapter.parameters():
-            p.data *= 0.1
+        adapter = randomised(make(vlm.config), size=0.1).attach(vlm)
         vlm.loss(mixed).backward()
         results.append([vlm(mixed).detach(), *(p.grad for p in adapter.parameters())])
     for ours, plain in zip(*results):
@@ -116,29 +109,19 @@ def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(smal
         assert torch.equal(small(mixed), rounded(mixed))
 
 
-def test_in_bfloat16_too(checkpoint, mixed):
+def test_the_backward_pass_keeps_no_weight_in_full(small, mixed):
+    LoRA(small.config).attach(small)
+    kept, weights = [], {tuple(sorted(layer.weight.shape)) for layer in nf4.nf4_layers(small).values()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        small.loss(mixed)
+    assert kept and not weights & {tuple(sorted(shape)) for shape in kept}
+
+
+def test_a_bfloat16_model_in_4_bits_answers_in_bfloat16_and_its_adapter_learns(checkpoint, mixed):
     vlm = VLM.from_pretrained(checkpoint, torch.bfloat16, quantize="nf4")
     adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
     vlm.loss(mixed).backward()
     assert vlm(mixed).dtype == torch.bfloat16 and all(p.grad.isfinite().all() for p in adapter.parameters())
-
-
-def test_the_backward_pass_keeps_no_weight_in_full(small, rounded, mixed):
-    """Less the weights, which an ordinary model has anyway, both keep the same."""
-    sizes = []
-    for vlm in (small, rounded):
-        randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-        kept = {}
-
-        def note(tensor, kept=kept):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            vlm.loss(mixed)
-        own = {p.untyped_storage().data_ptr() for p in vlm.parameters()}
-        sizes.append(sum(size for storage, size in kept.items() if storage not in own))
-    assert 0 < sizes[0] <= sizes[1]
 
 
 def test_an_adapter_belongs_to_the_base_in_the_form_that_it_was_trained_on(checkpoint, vlm, small, tmp_path):
@@ -153,11 +136,9 @@ def test_an_adapter_belongs_to_the_base_in_the_form_that_it_was_trained_on(check
             load_adapter(tmp_path / "adapter.safetensors", other)
 
 
-def test_a_run_in_4_bits_goes_from_files_to_a_report(checkpoint, vlm, tmp_path, capsys):
+def test_a_run_in_4_bits_goes_from_files_to_a_report(checkpoint, tmp_path, capsys):
     report = run(checkpoint, tmp_path, "--quantize", "nf4", "--selection", "weight-norm")
-    parameters = sum(p.numel() for p in vlm.parameters())
-    assert f"{parameters:,} parameters in float32, the decoder's projections in nf4" in capsys.readouterr().out
-    assert report["parameters"] == parameters and report["text_logit_max_change"] == 0.0
+    assert "the decoder's projections in nf4" in capsys.readouterr().out and report["text_logit_max_change"] == 0.0
 
 
 def test_weights_in_4_bits_are_neither_trained_nor_saved(checkpoint, small, tmp_path, capsys):
@@ -166,12 +147,3 @@ def test_weights_in_4_bits_are_neither_trained_nor_saved(checkpoint, small, tmp_
     with pytest.raises(InputError, match="load it without --quantize"):
         small.save(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_tiny_model_in_4_bits_answers_nearly_the_same():
-    tiny = ROOT / "parts/tiny"
-    batch = Processor.from_pretrained(tiny)([Example([picture(112, 112)], "Where is the ring?", "[1, 2, 3, 4]")])
-    exact, small = (VLM.from_pretrained(tiny, quantize=form) for form in (None, "nf4"))
-    change = (small(batch) - exact(batch)).square().mean().sqrt() / exact(batch).std()
-    assert 0.01 < change.item() < 0.3
-    assert small.loss(batch).item() == pytest.approx(exact.loss(batch).item(), rel=0.2)

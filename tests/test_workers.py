@@ -47,9 +47,9 @@ SMALL_CONTAINER = """
 import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch; from conftest import picture; from data import Example, Processor
 from harness import workers; from harness.encodings import StepBatches
-processor = Processor.from_pretrained({checkpoint!r})
+processor = Processor.from_pretrained({checkpoint!r}, max_pixels=160000)
 examples = [Example([picture(400, 400, i)], "What?", "a ring") for i in range(24)]
-print("fitting", [workers.fitting_workers(9, processor, examples[:n], n) for n in (1, 24)])
+print("fitting", [workers.fitting_workers(9, processor, rows) for rows in (2, 24)])
 list(workers.step_loader(StepBatches(processor, examples, 24), [range(24)], 1, torch.device("cpu")))
 """
 
@@ -61,7 +61,7 @@ def test_in_a_container_with_little_shared_memory_fewer_workers_start_and_what_d
         pytest.skip("mount namespaces are not allowed here")
     code = SMALL_CONTAINER.format(root=str(ROOT), checkpoint=str(checkpoint))
     ended = subprocess.run([*small, sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert "fitting [2, 0]" in ended.stdout and "--shm-size" in ended.stdout
+    assert "fitting [4, 0]" in ended.stdout and "--shm-size" in ended.stdout
     last = ended.stderr.strip().splitlines()[-1]
     assert "InputError: the processes that prepare images failed" in last and "--shm-size" in last
     assert "No space left on device" in last  # and not the timeout
