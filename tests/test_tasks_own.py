@@ -52,9 +52,6 @@ def shown(processor, example):
     return processor.tokenizer.decode(list(processor.tokens(example).ids), skip_special_tokens=False)
 
 
-# -- what is read
-
-
 def test_rows_have_no_one_or_several_images_where_the_prompt_says(root, processor):
     row = {"images": ["a.png", "b.png"], "answer": "the first"}
     rows = [ASK, ASK | {"image": "a.png"}, row | {"prompt": "Is <image> or <image> older?"}, row | {"prompt": "<image>\n<image> Which?"}]
@@ -106,8 +103,7 @@ def test_the_parts_of_a_message_may_hold_its_images(root):
 
 def test_facts_about_a_row_and_keys_without_a_value_are_left_alone(root):
     facts = {"id": 7, "image_id": 9, "category_id": 5, "source": "own", "licence": "MIT", "bbox": None, "videos": None}
-    (row,) = jsonl(root, ASK | {"image": "a.png"} | facts)
-    assert (row.prompt, row.answer, len(row.images)) == ("What?", "x", 1)
+    assert jsonl(root, ASK | {"image": "a.png"} | facts)[0].answer == "x"
 
 
 @pytest.mark.parametrize(
@@ -133,9 +129,6 @@ def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_o
         picture(20, 20).save(root / unicodedata.normalize(form, f"sub/café {form}.png"))
     other = unicodedata.normalize("NFD", "sub\\café NFC.png"), unicodedata.normalize("NFC", "./sub/café NFD.png")
     assert all(row.images[0].is_file() for row in jsonl(root, *(ASK | {"image": name} for name in other)))
-
-
-# -- what is refused by name
 
 
 @pytest.mark.parametrize(
@@ -208,9 +201,6 @@ def test_a_phrase_with_several_boxes_in_one_image_is_warned_of(root, capsys):
     assert "warning  1 phrases have several boxes in one image" in capsys.readouterr().out
 
 
-# -- one file, and no val file
-
-
 @pytest.fixture
 def forty(tmp_path):
     for i in range(40):
@@ -262,9 +252,6 @@ def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
     assert split("--data", a) == ["val"] == split("--data", a, "--eval", a)
     assert split("--data", a, "--eval", b) == ["test"]
     assert split("--data", a, "--eval", b, "--eval-split", "val") == ["val"]
-
-
-# -- python -m parts.tasks
 
 
 def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root, capsys):

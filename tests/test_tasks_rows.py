@@ -110,9 +110,6 @@ def test_a_fifth_of_a_benchmark_without_splits_is_val():
     assert 0.18 < sum(in_split("val", f"{i}.png") for i in range(5000)) / 5000 < 0.22
 
 
-# -- the RefCOCO family
-
-
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
 def test_every_layout_of_the_refcoco_family_loads_as_it_is_unpacked(name, tmp_path):
     folders.make_refcoco(tmp_path / "flat", name)
@@ -163,9 +160,6 @@ def test_the_refer_folder_of_real_photographs_loads(shared, name, split, count):
     assert len(load(name, shared / "refcoco-mini", split)) == count
 
 
-# -- the others
-
-
 def test_the_real_gsm8k_screenspot_and_photographs_parse_completely(shared):
     rows = load("gsm8k", shared / "gsm8k", "test")
     assert len(rows) == 1319 and all(e.reference.lstrip("-").replace(".", "", 1).isdigit() for e in rows)
@@ -194,9 +188,6 @@ def test_a_target_over_the_edge_of_its_image_costs_its_row_not_the_data_set(tmp_
         else:  # many: then something else is wrong
             with pytest.raises(InputError, match="box .180, 10, 230, 30. does not lie in its image"):
                 load("screenspot-pro", tmp_path, "test")
-
-
-# -- names in annotations
 
 
 LEAD_OUT = ["../secret.png", "images/../../secret.png", "link/../secret.png", "FULL", "/proc/self/cwd/secret.png", "..", "/"]
