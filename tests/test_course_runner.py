@@ -16,9 +16,9 @@ from PIL import Image, ImageChops, ImageStat
 import train
 from course import __main__ as runner
 from course.judge import LESSONS
-from course.mine import MEASURE, RULES
+from course.mine import RULES
 from course.pictures import draw
-from course.teacher import grade, together
+from course.teacher import BOXES, grade, together
 
 COURSE, SOLUTIONS = ROOT / "course", ROOT / "tests/course_solutions"
 PAGES = sorted(COURSE.rglob("*.md"))
@@ -88,7 +88,7 @@ def test_a_students_own_adapter_goes_through_train_py_and_text_does_not_change(c
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "copy/exercises/mine-0/report.json").read_text())
     assert report["method"] == "mine" and report["trainable_parameters"] == 4608 and report["text_logit_max_change"] == 0
-    assert RULES.keys() <= report["arguments"].keys() and MEASURE in report["tuned"]["by_kind"]
+    assert RULES.keys() <= report["arguments"].keys() and BOXES in report["tuned"]["by_kind"]
 
 
 # -- teachers
