@@ -18,7 +18,7 @@ One row is Qwen's chat template (Qwen3-VL: no system turn), with an <|image_pad|
 Only the last line is supervised. Prompt and answer are tokenised separately and concatenated, so the labels are right
 by construction. The data sets themselves, with their prompts and metrics, are in parts/tasks/.
 
-Letters: B batch, T sequence length, P image patches, N visual tokens in the batch, D hidden size.
+Letters: B batch, T sequence length, P image patches, N visual tokens in the batch.
 """
 
 import json
@@ -96,9 +96,9 @@ class Batch:
     labels: torch.Tensor  # [B, T] long: the token's own id if it is supervised, else -100; the loss reads answer_ids
     visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens; the model reads it as
     visual_index: torch.Tensor  # [N] long: flat positions, row * T + column
-    visual_source: torch.Tensor  # [N] long: which row of the encoder's output belongs there
+    visual_source: torch.Tensor  # [N] long: the row of each in the encoder's output
     answer_index: torch.Tensor  # [answers], flat: before each supervised token; to generate, the last token of each
-    answer_ids: torch.Tensor  # [answers]: the supervised tokens, which the output there predicts; to generate, none
+    answer_ids: torch.Tensor  # [answers]: the supervised tokens, predicted by the outputs at answer_index; to generate, none
     pixels: torch.Tensor  # [P, 3, 1 or 2, 14, 14] uint8, every image of the batch once; two frames if one is a video
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     mean_std: torch.Tensor  # [2, 3, 2, 1, 1]: normalises the pixels
@@ -121,8 +121,8 @@ class Batch:
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self):
-        return self.moved(torch.Tensor.pin_memory)  # DataLoader calls this: a GPU copies from there while it computes
+    def pin_memory(self):  # for a DataLoader: a GPU copies from pinned memory while it computes
+        return self.moved(torch.Tensor.pin_memory)
 
     def moved(self, move):
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor) and name != "grids"}
@@ -256,8 +256,7 @@ class Processor:
         """(width, height) of the image in the numbers that the model writes."""
         return self.family.box_scale(self.resized(visual))
 
-    def visual_tokens(self, visual):
-        """The number of visual tokens: merge x merge patches become one."""
+    def visual_tokens(self, visual):  # merge x merge patches become one
         return math.prod(self.grid(visual)) // self.config.vision.merge**2
 
     def cut(self, visual):
@@ -292,9 +291,8 @@ class Processor:
         table = torch.tensor(rows).permute(2, 0, 1).contiguous()
         input_ids, labels, segments = table[:3]  # [B, T] each
 
-        # The visual tokens, and which embeddings belong there: of each image once, those encoded earlier at the end.
+        # The visual tokens, and the row of each in the embeddings: images to encode first, encoded ones after them.
         visual_mask = visual_positions(input_ids, self.config)
-        visual_index = visual_mask.flatten().nonzero()[:, 0]
         pixels, grids, encoded, source = self.images(visuals)
         visual_source = torch.cat([torch.arange(0), *(source[visual.key] for visual in visuals)])
 
@@ -305,9 +303,11 @@ class Processor:
             answer_index = torch.stack([b * T + (segments[b] == s).nonzero().max() for b, s in questions])
 
         return Batch(
-            *(input_ids, table[3:], segments, labels, visual_mask, visual_index, visual_source),
-            *(answer_index, answer_ids, pixels, grids, self.mean_std, encoded, bool((segments == 0).all()), questions),
-        )
+            input_ids=input_ids, position_ids=table[3:], segments=segments, labels=labels, visual_mask=visual_mask,
+            visual_index=visual_mask.flatten().nonzero()[:, 0], visual_source=visual_source, answer_index=answer_index,
+            answer_ids=answer_ids, pixels=pixels, grids=grids, mean_std=self.mean_std, encoded=encoded,
+            causal=bool((segments == 0).all()), examples=questions,
+        )  # fmt: skip
 
     def images(self, visuals):
         """(pixels, grids, encoded) of a batch, each image once, and {key: the rows of its embeddings}: first those that

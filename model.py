@@ -20,8 +20,6 @@ from torch import nn
 from parts.backbones import FAMILIES, checkpoint, layers
 from parts.backbones.layers import MLP, Linear, RMSNorm
 
-# ----------------------------------------------------------------------------------------------------------- attention
-
 
 def attention_mask(segments):
     """Who may look at whom: segments [B, T] (0, 1, ...; padding -1) -> bool [B, 1, T, T], True where a query may look.
@@ -58,8 +56,7 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions: where the paper happens.
 
     `adapters` has a list of updates for each projection, those of the attached adapter. Empty lists: the frozen model.
-    `attention` is a fused kernel: faster than `attend`, and it keeps no weights. `attend` is the reference: the tests hold
-    the kernel to it.
+    `attention` is a fused kernel, faster than `attend`, which is the reference that the tests hold the kernel to.
     """
 
     def __init__(self, c, layer):
@@ -102,8 +99,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)  # [B, G, S, K]: with those of earlier tokens
 
         # Each token mixes the values of the tokens that it looks at.
-        out = self.attention(q, k, v, mask)  # [B, H, T, K]
-        out = out.transpose(1, 2).flatten(2)  # [B, T, H*K]
+        out = self.attention(q, k, v, mask).transpose(1, 2).flatten(2)  # [B, H, T, K] -> [B, T, H*K]
         return self.adapted("o", self.o_proj(out), out, visual_index)  # [B, T, D]
 
 
@@ -180,10 +176,7 @@ class Decoder(nn.Module):
 
 
 class VLM(nn.Module):
-    """`vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text.
-
-    Made by VLM.from_pretrained(path_or_hub_id), frozen; saved by vlm.save(path). Batches come from data.py.
-    """
+    """`vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text; data.py makes batches."""
 
     source = ""  # what from_pretrained was given
 
@@ -204,11 +197,10 @@ class VLM(nn.Module):
 
     def embed(self, batch):
         """(x, features): token embeddings with the visual embeddings at the visual positions, [B, T, D]; and the features
-        of DeepStack (see Decoder.forward), none in a family without it.
+        that Decoder.forward takes, if the family has any.
 
         Every image of the batch is encoded once, or not at all if its embeddings came with the batch (`batch.encoded`).
-        visual_source[i] is the row of these embeddings that belongs at the i-th visual position. Several positions may
-        name the same row, where several questions are about one image.
+        visual_source[i] is the row of the embeddings for the i-th visual position; questions about one image share rows.
         """
         x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
         if len(batch.visual_index) == 0:
@@ -231,8 +223,7 @@ class VLM(nn.Module):
 
     def head(self, x):
         """[..., D] -> logits [..., V]. A tied head is the embedding table."""
-        head = self.lm_head or self.model.embed_tokens
-        return layers.linear(x, head.weight)
+        return layers.linear(x, (self.lm_head or self.model.embed_tokens).weight)
 
     def forward(self, batch):
         """Logits [B, T, V]."""
@@ -241,13 +232,12 @@ class VLM(nn.Module):
     def loss(self, batch):
         """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
 
-        A token is predicted from the position before it. The head is applied at just those positions, `answer_index`:
-        at a vocabulary of 150,000, the logits of all positions would take more memory than the rest of the step. Raises
-        ValueError if the batch supervises nothing.
+        A token is predicted from the position before it: `answer_index`. Nothing reads the output at other positions, so
+        the last MLP and the head leave them out. At a vocabulary of 150,000 their logits would take more memory than the
+        rest of the step. Raises ValueError if the batch supervises nothing.
         """
         if len(batch.answer_ids) == 0:
             raise ValueError("the batch has no supervised token: its examples have no answers")
-        # Nothing reads the output at other positions, so the last MLP and the head leave them out.
         with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
             x = self.decoded(batch).flatten(0, 1)  # [B*T, D]
         logits = self.head(x.index_select(0, batch.answer_index))  # [supervised tokens, V]
@@ -257,9 +247,9 @@ class VLM(nn.Module):
     def generate(self, batch, max_new_tokens=64):
         """Greedy decoding with a KV cache, all questions of the batch at once.
 
-        batch: of examples without answers, one a row or sharing rows. Returns one list of token ids per example, in
-        input order, without the end token. The new tokens are text: Image-LoRA, which acts on visual tokens only, has
-        nothing to compute after the prefill. Raises ValueError if the batch has answers or would outgrow the positions.
+        Returns one list of token ids per example, in input order, without the end token. The new tokens are text:
+        Image-LoRA, which acts on visual tokens only, has nothing to compute after the prefill. Raises ValueError if the
+        batch has answers or would outgrow the positions.
         """
         if len(batch.answer_ids) > 0:
             raise ValueError("generate needs examples without answers (answer=None)")
@@ -285,11 +275,8 @@ class VLM(nn.Module):
         return texts
 
     def prefill(self, batch, max_new_tokens):
-        """Read every row once, and make one row of each question, with space for its new tokens.
-
-        Returns the output at each question's last token x [Q, D], that token's position [Q], what the question may look
-        at, visible [Q, T + max_new_tokens] bool, and the cache.
-        """
+        """Read every row once, and make one row of each question. Returns the output at each question's last token x [Q, D],
+        that token's position [Q], what the question may look at, visible [Q, T + max_new_tokens] bool, and the cache."""
         # What each question may look at: segment 0 of its row, its own segment, and its new tokens.
         c, T = self.config, batch.input_ids.shape[1]
         row, segment = torch.tensor(batch.examples, device=self.device).unbind(dim=1)  # [Q] each
@@ -318,6 +305,5 @@ class VLM(nn.Module):
         return self.model(x, position_ids, mask, None, cache)[:, 0]
 
     from_pretrained = classmethod(checkpoint.from_pretrained)  # (path_or_hub_id, dtype, device) -> frozen VLM
-    from_scratch = classmethod(checkpoint.from_scratch)
     save = checkpoint.save
     fingerprint = checkpoint.fingerprint

@@ -6,8 +6,9 @@ and measure how strongly the loss pulls at each head's B:
     score(h) = sum over probe batches of || dLoss / dB^(h) ||^2
 
 With B = 0 the model is the frozen one. For one example, a gradient step of size eta on B^(h) lowers the loss by eta *
-|| dLoss / dB^(h) ||^2, to first order: an estimate of how much adapting head h alone can help. The score adds this up,
-one example a batch. Square first, then sum: so gradients that point in opposite directions do not cancel.
+|| dLoss / dB^(h) ||^2, to first order. So the score says how steep the loss is where training starts. It is a rough
+estimate of what head h alone can gain by training. The score adds up one example a batch. Square first, then sum: so
+gradients that point in opposite directions do not cancel.
 
     scores = head_scores(vlm, batches)                    [L, G]
     heads = select_heads(scores, budget)                  {layer: [heads]}
@@ -27,12 +28,12 @@ from parts.files import read_json, reading, write_text
 
 
 def gradients(vlm, batches, updates, parameters):
-    """Put `updates`, one module a layer, on the value path, and yield dLoss/dparameters, [L, G, size] on the CPU, for
+    """Attach `updates`, one module a layer, to the values, and yield dLoss/dparameters, [L, G, size] on the CPU, for
     each batch. The model is left as it was; an adapter that is attached stays and acts too. Raises ValueError for a
     batch without visual tokens, which could only give zero."""
-    value_paths = [layer.self_attn.adapters["v"] for layer in vlm.model.layers]
-    for path, update in zip(value_paths, updates):
-        path.append(update.to(vlm.device))
+    sites = [layer.self_attn.adapters["v"] for layer in vlm.model.layers]
+    for site, update in zip(sites, updates):
+        site.append(update.to(vlm.device))
     try:
         for i, batch in enumerate(batches):
             if len(batch.visual_index) == 0:
@@ -41,8 +42,8 @@ def gradients(vlm, batches, updates, parameters):
                 layers = torch.autograd.grad(vlm.loss(batch), parameters)
             yield torch.stack([g.reshape(vlm.config.value_heads, -1) for g in layers]).cpu()
     finally:
-        for path in value_paths:
-            path.pop()
+        for site in sites:
+            site.pop()
 
 
 def rank1_gradients(vlm, batches):
@@ -82,15 +83,13 @@ CRITERIA = {"rank1": rank1, "gate": gate}  # (vlm, batches) -> scores [L, G]; a 
 
 
 def head_scores(vlm, batches, criterion="rank1", seed=0):
-    """The influence of every value head, float32 [L, G] on the CPU: for the paper's criterion, "rank1", the sum over
-    the batches of squared gradient norms.
+    """The influence of every value head, float32 [L, G] on the CPU.
 
     batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
-    criterion: a name in CRITERIA (further ones are in harness/criteria.py); seed: draws the probe's A. Raises
-    ValueError for an unknown criterion, no batch, or a batch without visual tokens.
-    """
+    criterion: a name in CRITERIA (more are in harness/criteria.py); seed: draws the probe's A. Raises ValueError for
+    another criterion, for no batch, and for a batch without visual tokens."""
     if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+        raise ValueError(f"no criterion {criterion!r}; choose from {', '.join(CRITERIA)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scores = CRITERIA[criterion](vlm, batches)
@@ -102,10 +101,9 @@ def head_scores(vlm, batches, criterion="rank1", seed=0):
 def select_heads(scores, budget, tau=0.5):
     """Pick exactly `budget` heads: {layer: [heads]}.
 
-    The share of a layer is in proportion to mass^tau, where its mass is the sum of its scores. tau 0: all layers alike;
-    1: in proportion. Within a layer the highest scores win. scores [L, G] >= 0. Raises ValueError for a budget below 1
-    or above L * G, and for scores that are negative or not finite.
-    """
+    The share of a layer is proportional to mass^tau, where its mass is the sum of its scores: tau 0 treats all layers
+    alike. Within a layer the highest scores win. scores [L, G] >= 0. Raises ValueError for a budget below 1 or above
+    L * G, and for scores that are negative or not finite."""
     L, G = scores.shape
     if not 1 <= budget <= L * G:
         raise ValueError(f"a budget of {budget} heads: the model has {L * G}, choose 1 to {L * G}")
@@ -114,22 +112,20 @@ def select_heads(scores, budget, tau=0.5):
     mass = scores.double().sum(dim=1)
     weight = (mass / mass.max().clamp(min=1e-300)) ** tau  # 1e-300: all masses may be 0
 
-    # A layer takes at most its G heads. What a full layer cannot take goes to the others by the same rule (1e-9:
-    # rounding errors).
+    # A layer takes at most its G heads. What a full layer cannot take goes to the others by the same rule.
     share = torch.zeros(L, dtype=torch.double)
-    while (left := budget - share.sum().item()) > 1e-9:
-        has_room = share < G - 1e-9
-        w = weight * has_room
+    while (left := budget - share.sum().item()) > 1e-9:  # 1e-9, and below: rounding errors
+        not_full = share < G - 1e-9
+        w = weight * not_full
         if w.sum() == 0:  # only layers without mass are left: all alike
-            w = has_room.double()
+            w = not_full.double()
         share = (share + left * w / w.sum()).clamp(max=G)
 
     # Round down, then give what is missing to the largest remainders, until exactly `budget` heads are given.
     quota = (share + 1e-9).floor().long()
     remainder = (share - quota).tolist()
     not_full = [layer for layer in range(L) if quota[layer] < G]
-    not_full.sort(key=lambda layer: -remainder[layer])
-    for layer in not_full[: budget - int(quota.sum())]:
+    for layer in sorted(not_full, key=lambda layer: -remainder[layer])[: budget - int(quota.sum())]:
         quota[layer] += 1
 
     ranked = scores.argsort(dim=1, descending=True, stable=True)
@@ -153,7 +149,7 @@ def save_selection(path, heads, scores=None):
 def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     with reading(path, "a head selection for this model", RuntimeError):
-        found, size = read_json(path), (config.layers, config.value_heads)
-        if (scores := found["scores"]) is not None and torch.tensor(scores).shape != size:
+        selection, size = read_json(path), (config.layers, config.value_heads)
+        if (scores := selection["scores"]) is not None and torch.tensor(scores).shape != size:
             raise ValueError("scores are a number for each head of each layer")
-        return check_heads(config, found["heads"]), scores
+        return check_heads(config, selection["heads"]), scores

@@ -63,18 +63,6 @@ def run_suite(name, setup):
     }
 
 
-def finished(name, result, setup, seconds):
-    """The result with all that is needed to make it again. seconds: those that the analysis took, without its runs."""
-    command = ["python", "-m", "experiments", name]
-    command += ["--seeds", *map(str, setup.seeds)] if setup.seeds else []
-    command += ["--out", str(setup.out)] if setup.out != RESULTS else []
-    command += [f"--more={setup.more}"] if setup.more else []
-    trained = sum(report["wall_seconds"] for report in setup.reports)  # runs of earlier calls count too
-    minutes = (trained / setup.jobs + seconds / setup.cores) / 60
-    how = {"command": shlex.join(command), "commit": commit(), "minutes": minutes, "cores": setup.cores}
-    return result | how | {"common": COMMON}
-
-
 def parse_args(argv=None):
     usage = "python -m experiments SUITE ... [flags]"
     parser = Parser(usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,8 +75,8 @@ def parse_args(argv=None):
     add("--out", type=Path, default=RESULTS, help="where the results go (default: experiments/)")
     add("--more", default="", help='further flags for every run, such as "--steps 50"')
     args = parser.parse_args(argv)
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"argument --seeds: {' '.join(map(str, args.seeds))}: each can be given once")
+    if args.jobs < 1 or min(args.seeds, default=0) < 0 or len(set(args.seeds)) < len(args.seeds):
+        parser.error("--jobs is at least 1; --seeds are numbers from 0, each of them once")
     return args
 
 
@@ -99,6 +87,7 @@ def main(argv=None):
 
         return bench.main(argv[1:])
     args = parse_args(argv)
+    flags = [word for word in argv if word not in args.suites]
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
     try:
         # Wrong flags are refused before anything runs.
@@ -110,9 +99,12 @@ def main(argv=None):
         # The rates come first: every suite needs them.
         for name in ["rates"] * ("rates" in args.suites) + suites:
             setup = Setup(args.runs, args.out, args.jobs, CORES, args.more, tuple(args.seeds))
-            begun = time.process_time()  # without the time of the runs, which are processes of their own
+            begun = time.process_time()
             result = search_rates(setup) if name == "rates" else run_suite(name, setup)
-            write_result(name, finished(name, result, setup, time.process_time() - begun), args.out)
+            seconds = sum(report["wall_seconds"] for report in setup.reports) / args.jobs  # of earlier calls, too
+            result["minutes"] = (seconds + time.process_time() - begun) / 60
+            result["command"] = shlex.join(["python", "-m", "experiments", name, *flags])
+            write_result(name, result | {"common": COMMON, "commit": commit(), "cores": CORES}, args.out)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -12,11 +12,8 @@ POINTS = f"{100 * MARGIN:.0f} points"
 
 
 def t_cdf(t, df):
-    """P(T <= t) of Student's t distribution with `df` degrees of freedom.
-
-    With t = sqrt(df) tan(x) the density becomes c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule
-    gives many exact digits.
-    """
+    """P(T <= t) of Student's t distribution with `df` degrees of freedom. With t = sqrt(df) tan(x) the density becomes
+    c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule gives many exact digits."""
     c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     end, n = math.atan(abs(t) / math.sqrt(df)), 400
     y = [math.cos(end * i / n) ** (df - 1) for i in range(n + 1)]

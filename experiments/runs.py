@@ -21,8 +21,6 @@ from experiments.tables import RESULTS, accuracy, main_column
 from parts.files import InputError, read_json, reading
 from probe import save_selection
 
-TRAIN = RESULTS.parents[1] / "train.py"
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -68,7 +66,7 @@ def run_one(flags, setup, common=COMMON):
     # Each of the runs at a time has its share of the cores.
     threads = max(1, setup.cores // setup.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(TRAIN), *arguments]
+    command = [sys.executable, "train.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         printed = done.stderr.strip().splitlines() or ["no message"]
@@ -154,8 +152,8 @@ def search_rates(setup):
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
         accuracies = rates[best[flags]]
         rows[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
-    question = "Which learning rate is best for each method?"
-    return {"question": question, "tables": [("", rows)], "comparisons": [], "sentences": [], "rates": best, "tried": tried}
+    result = {"question": "Which learning rate is best for each method?", "tables": [("", rows)]}
+    return result | {"comparisons": [], "sentences": [], "rates": best, "tried": tried}
 
 
 def missing(flags, rates):

@@ -15,7 +15,6 @@ from experiments.tables import accuracy, main_column
 from probe import random_heads, select_heads
 
 CRITERIA = ("rank1", "gate", "exact", "weight-norm", "attention-mass")
-SMALL = (1, 2, 3)  # budgets of the hypothesis
 
 
 def by_head(scores):
@@ -63,10 +62,10 @@ def selections(scores, alone, budget, config, seeds):
 
 
 def pooled(trained, criterion, skills):
-    """{scene: [scores]} of each seed, over the skills and the small budgets."""
+    """{scene: [scores]} of each seed, over the skills and the budgets of the hypothesis."""
     pools = {}  # {number of the seed: {scene: [scores]}}
     for (skill, name, budget), reports in trained.items():
-        if skill in skills and name == criterion and budget in SMALL:
+        if skill in skills and name == criterion and budget <= 3:
             for i, report in enumerate(reports):
                 for scene, scores in scene_scores(report, main_column(report)).items():
                     pools.setdefault(i, {}).setdefault(scene, []).extend(scores)

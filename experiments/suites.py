@@ -36,7 +36,8 @@ def ours_and_lora(settings, *column):
     return [(f"{setting}, Image-LoRA", f"{setting}, LoRA", *column) for setting in settings]
 
 
-METHODS = {"base": "--method none", "LoRA": "--method lora", "Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
+LORA = {"LoRA": "--method lora"}
+METHODS = {"base": "--method none"} | LORA | {"Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
 PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
 ALL_HEADS = {"all heads": f"--heads {ALL}"}
 RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4, 16)}
@@ -57,16 +58,20 @@ MAIN = {
 PAIRS = [(row, row.replace("probed", "random")) for row in MAIN if "probed" in row]
 BY_DAY = [("Image-LoRA, all heads", "LoRA, rank 8", column) for column in ("boxes by day", "words by day")]
 
-COST = {"base": "--method none"}  # a row "curve / point"
-for name, flags in {"LoRA q,k,v,o": "--method lora", "LoRA v": "--method lora --targets v"}.items():
+LORAS = {  # where LoRA adapts: flags, and the middle of the first learning rates; a new curve of COST is a line here
+    "LoRA q,k,v,o": ("--method lora", 2e-3),
+    "LoRA v": ("--method lora --targets v", 8e-3),
+}
+COST = {"base": "--method none"}  # a row is "curve / point"
+for name, (flags, _) in LORAS.items():
     COST |= {f"{name} / rank {rank}": f"{flags} {RANK[rank]}" for rank in (1, 2, 4)} | {f"{name} / rank 8": flags}
 COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, HALF, ALL)}
 COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in (1, 2, 4)}
 
 BOXES_ALONE = "--data boxes-fog --eval scenes-fog scenes-day sums"  # evaluated as the others are
 FORGETTING = METHODS | {
-    "LoRA, half the rate": "--method lora --lr 1e-3",
-    "LoRA, a quarter of the rate": "--method lora --lr 5e-4",
+    "LoRA at a rate of 1e-3": "--method lora --lr 1e-3",
+    "LoRA at a rate of 5e-4": "--method lora --lr 5e-4",
     "LoRA, trained on boxes alone": f"--method lora {BOXES_ALONE}",
     "Image-LoRA, trained on boxes alone": BOXES_ALONE,
 }
@@ -99,11 +104,10 @@ TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
 BUDGETS = (1, 2, 3, 6, 12)
 SHORT = "--steps 75 --limit 2400 --eval-limit 480"
-SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur", "words-words")}
+SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur")}
 
 PRIOR = {
-    "base": "--method none",
-    "LoRA": "--method lora",
+    **METHODS,
     "Image-LoRA, 24 heads, rank 8": "--heads 24",
     "Image-LoRA, 6 heads, rank 8": "--heads 6",
     "Image-LoRA, 6 heads, rank 1": f"--heads 6 {RANK[1]}",
@@ -139,9 +143,7 @@ SUITES = {
         "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
         ALL_HEADS | PROBED,
     ),
-    "attention": Suite(
-        "Does training change how much attention an answer gives to the image?", {"LoRA": "--method lora"} | ALL_HEADS
-    ),
+    "attention": Suite("Does training change how much an answer attends to the image?", ALL_HEADS | LORA),
     "bottleneck": Suite(
         "On questions whose usual answer the image contradicts: does less capacity hold the habit off?",
         {row: f"--data scenes-prior {flags}" for row, flags in PRIOR.items()},
@@ -156,6 +158,6 @@ SUITES = {
 
 # The search for learning rates: flags -> the middle of the first three rates that are tried.
 SEARCHED = dict.fromkeys(["", "--heads 3", f"--heads {ALL}", *SWITCHES.values(), *RANK.values()], 2e-2)
-SEARCHED |= dict.fromkeys([flags for row, flags in COST.items() if row.startswith("LoRA q")], 2e-3)
-SEARCHED |= dict.fromkeys([flags for row, flags in COST.items() if row.startswith("LoRA v")], 8e-3)
 SEARCHED["--method full"] = 4e-4
+for name, (_, start) in LORAS.items():
+    SEARCHED |= {flags: start for row, flags in COST.items() if row.startswith(name)}

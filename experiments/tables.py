@@ -87,19 +87,14 @@ def cell(values, form):
     return text + unit
 
 
-def filled_columns(rows):
-    """The columns of a table that have a value in any row."""
-    first = next(iter(rows.values()))
-    return [column for column in first if any(value is not None for row in rows.values() for value in row[column])]
-
-
 def markdown(result):
     """A suite's question and tables; under them what its comparisons and its analysis say, and the command."""
     lines = [f"**{result['question']}**", ""]
     for title, rows in result["tables"]:
         if title:
             lines += [f"{title}:", ""]
-        columns = filled_columns(rows)
+        columns = list(next(iter(rows.values())))
+        columns = [c for c in columns if any(row[c] != [None] * len(row[c]) for row in rows.values())]
         lines.append(f"| | {' | '.join(columns)} |")
         lines.append(f"|---|{'---|' * len(columns)}")
         for name, row in rows.items():

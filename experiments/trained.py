@@ -10,7 +10,6 @@ from harness.criteria import visual_attention
 from probe import select_heads
 
 REFERENCE = 256, 99  # examples and seed of the probe that others are compared with; no run has this seed
-WRONG = ("day", "negative")  # looks to probe on, for training on the usual data
 
 
 def agreement(probes, reference):
@@ -43,7 +42,7 @@ def stable(reports, setup):
         other = load_subject(setup, f"--data scenes-{look}", split="train", limit=1200)
         probes = [other.probe(64, seed) for seed in setup.seeds]
         rows[f"rank1, 64 examples, look {look}"] = agreement(probes, reference)
-        if look in WRONG:
+        if look in ("day", "negative"):
             wrong[f"probed on the look {look}"] = run_selections([select_heads(p, FEW) for p in probes], setup)
     return {
         "tables": [("Heads of another look", measured(wrong)), ("Probes, against one with 256 other examples", rows)],

@@ -3,141 +3,103 @@
 import torch
 from torch import nn
 
-from imagelora import (
-    METHODS,
-    Adapter,
-    ImageLoRA,
-    ImageLoRALayer,
-    check_heads,
-)
+from imagelora import METHODS, Adapter, ImageLoRA, ImageLoRALayer, check_heads
 from parts.files import InputError
 
-SWITCHES = {  # name: {what --ablate NAME=VALUE calls a value: the value}; the paper's is the first
-    "path": {"v": "v", "k": "k", "q": "q", "o": "o"},
-    "tokens": {"visual": "visual", "text": "text", "all": "all"},
-    "norm": {"on": True, "off": False},
-    "shared": {"layer": "layer", "model": "model", "none": "none"},
-    "outer": {"off": False, "on": True},
-}
-PAPER = {name: next(iter(values.values())) for name, values in SWITCHES.items()}
+CHOICES = "path=v|k|q|o tokens=visual|text|all norm=on|off shared=layer|model|none outer=off|on gamma=learned|fixed"
+WORDS = {"on": True, "off": False, "fixed": None}  # what a value is in Python; the others are themselves
+VALUES = {"path": ["v", "k", "q", "o"], "tokens": ["visual", "text", "all"], "norm": [True, False], "outer": [False, True]}
+VALUES |= {"shared": ["layer", "model", "none"], "gamma": ["learned", None]}  # the paper's value is the first
+PAPER = {name: values[0] for name, values in VALUES.items() if name != "gamma"}
 
 
 def parse_ablations(settings):
     """["path=k", "norm=off", "gamma=fixed"] -> {"path": "k", "norm": False, "gamma": None}: what differs from the paper,
     as arguments of Ablation; {} if nothing does. Raises InputError for any other name or value."""
-    changed = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        values = (SWITCHES | {"gamma": {"learned": "learned", "fixed": None}}).get(name)
-        if values is None:
-            raise InputError(f"--ablate {setting:.40}: write NAME=VALUE, with a name of {', '.join(SWITCHES)}, gamma")
-        if value not in values:
-            raise InputError(f"--ablate {setting:.40}: {name} is one of {', '.join(values)}")
-        if value != next(iter(values)):
-            changed[name] = values[value]
-    check_switches({name: value for name, value in changed.items() if name != "gamma"})
-    return changed
+    words = dict(setting.partition("=")[::2] for setting in settings)
+    switches = checked({name: WORDS.get(word, word) for name, word in words.items()})
+    return {name: value for name, value in switches.items() if value != VALUES[name][0]}
 
 
-def check_switches(switches):
-    """All of them, those that are not given as in the paper. Raises InputError for a value that there is not, and for
-    switches that exclude each other."""
+def checked(switches):
+    """The same switches. Raises InputError for a value that is not in VALUES, and for switches that exclude each other."""
     for name, value in switches.items():
-        if value not in SWITCHES[name].values():
-            raise InputError(f"{name} {value!r:.40}: choose from {', '.join(map(str, SWITCHES[name].values()))}")
-    switches = PAPER | switches
-    if switches["path"] == "o" and (switches["shared"] != "layer" or switches["outer"]):
-        raise InputError("path=o has an A for each head and one B: it goes without shared and outer")
+        if value not in VALUES.get(name, []):
+            raise InputError(f"--ablate {name}={value!s:.40}: choose from {CHOICES}")
+    if switches.get("path") == "o" and (switches.get("shared", "layer") != "layer" or switches.get("outer")):
+        raise InputError("--ablate path=o has an A for each head and one B: it goes without shared and outer")
     return switches
 
 
 class AblationLayer(ImageLoRALayer):
-    """ImageLoRALayer with switches.
+    """ImageLoRALayer with switches. Their values besides the paper's:
 
-    path    "v", or "k", "q", "o" instead. A query head belongs to the KV head that serves it. On the output path the
-            formula is mirrored: each head brings its own A from its part of the input, B is shared.
-    tokens  "visual", or "text", "all" instead.
-    norm    whether 1 / sqrt(n) is there.
-    shared  who shares A: "layer", the heads of a layer; "model", all heads of all layers (one summary of the paper reads
-            so); "none", nobody: each head has its own.
-    outer   whether B^(h) is an outer product c d^T (another reading of the paper's rank-1 heads): c [R], d [K]. d is zero
-            at the start. c is normal with standard deviation 1 / sqrt(R), so X A c is as large as a column of X A.
-    gamma   None: it is 1 and not learned.
-    """
+    path    "k", "q", "o": another projection. A query head belongs to the KV head that serves it. For "o" the formula is
+            mirrored: each head has an A for its part of the input, and all share B.
+    tokens  "text", "all": other positions.
+    norm    False: without 1 / sqrt(n).
+    shared  "model": one A for all layers (one summary of the paper reads so); "none": one for each head.
+    outer   True: B^(h) is an outer product c d^T (another reading of the paper's rank-1 heads). At the start d is zero and
+            X A c as large as a column of X A."""
 
-    def __init__(self, config, heads, rank, alpha, gamma, path, tokens, norm, shared, outer):
+    def __init__(self, config, heads, rank, alpha, gamma, switches):
         super().__init__(config, heads, rank, alpha, 1.0 if gamma is None else gamma)
-        D, R, n = config.hidden, rank, len(heads)
-        W = config.head_size  # outputs of a head; on the output path its inputs
-        if path in "qo":
-            W *= config.heads // config.value_heads
-        A, B = [n, D, R] if shared == "none" else [D, R], [n, R, W]
-        if path == "o":
+        D, G, R, n = config.hidden, config.value_heads, rank, len(heads)
+        self.path, self.tokens, self.outer, self.groups = switches["path"], switches["tokens"], switches["outer"], G
+        W = config.head_size * (config.heads // G if self.path in "qo" else 1)  # outputs of a head; for "o" its inputs
+        A, B = [n, D, R] if switches["shared"] == "none" else [D, R], [n, R, W]
+        if self.path == "o":
             A, B = [n, W, R], [R, D]
-        if A != list(self.A.shape):  # else it is the A that Image-LoRA draws from the same seed
+        if A != [D, R]:  # else it is the A that Image-LoRA draws from the same seed
             self.A = nn.Parameter(torch.randn(A) / R)
-        self.B = nn.Parameter(torch.zeros(B))
-        if outer:
-            del self.B
+        self.B = None if self.outer else nn.Parameter(torch.zeros(B))
+        if self.outer:
             self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
         self.gamma.requires_grad_(gamma is not None)
-        self.norm = self.norm if norm else 1.0
-        self.path, self.tokens, self.outer, self.width, self.groups = path, tokens, outer, W, config.value_heads
+        self.norm = self.norm if switches["norm"] else 1.0
 
     def matrices(self):
-        """A and B, or A, c and d: what the input is multiplied with."""
-        return [p for name, p in self.named_parameters() if name != "gamma"]
+        """A [D, R] or [n, D, R], and B [n, R, W]; for "o" [n, W, R] and [R, D]."""
+        return self.A, self.c[:, :, None] * self.d[:, None] if self.outer else self.B
 
-    def update(self, x):
-        """[N, D] -> [N, n, W]; on the output path [N, H*K] -> [N, D]."""
-        A, *B = (p.to(x.dtype) for p in self.matrices())
+    def update(self, X):
+        """[N, D] -> [N, n, W]; for "o" [N, H*K] -> [N, D]."""
+        A, B = (matrix.to(X.dtype) for matrix in self.matrices())
         if self.path == "o":
-            x = x.view(len(x), self.groups, self.width)[:, self.heads]
-            return self.s * torch.einsum("nhw,hwr,rd->nd", x, A, *B)
-        if self.outer:
-            c, d = B
-            factors = torch.einsum("nd,dr,hr->hn" if A.dim() == 2 else "nd,hdr,hr->hn", x, A, c)  # [n, N]: X A c
-            return self.s * (factors[..., None] @ d[:, None]).transpose(0, 1)
-        return self.s * torch.einsum("nd,dr,hrw->nhw" if A.dim() == 2 else "nd,hdr,hrw->nhw", x, A, *B)
+            X = X.unflatten(1, (self.groups, -1))[:, self.heads].transpose(0, 1)  # [n, N, W]
+            return self.s * (X @ A).sum(dim=0) @ B
+        return (self.s * (X @ A @ B)).transpose(0, 1)  # [n, N, W] -> [N, n, W]
 
     def forward(self, y, x, visual_index):
-        # The flat positions that are adapted.
-        index = torch.arange(x.shape[0] * x.shape[1], device=x.device)
-        visual = torch.zeros_like(index, dtype=torch.bool)
-        if visual_index is not None:
-            visual[visual_index] = True
-        if self.tokens != "all":
-            index = index[visual if self.tokens == "visual" else ~visual]
-
-        # Their updates, added where they belong: as in ImageLoRALayer, or to complete positions on the output path.
-        update = self.update(x.flatten(0, 1)[index]).to(y.dtype)
-        if self.path == "o":
-            return y.flatten(0, 1).index_add(0, index, update).view_as(y)
-        slots = index[:, None] * self.groups + self.heads
-        return y.reshape(-1, self.width).index_add(0, slots.flatten(), update.flatten(0, 1)).view_as(y)
+        everywhere = torch.arange(x.shape[0] * x.shape[1], device=x.device)
+        index = everywhere[:0] if visual_index is None else visual_index
+        if self.tokens != "visual":
+            index = everywhere if self.tokens == "all" else everywhere[~torch.isin(everywhere, index)]
+        update = self.update(x.flatten(0, 1).index_select(0, index))
+        if self.path == "o":  # complete outputs
+            y.view(-1, y.shape[-1])[index] += update
+        else:  # the selected heads
+            y.view(-1, self.groups, update.shape[-1])[index[:, None], self.heads] += update
+        return y
 
 
 class Ablation(ImageLoRA):
-    """Image-LoRA with some of the SWITCHES of AblationLayer. Raises InputError for switches that exclude each other."""
+    """Image-LoRA with some of the switches of AblationLayer; gamma None: it is 1 and not learned."""
 
     name, options = "ablation", (*ImageLoRA.options, *PAPER)
 
     def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01, **switches):
-        heads, switches = check_heads(config, heads), check_switches(switches)
-        settings = {"rank": rank, "alpha": alpha, "gamma": gamma} | switches
-        layers = {layer: AblationLayer(config, hs, **settings) for layer, hs in heads.items()}
-        if switches["shared"] == "model":  # one matrix, which every layer holds
-            first, *others = layers.values()
-            for update in others:
-                update.A = first.A
+        heads, switches = check_heads(config, heads), PAPER | checked(switches)
+        layers = {layer: AblationLayer(config, hs, rank, alpha, gamma, switches) for layer, hs in heads.items()}
+        for update in layers.values() if switches["shared"] == "model" else ():
+            update.A = next(iter(layers.values())).A  # one matrix, which every layer holds
         updates = {(layer, switches["path"]): update for layer, update in layers.items()}
-        Adapter.__init__(self, updates, {"heads": heads} | settings)
-        self.heads, self.tokens = heads, switches["tokens"]
-        self.layers = nn.ModuleDict({str(layer): update for layer, update in layers.items()})
+        Adapter.__init__(self, updates, {"heads": heads, "rank": rank, "alpha": alpha, "gamma": gamma} | switches)
+        self.heads, self.layers = heads, nn.ModuleDict({str(layer): update for layer, update in layers.items()})
 
     def flops(self, tokens, visual_tokens):
-        """As ImageLoRA.flops, over the adapted tokens and all matrices. An A of the whole model is used in each layer."""
-        adapted = {"visual": visual_tokens, "text": tokens - visual_tokens, "all": tokens}[self.tokens]
+        """As ImageLoRA.flops, over the adapted tokens. An A of the whole model is used in each layer."""
+        adapted = {"visual": visual_tokens, "text": tokens - visual_tokens, "all": tokens}[self.settings["tokens"]]
         return sum(6 * adapted * p.numel() for update in self.layers.values() for p in update.matrices())
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.ablations import SWITCHES, parse_ablations
+from harness.ablations import CHOICES, parse_ablations
 from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
@@ -127,8 +127,7 @@ def make_parser(methods, criteria):
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
     add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
-    names = ", ".join(SWITCHES)
-    add("--ablate", f"design choices of Image-LoRA to change: {names}, gamma", [], nargs="+", metavar="NAME=VALUE")
+    add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from data import Example
 from harness import ending, figures
 from harness.arguments import Parser, parse_args
-from harness.loading import base_of, load_model
+from harness.loading import load_model
 from harness.processes import progress
 from imagelora import load_adapter
 from parts.files import InputError, write_text
@@ -32,50 +32,32 @@ def ask(vlm, processor, images, prompt, max_new_tokens):
     example = Example(images, prompt, source=", ".join(map(str, images)))
     (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens)
     text, box = processor.decode(ids), parse_box(processor.decode(ids))
-    if box is None or len(images) != 1:
-        return text, None
-    (visual,) = example.visuals
-    return text, box_from_model(box, visual.size, processor.box_scale(visual))
+    if box and len(images) == 1:
+        (visual,) = example.visuals
+        return text, box_from_model(box, visual.size, processor.box_scale(visual))
+    return text, None
 
 
-def ask_once(vlm, processor, images, prompt, adapter, max_new_tokens, out):
-    """Print what the base model answers, and what it answers with the adapter; draw the boxes on the only image."""
-    item = {"caption": prompt}
-    for when in ("base", "tuned") if adapter else ("base",):
-        if when == "tuned":
-            load_adapter(adapter, vlm)
-        text, box = ask(vlm, processor, images, prompt, max_new_tokens)
-        print(f"{when:8} {text}")
-        if box:
-            print(f"         box in pixels of the image: {[round(c) for c in box]}")
-        item[when] = box or text
-    if len(images) == 1:
-        figures.examples(out / "answer.png", [item | {"image": open_image(images[0])}], side=640)
-        print(f"drawn in {out / 'answer.png'}")
-
-
-def ask_folder(vlm, processor, folder, prompt, max_new_tokens, file):
-    """Ask about every image of a folder. Each answer is a line of `file`, written as it comes. A bad image is
-    named, counted and left out."""
-    entries = sorted(Path(folder).glob("*"))
-    if folders := [entry.name for entry in entries if entry.is_dir()]:
-        print(f"left out the folders in {folder}: {', '.join(folders)}")
+def ask_folder(answer, prompt, folder, file):
+    """The answer about every image of a folder: each is a line of `file`, written as it comes. A bad image is named,
+    counted and left out."""
+    entries, bad = sorted(Path(folder).glob("*")), 0
     images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in ENDINGS]
     if not images:
         raise InputError(f"--folder {folder}: no image in it ({' '.join(ENDINGS)})")
-    bad = 0
     write_text(file, "")
-    with open(file, "a", encoding="utf-8") as lines:
-        for image in progress(images, desc="answering"):
-            try:
-                text, box = ask(vlm, processor, [image], prompt, max_new_tokens)
-            except InputError as error:
-                print(f"left out {error}")
-                bad += 1
-                continue
+    for image in progress(images, desc="answering"):
+        try:
+            text, box = answer([image])
+        except InputError as error:
+            print(f"left out {error}")
+            bad += 1
+        else:
             row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
-            print(json.dumps(row, ensure_ascii=False), file=lines, flush=True)
-    print(f"answers  to {len(images) - bad} images, {bad} left out: {file}")
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    folders = "".join(f", the folder {entry.name}" for entry in entries if entry.is_dir())
+    print(f"answers  to {len(images) - bad} images of {folder}: {file}; left out: {bad} images{folders}")
 
 
 def main(argv=None):
@@ -88,17 +70,31 @@ def main(argv=None):
     with ending.in_one_line():
         asked, others = parser.parse_known_args(argv)
         args = parse_args(["--method", "none", *others], ["none"], [])
-        if "model" not in args.given:
-            args.model = base_of(args.adapter)
+        if "model" not in args.given and not args.adapter:
+            raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
         vlm, processor = load_model(args)
-        prompt, length = asked.prompt or GROUNDING_PROMPT.format(asked.find), args.max_new_tokens or 200
+        prompt, item = asked.prompt or GROUNDING_PROMPT.format(asked.find), {}
         out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
-        if not asked.folder:
-            ask_once(vlm, processor, asked.image, prompt, args.adapter, length, out)
-            return
-        if args.adapter:
-            load_adapter(args.adapter, vlm)
-        ask_folder(vlm, processor, asked.folder, prompt, length, out / "predictions.jsonl")
+
+        def answer(images):
+            return ask(vlm, processor, images, prompt, args.max_new_tokens or 200)
+
+        # The base model, then the tuned one; about a folder only the last.
+        for when in ("base", "tuned") if args.adapter else ("base",):
+            if when == "tuned":
+                load_adapter(args.adapter, vlm)
+            if not asked.folder:
+                text, box = answer(asked.image)
+                item[when] = box or text
+                print(f"{when:8} {text}")
+                if box:
+                    print(f"         box in pixels of the image: {[round(c) for c in box]}")
+        if asked.folder:
+            ask_folder(answer, prompt, asked.folder, out / "predictions.jsonl")
+        if len(asked.image) == 1:
+            tile = {"image": open_image(asked.image[0]), "caption": prompt} | item
+            figures.examples(out / "answer.png", [tile], side=640)
+            print(f"         drawn in {out / 'answer.png'}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is done before the steps: examples are read and counted, images encoded once, examples put into batches."""
 
+from itertools import accumulate
 from statistics import median
 
 import torch
@@ -7,68 +8,49 @@ import torch
 from data import load
 from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
-from parts.tasks import default_root
 from parts.tasks.boxes import small_targets
 
 
-def load_examples(processor, name, root, split, limit, room=0):
-    """Examples of a data set. Those longer than the model's positions (less `room` for an answer) are left out, with a
-    line that counts and names them. root: see tasks.default_root."""
-    examples = load(name, default_root(name, root), split, limit)
-
-    # What does not fit is left out, not cut off.
-    longest = processor.config.max_positions - room
+def load_examples(processor, name, root, split, limit, max_new_tokens=0):
+    """Examples of a data set. Rows that are longer than the model's positions, with max_new_tokens for an answer, are left
+    out and not cut off; a line names them."""
+    examples = load(name, root, split, limit)
+    longest = processor.config.max_positions - max_new_tokens
     with progress(examples, desc=f"reading {name} {split}") as bar:
-        counts = [processor.count(e) for e in bar]
-    long = [e.name for e, (tokens, _) in zip(examples, counts) if tokens > longest]
+        lengths = [processor.count(example) for example in bar]
+    long = [example.name for example, (tokens, _) in zip(examples, lengths) if tokens > longest]
     if long:
         print(f"skipped  {len(long)} of {len(examples)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
-        kept = [(e, count) for e, count in zip(examples, counts) if count[0] <= longest]
-        if not kept:
-            raise InputError(f"{name} {split}: every row is longer than {longest} tokens; lower --max-pixels")
-        examples, counts = map(list, zip(*kept))
+        fitting = [i for i, (tokens, _) in enumerate(lengths) if tokens <= longest]
+        examples, lengths = [examples[i] for i in fitting], [lengths[i] for i in fitting]
+    if not examples:
+        raise InputError(f"{name} {split}: every row is longer than {longest} tokens; lower --max-pixels")
 
-    visual = [v for _, v in counts]
-    text = [tokens - v for tokens, v in counts]
-    print(
-        f"data     {name} {split}: {len(examples)} rows; tokens a row (min / median / max): "
-        f"visual {spread(visual)}, text {spread(text)}"
-    )
-    boxed = [e for e in examples if isinstance(e.answer, tuple)]
-    shown = [e.visuals[0] for e in boxed]
-    seen = [processor.resized(visual) for visual in shown]
-    if small := small_targets([e.answer for e in boxed], [v.size for v in shown], seen, processor.factor):
+    kinds = {"visual": [v for _, v in lengths], "text": [tokens - v for tokens, v in lengths]}
+    spread = ", ".join(f"{kind} {min(n)} / {median(n):.0f} / {max(n)}" for kind, n in kinds.items())
+    print(f"data     {name} {split}: {len(examples)} rows; tokens a row (min / median / max): {spread}")
+    boxed = [example for example in examples if isinstance(example.answer, tuple)]
+    sizes = [example.visuals[0].size for example in boxed]
+    resized = [processor.resized(example.visuals[0]) for example in boxed]
+    if small := small_targets([example.answer for example in boxed], sizes, resized, processor.factor):
         print(f"warning  {name} {split}: {small}")
     return examples
-
-
-def spread(values):
-    return f"{min(values)} / {median(values):.0f} / {max(values)}"
 
 
 @torch.no_grad()
 def encode_images(vlm, processor, examples, gib):
     """Fill processor.encoded with the embeddings of the examples' images, until `gib` GiB are full. The encoder is
     frozen, so each image is encoded once per run. What processor.encoded held before is dropped."""
-    processor.encoded, chosen, seen, left = {}, [], set(), gib * 2**30
-    for example in examples if gib else ():
-        new = {visual.key: visual for visual in example.visuals if visual.key not in seen}
-        tokens = sum(processor.visual_tokens(visual) for visual in new.values())
-        left -= tokens * vlm.config.visual_size * vlm.dtype.itemsize
-        if left < 0:
-            break
-        if new:
-            chosen.append(example.question())
-            seen |= new.keys()
-    processor.kept = chosen  # a drawn image's key is its id, so it has to stay alive
-
+    firsts = [examples[group[0]].question() for group in by_image(examples) if examples[group[0]].visuals]
+    sizes = [processor.count(example)[1] * vlm.config.visual_size * vlm.dtype.itemsize for example in firsts]
+    chosen = firsts[: sum(total <= gib * 2**30 for total in accumulate(sizes))]
+    processor.encoded, processor.kept = {}, chosen  # a drawn image's key is its id, so these examples stay alive
     with progress(total=len(chosen), desc="encoding images") as bar:
         for i in range(0, len(chosen), 16):
-            part = chosen[i : i + 16]
-            batch = processor(part).to(vlm.device)
+            batch, part = processor(chosen[i : i + 16]).to(vlm.device), chosen[i : i + 16]
+            visuals = {v.key: v for example in part for v in example.visuals if v.key not in processor.encoded}
             embeddings = vlm.visual(batch.patches, batch.grids).cpu()
-            new = {v.key: v for e in part for v in e.visuals if v.key not in processor.encoded}
-            processor.encoded |= zip(new, embeddings.split([processor.visual_tokens(v) for v in new.values()]))
+            processor.encoded |= zip(visuals, embeddings.split([processor.visual_tokens(v) for v in visuals.values()]))
             bar.update(len(part))
     if gib:
         every = {visual.key for example in examples for visual in example.visuals}
@@ -79,8 +61,8 @@ def by_image(examples):
     """Numbers of examples in groups: all about the same images together, one without images on its own."""
     groups = {}
     for i, example in enumerate(examples):
-        shown = tuple(visual.key for visual in example.visuals)
-        groups.setdefault(shown or i, []).append(i)
+        keys = tuple(visual.key for visual in example.visuals)
+        groups.setdefault(keys or i, []).append(i)
     return list(groups.values())
 
 

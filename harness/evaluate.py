@@ -3,7 +3,6 @@
     python -m harness.evaluate runs/.../predictions.jsonl      the scores of a run again, from its answers
 """
 
-import argparse
 import math
 from pathlib import Path
 from statistics import fmean
@@ -13,44 +12,39 @@ import torch.distributed as dist
 
 from data import Example
 from harness import ending
+from harness.arguments import Parser
 from harness.encodings import like_batches
 from harness.processes import RANK, WORLD, progress, together
 from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
-from parts.tasks.boxes import compare_boxes, in_another_scale, parse_box
+from parts.tasks.boxes import in_another_scale, parse_box
 from parts.tasks.rows import json_rows
 
-CURVE_ROWS = 100  # rows by which accuracy is measured on the way
-TEXT_PROMPTS = (  # text_logit_max_change is the largest change of any logit at any position of these
-    "What is the capital of France?",
-    "Write a haiku about the sea.",
-    "17 + 25 =",
-    "Translate into German: good morning",
-    "def fibonacci(n):",
-    "Why is the sky blue? Answer in one sentence.",
-    "List three prime numbers.",
-    "Ada has 12 apples and gives away 5. How many apples are left?",
-    "你好，请介绍一下你自己。",
+CURVE_ROWS = 100  # held-out rows by which accuracy is measured during training
+TEXT_PROMPTS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "17 + 25 =", "List three prime numbers.",
+    "Translate into German: good morning", "def fibonacci(n):", "Why is the sky blue? Answer in one sentence.",
+    "Ada has 12 apples and gives away 5. How many apples are left?", "你好，请介绍一下你自己。",
     "Summarise: the cat sat on the mat.",
 )
 
 
-def evaluate(vlm, processor, examples, name, room, size=32):
-    """Generate an answer of at most `room` tokens to every example and score it: a list of predictions, in the order of
-    the examples. Several processes take turns at the batches and put the answers together.
+def evaluate(vlm, processor, examples, name, max_new_tokens, size=32):
+    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
+    processes take turns at the batches and put the answers together.
 
     name: of the data set; size: questions answered at once.
     """
     jobs = like_batches(processor, examples, size)[RANK::WORLD]
-    generated = torch.full((len(examples), room), -1)  # token ids; -1: nothing
+    generated = torch.full((len(examples), max_new_tokens), -1)  # token ids; -1: nothing
 
     def batch_of(numbers):
         return processor([examples[i].question() for i in numbers], share_images=True)
 
     with progress(total=len(examples), desc=f"evaluate {name}") as bar:
         for batch, numbers in zip(ahead(batch_of, jobs), jobs):
-            for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), room)):
+            for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
                 generated[i, : len(ids)] = torch.tensor(ids)
             bar.update(len(numbers) * WORLD)
     if WORLD > 1:
@@ -63,69 +57,55 @@ def evaluate(vlm, processor, examples, name, room, size=32):
 
 def prediction(example, text, processor, data=""):
     """A generated text and all that its score follows from: a line of predictions.jsonl."""
-    boxed = not isinstance(example.answer, str)
-    metric = example.metric or ("iou" if boxed else "exact")
+    metric = example.metric or ("exact" if isinstance(example.answer, str) else "iou")
     size = resized = None
     if metric in ("iou", "point"):  # boxes go from the numbers that the model writes to pixels of the file
         size, resized = example.visuals[0].size, processor.box_scale(example.visuals[0])
-    found = {
-        "data": data,
-        "source": example.source,
-        "kind": example.kind,
-        "group": example.group,
-        "images": [str(visual) for visual in example.visuals if not visual.is_video],
-        "videos": len(example.videos),
-        "prompt": example.prompt,
-        "text": text,
-        "metric": metric,
-        "reference": example.answer if example.reference is None else example.reference,
-        "size": size,
-        "resized": resized,
-    }
-    return found | score(metric, text, found["reference"], size, resized)
-
-
-def mean(values):
-    return fmean(values) if values else None
+    reference = example.answer if example.reference is None else example.reference
+    asked = {"data": data, "source": example.source, "kind": example.kind, "group": example.group}
+    asked["images"] = [str(visual) for visual in example.visuals if not visual.is_video]
+    asked |= {"videos": len(example.videos), "prompt": example.prompt, "text": text}
+    asked |= {"metric": metric, "reference": reference, "size": size, "resized": resized}
+    return asked | score(metric, text, reference, size, resized)
 
 
 def summary(predictions, data=None):
-    """Predictions -> accuracies, parse failures and how predicted boxes differ from the references.
+    """Predictions -> accuracies, and counts of answers that could not be read or have boxes in another scale.
 
-    predictions: dicts with data, kind, group, metric, parsed, score, failed, reference, size, images, perhaps videos.
-    data: the data set whose accuracy is "accuracy" (None: all of them). That is the accuracy of its questions with
-    images, if it has any, without kind "prior": ViLP's first image measures what the model would say without looking.
-    text_accuracy is that of questions without image and video. by_kind has the mean score of each "data kind" and of
-    each "data group". boxes compares those of `data`; boxes_in_another_scale counts all that tasks.boxes takes for such.
-    A mean over nothing is None.
+    accuracy: of the data set `data` (None: of all), by its questions with images if it has any, without kind "prior"
+    (ViLP's first image measures what the model would say without looking). text_accuracy: of all questions without image
+    and video. by_kind: the mean score of each "data kind" and each "data group". A mean over nothing is None.
     """
-    kinds = {}
+    by_kind = {}
     for p in predictions:
-        kind = p.get("kind") or ""
-        for name in dict.fromkeys([kind, p.get("group") or kind]):  # once if they are the same
-            kinds.setdefault(f"{p['data']} {name}".strip(), []).append(p["score"])
-    own = [p for p in predictions if data in (None, p["data"]) and p.get("kind") != "prior"]
-    with_image = [p for p in own if p.get("images") or p.get("videos")]
-    text = [p["score"] for p in predictions if not p.get("images") and not p.get("videos")]
-    boxes = [(parse_box(p["text"]), p["resized"]) for p in predictions if p.get("metric") == "iou"]
+        for name in dict.fromkeys([p["kind"], p["group"] or p["kind"]]):  # once if they are the same
+            by_kind.setdefault(f"{p['data']} {name}".strip(), []).append(p["score"])
+    own = [p for p in predictions if data in (None, p["data"]) and p["kind"] != "prior"]
+    with_image = [p for p in own if p["images"] or p["videos"]]
+    text = [p for p in predictions if not p["images"] and not p["videos"]]
+    boxes = [(parse_box(p["text"]), p["resized"]) for p in predictions if p["metric"] == "iou"]
     return {
-        "accuracy": mean([p["score"] for p in with_image or own]),
-        "text_accuracy": mean(text),
-        "by_kind": {name: mean(scores) for name, scores in kinds.items()},
-        "parse_failures": sum(bool(p["failed"]) for p in predictions),
+        "accuracy": mean_score(with_image or own),
+        "text_accuracy": mean_score(text),
+        "by_kind": {name: fmean(scores) for name, scores in by_kind.items()},
+        "parse_failures": sum(p["failed"] for p in predictions),
         "boxes_in_another_scale": sum(in_another_scale(box, resized) for box, resized in boxes if box),
-        "boxes": compare_boxes([p for p in own if p.get("metric") == "iou" and p["parsed"]]),
     }
+
+
+def mean_score(predictions):
+    return fmean(p["score"] for p in predictions) if predictions else None
 
 
 @torch.no_grad()
 def text_logits(vlm, processor):
-    """The logits of the built-in text prompts, each on its own."""
+    """The logits [1, T, V] of each of TEXT_PROMPTS, on its own."""
     return [vlm(processor([Example([], prompt)]).to(vlm.device)).cpu() for prompt in TEXT_PROMPTS]
 
 
 def text_change(before, after):
-    """The largest change of any logit between two results of text_logits. Raises InputError if it is not finite."""
+    """The largest change of any logit of any prompt, from two results of text_logits. Raises InputError if one is not
+    finite."""
     largest = torch.stack([(a - b).abs().max() for a, b in zip(before, after)]).max().item()
     if not math.isfinite(largest):
         raise InputError("the logits of text are not finite; lower --lr, or use --dtype float32")
@@ -133,28 +113,28 @@ def text_change(before, after):
 
 
 def score_again(file):
-    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
-    base and the tuned model. Returns the number of lines whose score differs. Raises InputError for a broken file."""
-    answers, differ = {}, 0
+    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the accuracies of the
+    base and the tuned model. Returns how many scores differ."""
+    answers, differ = {"base": [], "tuned": []}, 0
     for line, source in json_rows(Path(file)):
         with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
-            answers.setdefault(f"{line['when']:.6}", []).append(line | scored)
+            answers[line["when"]].append(line | scored)
     with reading(file, "the predictions of a run"):
         results = {when: summary(predictions) for when, predictions in answers.items()}
     for when, result in results.items():
-        for kind, value in result["by_kind"].items():
-            print(f"{when:6} {kind:40} {value:7.1%}")
-        print(f"{when:6} {'answers that could not be read':40} {result['parse_failures']:7}")
-        print(f"{when:6} {'boxes in another scale':40} {result['boxes_in_another_scale']:7}")
+        for kind, accuracy in result["by_kind"].items():
+            print(f"{when:6} {kind:40} {accuracy:7.1%}")
+        for count in ("parse_failures", "boxes_in_another_scale"):
+            print(f"{when:6} {count.replace('_', ' '):40} {result[count]:7}")
     print(f"{sum(map(len, answers.values()))} answers scored again, {differ} scores differ from those in {file}")
     return differ
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(usage="python -m harness.evaluate FILE", description=score_again.__doc__)
-    parser.add_argument("file", help="predictions.jsonl of a run")
+    parser = Parser(usage="python -m harness.evaluate FILE", description="Score the answers of a run again.")
+    parser.add_argument("file", metavar="FILE", help="its predictions.jsonl")
     with ending.in_one_line():
         score_again(parser.parse_args(argv).file)
 

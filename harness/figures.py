@@ -1,19 +1,14 @@
-"""The pictures of a run, with Pillow alone.
+"""The pictures of a run, with Pillow alone: heads.png, curve.png and examples.png; and the axes under every chart.
 
-    Axes          the frame of a chart
-    head_map      the influence of every value head, the selected ones framed
-    curve         the training loss and the accuracy
-    examples      images with the reference's box and the models' boxes
-
-A "picture" is what is drawn here; an "image" is what the model sees. The colours are those of Okabe and Ito, which
-people with any colour vision can distinguish. What matters is also said by line style, outline or words.
+A "picture" is drawn; an "image" is what the model sees. The colours are those of Okabe and Ito, which people with any
+colour vision can distinguish. What matters has also its own line style, frame or word.
 """
 
 import math
 from bisect import bisect_left
 from statistics import mean
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from parts.files import writing
 from parts.tasks.boxes import draw_box
@@ -51,18 +46,18 @@ def wrap(text, size, width, lines):
         line = rest.pop(0)
         while rest and text_width(f"{line} {rest[0]}", size) <= width:
             line = f"{line} {rest.pop(0)}"
-        wrapped.append(line)
+        wrapped.append(shortened(line, size, width))
     if rest:
-        wrapped[-1] += " ..."
-    return [shortened(line, size, width) for line in wrapped]
+        wrapped[-1] = shortened(wrapped[-1] + " ...", size, width)
+    return wrapped
 
 
 def shortened(line, size, width):
-    """The line, or as much of its beginning as fits with an ellipsis."""
+    """The line, or as many of its letters as fit with an ellipsis."""
     if text_width(line, size) <= width:
         return line
-    fits = bisect_left(range(len(line)), True, key=lambda n: text_width(line[:n] + "...", size) > width)
-    return line[: fits - 1] + "..."
+    too_many = bisect_left(range(len(line)), True, key=lambda n: text_width(line[:n] + "...", size) > width)
+    return line[: too_many - 1] + "..."
 
 
 def shade(value):
@@ -150,9 +145,8 @@ def nice_ticks(low, high, count=5):
 def log_ticks(low, high):
     """1, 2, 5, 10, 20, 50, ... from low to high; where these are many, the powers of ten alone."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [m * 10**power for power in powers for m in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    return ticks if len(ticks) < 9 else [tick for tick in ticks if math.log10(tick) % 1 == 0]
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    return [m * 10**power for power in powers for m in digits if low <= m * 10**power <= high]
 
 
 def written(value, form):
@@ -168,21 +162,18 @@ def head_map(path, scores, heads):
 
     scores: lists [L][G], or None where heads were not scored; heads: {layer: [heads]}.
     """
-    words = "Not scored."
+    words = f"{sum(map(len, heads.values()))} heads are selected (framed). "
     if scores is None:
-        G = 1 + max(max(of_layer) for of_layer in heads.values())
-        scores = [[0.0] * G for _ in range(max(heads) + 1)]
+        scores = [[0.0] * (1 + max(map(max, heads.values()))) for _ in range(max(heads) + 1)]
     else:
-        words = "A layer's quota follows from the sum of its scores; its highest scores fill the quota. "
+        words += "A layer's quota follows from the sum of its scores; its highest scores fill the quota. "
         words += f"White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
     L, G, left, top = len(scores), len(scores[0]), 90, 190
     cell = max(16, min(44, 1600 // L))
     picture, pen = canvas(max(left + G * cell + 120, 420), top + L * cell + 50)
     pen.text((20, 16), "Influence of value heads", BLACK, font(24))
-    count = sum(map(len, heads.values()))
-    pen.text((20, 52), f"{count} of {L * G} heads are selected (framed).", BLACK, font(17))
-    for i, line in enumerate(wrap(words, 15, picture.width - 40, 4)):
-        pen.text((20, 80 + 20 * i), line, BLACK, font(15))
+    for i, line in enumerate(wrap(words, 16, picture.width - 40, 5)):
+        pen.text((20, 54 + 21 * i), line, BLACK, font(16))
     head_grid(pen, (left, top), cell, scores, heads)
     for h in range(G):
         pen.text((left + (h + 0.5) * cell, top - 8), str(h), BLACK, font(min(16, cell)), anchor="mb")
@@ -199,8 +190,8 @@ def head_grid(pen, corner, cell, scores, heads):
     for layer, row in enumerate(scores):
         y, selected = top + layer * cell, heads.get(layer, [])
         pen.text((left - 12, y + cell / 2), str(layer), BLACK, font(min(16, cell)), anchor="rm")
-        quota = f"{len(selected)} of {len(row)}"
-        pen.text((left + len(row) * cell + 12, y + cell / 2), quota, BLACK, font(min(16, cell)), anchor="lm")
+        quota = str(len(selected))
+        pen.text((left + len(row) * cell + 30, y + cell / 2), quota, BLACK, font(min(16, cell)), anchor="mm")
         for h, score in enumerate(row):
             x = left + h * cell
             frame = (x, y, x + cell - 3, y + cell - 3)
@@ -212,23 +203,23 @@ def head_grid(pen, corner, cell, scores, heads):
 def curve(path, losses, evaluations):
     """Two panels, one below the other. losses: [(step, training loss)]; evaluations: [(step, accuracy)]."""
     picture, _ = canvas(860, 700)
-    last = max(step for step, _ in losses + evaluations)
-    if losses:
-        window = max(1, len(losses) // 50)  # a running mean, so that the trend is seen through the noise
-        near = [losses[max(0, i - window) : i + 1] for i in range(len(losses))]
-        smooth = [(some[-1][0], mean(loss for _, loss in some)) for some in near]
-        highest = max(loss for _, loss in smooth)
-        axes = Axes(picture, (90, 60, 830, 280), (0, max(last, 1)), (0, 1.05 * highest or 1))
-        axes.ticks("g", "g")
-        axes.words("training loss (running mean)", "step")
-        axes.line(smooth, BLUE)
-    if evaluations:
-        axes = Axes(picture, (90, 400, 830, 620), (0, max(last, 1)), (0, 1))
-        axes.ticks("g", "g%")
-        axes.words("accuracy on the first held-out rows", "step")
-        axes.line(evaluations, ORANGE)
-        for step, accuracy in evaluations:
-            axes.mark(step, accuracy, ORANGE, ORANGE)
+    window = max(1, len(losses) // 50)  # a running mean, so that the trend is seen through the noise
+    near = [losses[max(0, i - window) : i + 1] for i in range(len(losses))]
+    smooth = [(some[-1][0], mean(loss for _, loss in some)) for some in near]
+    x_range = 0, max(1, *(step for step, _ in losses + evaluations))
+    highest = 1.05 * max((loss for _, loss in smooth), default=0) or 1
+    panels = (
+        ("training loss (running mean)", smooth, (0, highest), "g", BLUE),
+        ("accuracy on the first held-out rows", evaluations, (0, 1), "g%", ORANGE),
+    )
+    for i, (title, points, y_range, form, colour) in enumerate(panels):
+        if points:
+            axes = Axes(picture, (90, 60 + 340 * i, 830, 280 + 340 * i), x_range, y_range)
+            axes.ticks("g", form)
+            axes.words(title, "step")
+            axes.line(points, colour)
+            for x, y in points if len(points) < 50 else ():
+                axes.mark(x, y, colour, colour, 5)
     save(picture, path)
 
 
@@ -243,31 +234,30 @@ def examples(path, items, columns=4, side=300):
     the answer is right}.
     """
     columns, gap, top = min(columns, len(items)), 16, 60
-    names = [name for name in STYLES if any(name in item for item in items)]
-    scales = [side / max(item["image"].size) for item in items]
+    images = [ImageOps.contain(item["image"], (side, side)) for item in items]
     texts = [text_lines(item, side - 20) for item in items]
-    heights = [round(item["image"].height * scale) for item, scale in zip(items, scales)]
-    feet = [height + 40 + 21 * len(lines) for height, lines in zip(heights, texts)]
-    rows = [max(feet[i : i + columns]) for i in range(0, len(items), columns)]
+    heights = [image.height + 40 + 21 * len(lines) for image, lines in zip(images, texts)]
+    rows = [max(heights[i : i + columns]) for i in range(0, len(items), columns)]
     picture, pen = canvas(max(columns * (side + gap) + gap, 560), top + sum(rows))
 
     # Whose box is drawn how.
     x = gap + 8
+    names = [name for name in STYLES if any(name in item for item in items)]
     for name in names:
         draw_box(pen, (x, 20, x + 34, 42), *STYLES[name])
         pen.text((x + 50, 31), name, BLACK, font(18), anchor="lm")
         x += 100 + text_width(name, 18)
 
     # The images with their boxes, then the words below them.
-    for i, (item, scale, lines) in enumerate(zip(items, scales, texts)):
+    for i, (item, image, lines) in enumerate(zip(items, images, texts)):
         x, y = gap + i % columns * (side + gap), top + sum(rows[: i // columns])
-        image = item["image"].resize([max(1, round(c * scale)) for c in item["image"].size])
+        scale = image.width / item["image"].width
         picture.paste(image, (x, y))
         for name in names:
             answer = item.get(name)
             if answer is not None and not isinstance(answer, str):
                 box = [min(max(c * scale, 0), limit) for c, limit in zip(answer, image.size * 2)]
-                draw_box(pen, [box[0] + x, box[1] + y, box[2] + x, box[3] + y], *STYLES[name])
+                draw_box(pen, (x + box[0], y + box[1], x + box[2], y + box[3]), *STYLES[name])
         for j, (line, right) in enumerate(lines):
             middle = y + image.height + 24 + 21 * j
             pen.text((x + 20 * (right is not None), middle), line, BLACK, font(16), anchor="lm")
@@ -282,7 +272,7 @@ def text_lines(item, width):
     for name in STYLES:
         answer, right = item.get(name), item.get("right", {}).get(name)
         if isinstance(answer, str):
-            lines.append((*wrap(f"{name}: {answer}", 16, width, 1), right))
+            lines.append((shortened(f"{name}: {' '.join(answer.split())}", 16, width), right))
         elif name in item and answer is None:
             lines.append((f"{name}: no box", right))
         elif right is not None:

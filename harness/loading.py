@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from data import Processor
-from harness import ending, report
+from harness import report
 from harness.arguments import MAX_PIXELS
 from harness.processes import choose_device
 from model import VLM
@@ -16,7 +16,10 @@ TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
 def load_model(args):
-    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". The model is frozen."""
+    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it. The
+    model is frozen."""
+    if args.adapter and "model" not in args.given:
+        args.model = base_of(args.adapter)
     folder = TINY if args.model == "tiny" else args.model
     processor = Processor.from_pretrained(folder, *pixel_limits(args.min_pixels, args.max_pixels, args.adapter))
     device, dtype = choose_device(args.device, args.dtype)
@@ -26,25 +29,39 @@ def load_model(args):
     vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-    ending.guard(vlm)
+    if dtype == torch.float16:
+        refuse_infinite(vlm)
     report.show_model(args.model, vlm)
     return vlm, processor
 
 
 def base_of(adapter):
     """The model that an adapter file names as its base. Raises InputError if it names none."""
-    model = read_metadata(adapter).get("model") if adapter else None
+    with reading(adapter, "an adapter"):
+        model = read_metadata(adapter).get("model")
     if not model:
-        raise InputError(f"{adapter or 'which model?'}: add --model, a checkpoint folder, a hub id or tiny")
+        raise InputError(f"{adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
     return model
 
 
-def pixel_limits(min_pixels, max_pixels, adapter_file):
+def pixel_limits(min_pixels, max_pixels, adapter):
     """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
     notes = {}
-    if adapter_file:
-        with reading(adapter_file, "an adapter"):
-            notes |= parse_json(read_metadata(adapter_file).get("notes", "{}").encode())
-            for name in notes.keys() & {"min_pixels", "max_pixels"}:
-                notes[name] = int(notes[name])
+    if adapter:
+        with reading(adapter, "an adapter"):
+            content = parse_json(read_metadata(adapter).get("notes", "{}").encode())
+            notes = {name: int(content[name]) for name in content.keys() & {"min_pixels", "max_pixels"}}
     return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
+
+
+def refuse_infinite(vlm):
+    """In float16, whose largest number is 65,504, an infinite output of a layer ends the run with the layer's name.
+    bfloat16 and float32 reach 3e38 and need no check."""
+    names = {layer: name for name, layer in vlm.named_modules()}
+
+    def check(layer, inputs, output):
+        if not output.isfinite().all():
+            raise InputError(f"{names[layer]}: a value is too large for float16; use --dtype bfloat16 or float32")
+
+    for layer in [*vlm.visual.blocks, *vlm.model.layers]:
+        layer.register_forward_hook(check)

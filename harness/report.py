@@ -13,7 +13,7 @@ from statistics import mean, median
 
 import torch
 
-from harness import ending, figures
+from harness import figures
 from harness.arguments import data_set
 from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
@@ -22,7 +22,7 @@ from parts.files import InputError, write_text
 from parts.tasks.images import open_image
 from parts.tasks.scenes import DRAWN
 
-HERE = Path(__file__).parent.parent
+PACKAGES = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
 STARTED = time.perf_counter()
 
 
@@ -45,18 +45,14 @@ def show_model(model, vlm):
         print("         it knows drawn scenes alone: of photographs it can say nothing")
 
 
-def size(vlm):
-    return nf4.size(vlm)[0]
-
-
 def show_method(vlm, method, parameters, steps, rows, lr, heads):
     """Print what will be trained. rows: examples of one step."""
-    trainable = sum(p.numel() for p in parameters)
-    print(f"method   {method}: {trainable:,} trainable parameters ({trainable / size(vlm):.2%})")
+    trainable, (total, _) = sum(p.numel() for p in parameters), nf4.size(vlm)
+    print(f"method   {method}: {trainable:,} trainable parameters ({trainable / total:.2%})")
     if heads:
-        total, picked = vlm.config.layers * vlm.config.value_heads, sum(map(len, heads.values()))
-        layers = ", ".join(f"layer {layer}: {hs}" for layer, hs in heads.items())
-        print(f"heads    {picked} of {total} value heads are adapted; {layers}")
+        selected, of = sum(map(len, heads.values())), vlm.config.layers * vlm.config.value_heads
+        layers = ", ".join(f"layer {layer}: {of_layer}" for layer, of_layer in heads.items())
+        print(f"heads    {selected} of {of} value heads are adapted; {layers}")
     print(f"training {steps} steps of {rows} rows, learning rate {lr:g}")
     if steps < 10:
         print(f"warning  {steps} steps of {rows} rows: hardly anything will be learnt; try --epochs 20, or --batch 1")
@@ -69,98 +65,66 @@ def show_probe(out, heads, scores):
         return
     if scores is None:
         raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
-    ranked = sorted(
-        ((score, layer, h) for layer, row in enumerate(scores) for h, score in enumerate(row)), reverse=True
-    )
+    ranked = [(score, layer, h) for layer, of_layer in enumerate(scores) for h, score in enumerate(of_layer)]
     print(f"{'layer':>5} {'head':>4} {'score':>10}")
-    for score, layer, h in ranked:
-        selected = "  selected" if h in heads.get(layer, []) else ""
-        print(f"{layer:5} {h:4} {score:10.4g}{selected}")
+    for score, layer, h in sorted(ranked, reverse=True):
+        print(f"{layer:5} {h:4} {score:10.4g}" + "  selected" * (h in heads.get(layer, [])))
     figures.head_map(out / "heads.png", scores, heads)
     print(f"drawn in {out / 'heads.png'}")
 
 
-class Arriving:
-    """A vector of numbers on its way from a GPU to the CPU. `tolist` waits for it alone, and not, as a tensor's own does,
-    for everything that the GPU was given to do since."""
-
-    def __init__(self, tensor):
-        self.numbers = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-        self.here = torch.cuda.Event()
-        self.here.record(torch.cuda.current_stream(tensor.device))
-
-    def tolist(self):
-        self.here.synchronize()
-        return self.numbers.tolist()
-
-
-def arriving(tensor):
-    """The vector, to be read later with `tolist` while its device is at work on what comes next."""
-    return Arriving(tensor) if tensor.is_cuda else tensor
-
-
-def note_step(out, device, log, line):
-    """Add the line of a step to `log` and to log.jsonl, which grows while the run lives. Returns a few words of it for the
-    progress bar. Its "sums" come from the device: loss, supervised tokens, tokens, visual tokens, processes that got
-    a signal, norm of the gradient. Raises InputError if the loss or the norm is not finite."""
-    loss, supervised, tokens, visual_tokens, signals, norm = line.pop("sums").tolist()
-    if signals:
-        ending.now.stop = True  # every process reads this at the same step
-    for what, value in (("loss", loss), ("norm of the gradient", norm)):
-        if not math.isfinite(value):
-            raise InputError(
-                f"the {what} is {value} at step {line['step']}; lower --lr (now {line['lr']:.3g}); what was saved stays"
-            )
-    peak = peak_memory(device)
-    line |= {"loss": loss / supervised, "norm": norm, "tokens": tokens, "visual_tokens": visual_tokens}
-    line["peak_mib"] = None if peak is None else peak / 2**20
-    log.append(line)
-    if RANK == 0:
-        file = out / "log.jsonl"
-        try:
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(line, allow_nan=False) + "\n")
-        except OSError as error:  # a full disk
-            raise InputError(f"{file}: cannot be written ({error.strerror})") from None
-    memory = "memory not measured" if peak is None else f"{line['peak_mib']:.0f} MiB"
+def log_steps(record, lines, numbers, device, begun):
+    """Wait for the device and complete the log's lines of the last steps, which began at `begun`. numbers: of each step,
+    as train.training_step returns them. Returns a few words of it for the progress bar. Raises InputError if a loss or
+    the norm of a gradient is not finite."""
+    numbers = torch.stack(numbers).tolist()  # here the CPU waits
+    now, (peak, reserved) = time.perf_counter(), peak_memory(device)
+    for line, (loss, norm) in zip(lines, numbers):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            problem = f"loss {loss}, norm of the gradient {norm} at step {line['step']}"
+            raise InputError(f"{problem}; lower --lr (now {line['lr']:.3g}), or use --dtype float32; what was saved stays")
+        line |= {"loss": loss, "norm": norm, "ms": 1000 * (now - begun) / len(lines), "elapsed": now - STARTED}
+        line |= {"peak_bytes": peak, "reserved_bytes": reserved}
+    if RANK == 0:  # the file grows while the run lives
+        with open(record.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    record.log += lines
+    memory = "memory not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
-
-
-def versions():
-    packages = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def commit():
     """The git commit of this code, or None outside a checkout."""
-    command = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def measured(vlm, adapter, parameters, steps, state, logit_change, predictions, main_data):
+def measured(vlm, adapter, parameters, record, logit_change, predictions, main_data):
     """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
-    accuracy is the run's; state["log"]: a line a step; state["curve"]: accuracies on the way."""
-    log = state["log"]
+    accuracy is the run's; record.log: a line a step; record.curve: accuracies on the way."""
+    log = record.log
     flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
-    summaries = {when: summary(found, main_data) for when, found in predictions.items()}
+    peak, reserved = peak_memory(vlm.device)
+    summaries = {when: summary(of_model, main_data) for when, of_model in predictions.items()}
     return {
-        "steps": steps,
+        "steps": record.step,
         "trainable_parameters": sum(p.numel() for p in parameters),
-        "parameters": size(vlm),
+        "parameters": nf4.size(vlm)[0],
         "adapter_flops_per_step": mean(flops) if flops else None,
         "train_seconds": sum(line["ms"] for line in log) / 1000,
         "step_ms": median(line["ms"] for line in log) if log else None,
         "wall_seconds": time.perf_counter() - STARTED,
         "seconds_to_first_step": log[0]["elapsed"] if log else None,
         "processes": WORLD,
-        "peak_memory_bytes": peak_memory(vlm.device),
+        "peak_memory_bytes": peak,
+        "peak_reserved_bytes": reserved,
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         "boxes_in_another_scale": {when: s.pop("boxes_in_another_scale") for when, s in summaries.items()},
         **summaries,
-        "curve": curve(state["curve"], predictions, main_data, steps),
+        "curve": curve(record, predictions, main_data),
         "text_logit_max_change": logit_change,
         "heads": adapter.heads if adapter else None,
     }
@@ -170,42 +134,30 @@ def accuracy_of(predictions):
     return summary(predictions)["accuracy"]
 
 
-def by_now(answers, curve, adapter, out):
-    """The accuracy on the way, by answers(CURVE_ROWS), predictions for so many rows. The best adapter so far is kept
-    beside the last, in best.safetensors. curve: the accuracies up to here."""
-    accuracy = accuracy_of(answers(CURVE_ROWS))
-    if adapter:
-        ending.check_finite(adapter.parameters())
-    if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in curve):
-        adapter.save(out / "best.safetensors")
-    return accuracy
-
-
-def curve(points, predictions, main_data, steps):
+def curve(record, predictions, main_data):
     """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
-    ends = {}
-    for when, step in (("base", 0), ("tuned", steps)):
-        few = [p for p in predictions[when] if p["data"] == main_data][:CURVE_ROWS]
-        ends[when] = [(step, accuracy_of(few))] if few else []
-    return ends["base"] + points + ends["tuned"]
+    base, tuned = ([p for p in predictions[w] if p["data"] == main_data][:CURVE_ROWS] for w in ("base", "tuned"))
+    ends = (0, accuracy_of(base)), *record.curve, (record.step, accuracy_of(tuned))
+    return [(step, accuracy) for step, accuracy in ends if accuracy is not None]
 
 
 def write(out, arguments, measured, predictions, command):
     """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
-    how = {"arguments": arguments, "versions": versions(), "command": " ".join(command), "commit": commit()}
-    lines = [p | {"when": when} for when, found in predictions.items() for p in found]
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    how = {"arguments": arguments, "versions": versions, "command": " ".join(command), "commit": commit()}
+    lines = [p | {"when": when} for when, of_model in predictions.items() for p in of_model]
     write_text(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(out / "report.json", json.dumps(made_by | measured | how, indent=1, allow_nan=False) + "\n")
 
 
-def draw(out, report, state, held_out, predictions, main_data):
+def draw(out, report, record, held_out, predictions, main_data):
     """heads.png, curve.png and examples.png, each if there is something to show. Of drawn data also scene.png, an image
     to ask about, since no file holds them. held_out: {data set: examples}; predictions: {"base": [...], "tuned": [...]}."""
     if report["heads"]:
-        figures.head_map(out / "heads.png", state["scores"], report["heads"])
-    if state["log"]:
-        losses = [(line["step"], line["loss"]) for line in state["log"]]
+        figures.head_map(out / "heads.png", record.scores, report["heads"])
+    if record.log:
+        losses = [(line["step"], line["loss"]) for line in record.log]
         figures.curve(out / "curve.png", losses, report["curve"])
     tiles = [tile(example, answers, main_data) for example, answers in telling_rows(held_out, predictions, main_data)]
     if tiles:
@@ -215,22 +167,25 @@ def draw(out, report, state, held_out, predictions, main_data):
 
 
 def telling_rows(held_out, predictions, main_data, count=12):
-    """[(example, {"base" or "tuned": its prediction})] for examples.png. Of the main data set those that base and tuned
-    answer differently come first, and a failure is among them; then follows a row of each other data set."""
-    rows = {}
+    """[(example, {"base" or "tuned": its prediction or None})] for examples.png. Of the main data set those that base and
+    tuned answer differently come first, and a failure is among them; then follows a row of each other data set."""
+    own, others = [], []
     for name, examples in held_out.items():
-        of_set = {when: [p for p in some if p["data"] == name] for when, some in predictions.items()}
-        answers = [dict(zip(of_set, pair)) for pair in zip_longest(*of_set.values())]  # None: not asked
-        rows[name] = [pair for pair in zip(examples, answers) if len(pair[0].visuals) == 1]
+        base, tuned = ([p for p in predictions[when] if p["data"] == name] for when in ("base", "tuned"))
+        pairs = ({"base": b, "tuned": t} for b, t in zip_longest(base, tuned))
+        rows = [row for row in zip(examples, pairs) if len(row[0].visuals) == 1]
+        if name == main_data:
+            own = rows
+        else:
+            others += rows[:1]
 
     def scores(row):
         return {answer["score"] for answer in row[1].values() if answer}
 
-    own = sorted(rows.pop(main_data), key=lambda row: len(scores(row)) < 2)
-    others = [of_set[0] for of_set in rows.values() if of_set]
-    first, rest = own[: count - 1 - len(others)], own[count - 1 - len(others) :]
-    failures = [row for row in rest if not any(scores(row))]
-    return first + failures[:1] + others
+    own.sort(key=lambda row: len(scores(row)) < 2)
+    end = count - 1 - len(others)
+    failures = [row for row in own[end:] if not any(scores(row))]
+    return own[:end] + failures[:1] + others
 
 
 def tile(example, answers, main_data):
@@ -242,61 +197,57 @@ def tile(example, answers, main_data):
     for when, answer in answers.items():
         if answer:
             item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
-            if answer["metric"] == "point" and answer["parsed"]:
-                x, y = answer["parsed"]
-                item[when] = [x - 4, y - 4, x + 4, y + 4]
             if answer["data"] != main_data:
                 item["caption"] = f"{answer['data']}: {example.caption or example.prompt}"
+            if answer["metric"] == "point" and answer["parsed"]:
+                x, y = answer["parsed"]
+                item[when] = (x - 4, y - 4, x + 4, y + 4)
     return item
 
 
 def print_end(report, predictions, main_data, out):
-    """The run in a few lines: base, tuned, what each line means, what it cost, what to look at and to do next."""
+    """The run in a few lines: accuracies and what each of them means, what it cost, what to look at and to do next."""
+
+    def line(name, base, tuned, meaning=""):
+        print(f"  {name:32}{base:>14}{tuned:>14}  {meaning}".rstrip())
 
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
 
+    # Accuracies: of what was to be learnt, and of what may be lost.
     base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
-    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
+    asked = {f"{p['data']} {p[key]}".strip(): p for p in predictions["tuned"] for key in ("kind", "group")}
+    print()
+    line("", "base", "tuned")
     for kind in base | tuned:
-        meaning = meaning_of(kind, predictions, main_data, report["method"])
-        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}")
-    print(f"  {'answers that could not be read':32}{failures['base']:>14}{failures['tuned']:>14}")
+        meaning = meaning_of(asked[kind], main_data, report["method"]) if kind in asked else ""
+        line(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%"), meaning)
+    line("answers that could not be read", failures["base"], failures["tuned"])
     scales = report["boxes_in_another_scale"]
     if any(scales.values()):
-        print(f"  {'boxes in another scale':32}{scales['base']:>14}{scales['tuned']:>14}")
-        print("  (such a box counts as wrong: it is relative, or beyond the edges of the image as the model saw it)")
+        line("boxes in another scale: wrong", scales["base"], scales["tuned"])
 
-    boxes = report["tuned"]["boxes"] or report["base"]["boxes"]
-    if boxes and boxes["count"]:
-        centre, size = boxes["centre_error"], boxes["size_ratio"]
-        print(f"\n  box centres off by              {centre['median']:.1%} of the diagonal", end="")
-        print(f" (90 %: up to {centre['p90']:.1%})")
-        print(f"  box sizes over the true ones    {size['median']:.2f} (80 %: {size['p10']:.2f} to {size['p90']:.2f})")
-
-    trainable, total = report["trainable_parameters"], report["parameters"]
-    flops, seconds = report["adapter_flops_per_step"], report["seconds_to_first_step"]
+    # What it cost.
+    trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))
     print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '.3g')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
     print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
-    print(f"  seconds until the first step    {shown(seconds, '.1f')}")
+    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
 
-    print(f"\n  written to {out}: look at examples.png (what is found), heads.png (where), curve.png (how it learnt)")
+    # What to look at, and to do next.
+    pictures = {"examples.png": "what it answers", "heads.png": "which heads", "curve.png": "how it learnt"}
+    drawn = [f"{file} ({words})" for file, words in pictures.items() if (out / file).exists()]
+    print(f"\n  written to {out}; look at {', '.join(drawn) or 'report.json'}")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
         print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
 
 
-def meaning_of(kind, predictions, main_data, method):
-    """What a line of the table says about the run, in a few words. kind: "data kind", as in summary()."""
-    found = [
-        p for p in predictions["tuned"] if kind in (f"{p['data']} {p[name]}".strip() for name in ("kind", "group"))
-    ]
-    if not found:
-        return ""
-    if found[0]["data"] == main_data:
-        return "what the run is about"
-    if any(p["images"] or p["videos"] for p in found):
-        return "has images: kept, or forgotten?"
-    return "text alone: " + ("cannot change" if method == "image-lora" else "kept, or forgotten?")
+def meaning_of(prediction, main_data, method):
+    """What an accuracy says about the run, by one of its predictions."""
+    if prediction["data"] == main_data:
+        return "to learn"
+    if method == "image-lora" and not prediction["images"] and not prediction["videos"]:
+        return "cannot change: it has no image"
+    return "at risk"

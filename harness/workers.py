@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from harness.ending import SIGNALS
 from parts.files import InputError
 
 SHARED_MEMORY = "/dev/shm"  # through which worker processes send tensors; 64 MB in a container, unless it is told more
@@ -29,16 +28,12 @@ def ahead(make, jobs, threads=2):
             yield coming.popleft().result()
 
 
-def fitting_workers(wanted, processor, examples, rows):
+def fitting_workers(wanted, processor, rows):
     """At most `wanted` worker processes: as many as shared memory has space for, with a line if those are fewer. Each
-    worker has two steps of `rows` examples ready, and two more are in use."""
-    if not wanted or not os.path.isdir(SHARED_MEMORY):
+    worker has two steps of `rows` images ready, and two more are in use; an image has max_pixels at most."""
+    if not os.path.isdir(SHARED_MEMORY):
         return wanted
-    visuals = {visual.key: visual for example in examples for visual in example.visuals}
-    pixels = {key: processor.visual_tokens(v) * processor.factor**2 * (1 + v.is_video) for key, v in visuals.items()}
-    sizes = [processor.encoded[key].nbytes if key in processor.encoded else 3 * n for key, n in pixels.items()]
-    step = sum(sorted(sizes)[-rows:]) + 2**20  # the largest images, and the tokens
-    shared = os.statvfs(SHARED_MEMORY)
+    shared, step = os.statvfs(SHARED_MEMORY), rows * 3 * processor.max_pixels  # bytes
     free = shared.f_bavail * shared.f_frsize
     fitting = max(0, int(free / step - 2) // 2)
     if fitting < wanted:
@@ -58,7 +53,7 @@ class InWorkers:
             batches = self.steps[numbers]
         except InputError as error:  # raised in a worker, it would arrive as a page of traceback
             return error
-        # Into shared memory at once: here an error is seen; the thread that sends them would only print it.
+        # Into shared memory at once, where an error can be raised: the thread that sends tensors would only print it.
         for batch in batches if get_worker_info() else ():
             for tensor in vars(batch).values():
                 if isinstance(tensor, torch.Tensor):
@@ -66,11 +61,16 @@ class InWorkers:
         return batches
 
 
+def only_sigterm(number):
+    """Workers ignore Ctrl-C; the main process handles it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def step_loader(steps, numbers, workers, device):
     """steps[n] for each n of `numbers`, in order: the Batches of a step, made by worker processes. Raises InputError if
     an example is wrong or the workers fail."""
-    options = {"num_workers": workers, "timeout": TIMEOUT if workers else 0, "worker_init_fn": ignore_interrupts}
-    made = DataLoader(InWorkers(steps), batch_size=None, sampler=numbers, pin_memory=device.type == "cuda", **options)
+    options = {"num_workers": workers, "timeout": TIMEOUT if workers else 0, "pin_memory": device.type == "cuda"}
+    made = DataLoader(InWorkers(steps), batch_size=None, sampler=numbers, worker_init_fn=only_sigterm, **options)
     try:
         for batches in made:
             if isinstance(batches, InputError):
@@ -82,9 +82,3 @@ def step_loader(steps, numbers, workers, device):
         reason = str(error).strip().splitlines()[-1]
         more = "lower --workers, or give a container more shared memory (--shm-size=8g)"
         raise InputError(f"the processes that prepare images failed ({reason:.200}); {more}") from None
-
-
-def ignore_interrupts(number):
-    """Workers ignore Ctrl-C; the main process handles it."""
-    for signal_number in set(SIGNALS) - {signal.SIGTERM}:
-        signal.signal(signal_number, signal.SIG_IGN)

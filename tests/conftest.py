@@ -110,10 +110,13 @@ SMALL_CONFIGS = {"qwen2_5_vl": small_config, "qwen3_vl": small_qwen3_config}  # 
 def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "parts/tiny", raw=None, family="qwen2_5_vl"):
     """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
     raw = raw or SMALL_CONFIGS[family](source / "config.json", tied)
-    vlm = VLM.from_scratch(FAMILIES[raw["model_type"]].Config.from_dict(raw), seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for p in vlm.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    vlm = VLM(FAMILIES[raw["model_type"]].Config.from_dict(raw))
+    weights, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    for name, p in vlm.named_parameters():
+        p.data.fill_(not name.endswith("bias"))
+        if p.dim() > 1:
+            p.data.normal_(std=p[0].numel() ** -0.5, generator=weights)
+        p.data += 0.1 * torch.randn(p.shape, generator=noise)
     vlm.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
@@ -129,9 +132,22 @@ def picture(width, height, seed=0):
     return cells.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def pytest_generate_tests(metafunc):
+    """A module that has FAMILIES runs each of its tests that uses a checkpoint once for each family in it."""
+    families = getattr(metafunc.module, "FAMILIES", None)
+    if families and "checkpoint" in metafunc.fixturenames:
+        metafunc.parametrize("checkpoint", families, indirect=True)
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("small"))
+def checkpoints(tmp_path_factory):
+    """{family: the folder of its small checkpoint}."""
+    return {name: write_checkpoint(tmp_path_factory.mktemp(name), family=name) for name in SMALL_CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request, checkpoints):
+    return checkpoints[getattr(request, "param", "qwen2_5_vl")]
 
 
 @pytest.fixture
@@ -157,12 +173,12 @@ def mixed(processor):
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint, tmp_path_factory):
+def finished(checkpoints, tmp_path_factory):
     """(folder, report) of one short run of train.py."""
     from short_run import run
 
     out = tmp_path_factory.mktemp("run")
-    return out, run(checkpoint, out)
+    return out, run(checkpoints["qwen2_5_vl"], out)
 
 
 @pytest.fixture(scope="session")
@@ -173,9 +189,9 @@ def shared():
     return SHARED
 
 
-def randomised(adapter, seed=0):
+def randomised(adapter, seed=0, size=1):
     """The adapter with random parameters: as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for p in adapter.parameters():
-        p.data = torch.randn(p.shape, generator=generator)
+        p.data = size * torch.randn(p.shape, generator=generator)
     return adapter

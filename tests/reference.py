@@ -2,36 +2,33 @@
 installed (tests/requirements.txt); makes the golden tensors: `python tests/reference.py`."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    PreTrainedTokenizerFast,
-    Qwen3VLProcessor,
-)
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorPil,
-)
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as images
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-HERE = Path(__file__).parent
+from data import Processor
+
 GOLDEN = {  # family: its file, and of how many positions at the end of each row the logits are kept
-    "qwen2_5_vl": (HERE / "golden.safetensors", 12),
-    "qwen3_vl": (HERE / "golden-qwen3.safetensors", 3),
+    "qwen2_5_vl": (TESTS / "golden.safetensors", 12),
+    "qwen3_vl": (TESTS / "golden-qwen3.safetensors", 3),
 }
 
 
 class Reference:
     def __init__(self, folder, dtype=torch.float32):
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         self.qwen3 = self.model.config.model_type == "qwen3_vl"
-        self.tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "tokenizer.json"), pad_token="<|endoftext|>", padding_side="left"
-        )
-        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        settings = {"tokenizer_file": str(folder / "tokenizer.json"), "pad_token": "<|endoftext|>", "padding_side": "left"}
+        self.tokenizer = transformers.PreTrainedTokenizerFast(**settings)
+        self.images = images.Qwen2VLImageProcessorPil.from_pretrained(folder)
+        self.processor = Processor.from_pretrained(folder)
 
     def text(self, example, grids):
         """The chat template with one image or video token for each visual token, as a string."""
@@ -44,12 +41,12 @@ class Reference:
         """An image (frames None) or a video in the prompt; Qwen3-VL has its slices one by one, each after its time."""
         pad, tokens, times = "image" if frames is None else "video", int(grid.prod()) // 4, [""]
         if self.qwen3 and frames is not None:
-            seconds = Qwen3VLProcessor._calculate_timestamps(None, list(range(frames)), fps)
+            seconds = transformers.Qwen3VLProcessor._calculate_timestamps(None, list(range(frames)), fps)
             times, tokens = [f"<{t:.1f} seconds>" for t in seconds], tokens // len(seconds)
         return "".join(f"{t}<|vision_start|>{f'<|{pad}_pad|>' * tokens}<|vision_end|>" for t in times)
 
     def video(self, frames):
-        """(patches, grid) of a video, put together from the patches of its frames as still pictures: of every second
+        """(patches, grid) of a video, put together from the patches of its frames as still images: of every second
         frame's patches the second half. (The reference's own video processor needs torchvision.)"""
         frames = frames + frames[-1:] * (len(frames) % 2)
         still = [self.images([frame], return_tensors="pt") for frame in frames]
@@ -60,66 +57,37 @@ class Reference:
         return torch.cat(patches[::2]).flatten(1), grid
 
     def inputs(self, examples):
-        """What transformers takes, left-padded. A special token in a user's text is text for us; a space inside it
-        keeps it text for the reference too, and is taken out of ours by the caller."""
-        pictures = [
-            image if isinstance(image, Image.Image) else Image.open(image) for e in examples for image in e.images
-        ]
-        seen = dict(self.images(pictures, return_tensors="pt")) if pictures else {}
+        """What transformers takes, left-padded."""
+        opened = [i if isinstance(i, Image.Image) else Image.open(i) for e in examples for i in e.images]
+        seen = dict(self.images(opened, return_tensors="pt")) if opened else {}
         videos = [self.video(frames) for e in examples for frames in e.videos]
         if videos:
             seen["pixel_values_videos"] = torch.cat([patches for patches, _ in videos])
             seen["video_grid_thw"] = torch.stack([grid for _, grid in videos])
         grids, video_grids = iter(seen.get("image_grid_thw", [])), iter(seen.get("video_grid_thw", []))
         each = [[next(grids) for _ in e.images] + [next(video_grids) for _ in e.videos] for e in examples]
-        texts = [self.text(e, found) for e, found in zip(examples, each)]
+        texts = [self.text(*pair) for pair in zip(examples, each)]
         tokens = self.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
         config, ids = self.model.config, tokens["input_ids"]
         kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         inputs = {**tokens, **seen, "mm_token_type_ids": kinds}
-        if (
-            videos and not self.qwen3
-        ):  # version 5.23 counts on behind the last slice, not behind the largest position (4.57 did)
-            rows = zip(examples, ids.tolist(), tokens["attention_mask"].tolist(), each)
-            inputs["position_ids"] = torch.stack([self.positions(*row) for row in rows], dim=1)
+        if videos and not self.qwen3:  # 5.23 counts on behind the last slice, not the largest position (4.57 did)
+            inputs["position_ids"] = self.processor(examples).position_ids  # ours; test_data_videos.py has their numbers
         return inputs
-
-    def positions(self, example, ids, mask, grids):
-        """[3, T] multimodal positions, worked out token by token."""
-        pads, fps = (self.model.config.image_token_id, self.model.config.video_token_id), example.fps
-        columns, following, k = [], 0, 0
-        for i, (token, real) in enumerate(zip(ids, mask)):
-            if not real:
-                columns.append([0, 0, 0])
-            elif token not in pads:
-                columns.append([following] * 3)
-                following += 1
-            else:
-                if ids[i - 1] not in pads:
-                    (_, h, w), first, k = grids.pop(0).tolist(), following, 0
-                slice_, place = divmod(k, h * w // 4)
-                at = [first + int(slice_ * 2 / fps * 2), first + place // (w // 2), first + place % (w // 2)]
-                columns.append(at)
-                following, k = max(following, max(at) + 1), k + 1
-        return torch.tensor(columns).T
 
     @torch.no_grad()
     def logits(self, inputs):
         return self.model(**inputs).logits
 
     def generate(self, inputs, count):
+        """One list of token ids per row, without the end token."""
         new = self.model.generate(**inputs, max_new_tokens=count, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         ends = set(self.model.generation_config.eos_token_id)
-        texts = []
-        for row in new.tolist():
-            stop = next((i for i, t in enumerate(row) if t in ends), len(row))
-            texts.append(row[:stop])
-        return texts
+        stops = [[i for i, t in enumerate(row) if t in ends] + [count] for row in new.tolist()]
+        return [row[: stop[0]] for row, stop in zip(new.tolist(), stops)]
 
 
-def main():
-    import tempfile
-
+def make_golden():
     from cases import CASES
     from conftest import write_checkpoint
 
@@ -129,10 +97,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}
-        for name, examples in CASES.items():
-            if name == "not ASCII":
-                continue  # its special token in the text is ours alone
-            inputs = reference.inputs(examples())
+        for name in CASES.keys() - {"not ASCII"}:  # its special token in the text is ours alone
+            inputs = reference.inputs(CASES[name]())
             golden[f"{name}: input_ids"] = inputs["input_ids"]
             golden[f"{name}: logits"] = reference.logits(inputs)[:, -tail:].clone()
             seen = [inputs[kind] for kind in ("pixel_values", "pixel_values_videos") if kind in inputs]
@@ -143,4 +109,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    make_golden()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import picture
 
+import train
 from data import Processor
 from harness import ask
 from imagelora import LoRA
@@ -14,19 +15,17 @@ from parts.files import read_metadata, read_safetensors, write_safetensors
 
 
 @pytest.fixture
-def adapter(checkpoint, tmp_path):
-    """An adapter file that says which model it is for."""
-    lora = LoRA(VLM.from_pretrained(checkpoint).config).attach(VLM.from_pretrained(checkpoint))
-    lora.save(tmp_path / "plain.safetensors")
-    named = read_metadata(tmp_path / "plain.safetensors") | {"model": str(checkpoint)}
-    write_safetensors(tmp_path / "adapter.safetensors", dict(read_safetensors(tmp_path / "plain.safetensors")), named)
+def adapter(vlm, checkpoint, tmp_path):
+    """An adapter file that names its base."""
+    vlm.source = str(checkpoint)
+    LoRA(vlm.config).attach(vlm).save(tmp_path / "adapter.safetensors")
     return tmp_path / "adapter.safetensors"
 
 
-def refused(capsys, *arguments):
+def refused(capsys, command, *arguments):
     """The only line on stderr that is ours, of a command that ends with code 2."""
     with pytest.raises(SystemExit) as stop:
-        ask.main([*map(str, arguments)])
+        command.main([*map(str, arguments)])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert stop.value.code == 2
     return line
@@ -40,10 +39,13 @@ def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_an
     assert (tmp_path / "out/answer.png").exists()
 
 
-def test_an_adapter_that_names_no_model_is_not_given_another_one(adapter, tmp_path, capsys):
-    plain = tmp_path / "plain.safetensors"
-    assert f"{plain}: add --model" in refused(capsys, "--adapter", plain, "--prompt", "Why?")
-    assert "add --model" in refused(capsys, "--prompt", "Why?")
+def test_an_adapter_that_names_no_base_is_not_given_another_one(adapter, tmp_path, capsys):
+    metadata = read_metadata(adapter) | {"model": ""}
+    write_safetensors(tmp_path / "old.safetensors", dict(read_safetensors(adapter)), metadata)
+    old = tmp_path / "old.safetensors"
+    assert f"{old}: does not name its base; add --model" in refused(capsys, ask, "--adapter", old, "--prompt", "Why?")
+    assert f"{old}: does not name its base; add --model" in refused(capsys, train, "--adapter", old)
+    assert "which model?" in refused(capsys, ask, "--prompt", "Why?")
 
 
 def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys):
@@ -58,9 +60,9 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
     assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out
-    assert "more" in printed and "._a.jpg" in printed and "answers  to 4 images, 1 left out" in printed
+    assert "more" in printed and "._a.jpg" in printed and "answers  to 4 images" in printed and "left out: 1 images, the folder more" in printed
     empty = folder / "more"
-    assert f"--folder {empty}: no image" in refused(capsys, "--model", checkpoint, "--folder", empty, "--prompt", "?")
+    assert f"--folder {empty}: no image" in refused(capsys, ask, "--model", checkpoint, "--folder", empty, "--prompt", "?")
 
 
 def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):

@@ -239,36 +239,39 @@ def test_the_snippet_in_python_runs(tmp_path, monkeypatch):
     assert all(p.grad is None for p in names["vlm"].parameters())
 
 
+SHORT = ["--steps=2", "--batch=1", "--probe-samples=1", "--max-new-tokens=2", "--workers=0", "--limit=4", "--eval-limit=2"]
+
+
+def trained(checkpoint, out, *flags):
+    """The report of a short run of train.py with these flags."""
+    train.main(["--model", str(checkpoint), *SHORT, *flags, "--out", str(out)])
+    return json.loads((out / "report.json").read_text())
+
+
 def test_a_data_set_with_images_is_a_function_and_a_line(tmp_path, monkeypatch, checkpoint):
     monkeypatch.setitem(tasks.TASKS, "logos", tasks.Task(run_snippet("logos", {})["logos"]))
     for split in ("train", "val"):
         (tmp_path / f"{split}.jsonl").write_text('{"file": "a.png", "brand": "Acme"}\n')
     picture(60, 60).save(tmp_path / "a.png")
-    short = ["--steps=2", "--batch=1", "--probe-samples=1", "--max-new-tokens=2", "--workers=0"]
-    train.main(["--model", str(checkpoint), "--data", f"logos={tmp_path}", *short, "--out", str(tmp_path / "run")])
+    trained(checkpoint, tmp_path / "run", "--data", f"logos={tmp_path}")
     (base, tuned) = (json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines())
     assert (base["prompt"], base["reference"], tuned["images"]) == ("Whose logo is this?", "Acme", [str(tmp_path / "a.png")])
 
 
-def test_the_method_of_the_front_page_is_attached_saved_and_loaded(tmp_path, checkpoint, monkeypatch):
+def test_a_method_is_a_class_and_a_line(tmp_path, checkpoint, monkeypatch):
     method = run_snippet("RankStableLoRA", vars(imagelora))["RankStableLoRA"]
     monkeypatch.setitem(imagelora.METHODS, "rslora", method)
-    vlm = VLM.from_pretrained(checkpoint)
-    adapter = method(vlm.config, rank=4, alpha=16).attach(vlm)
-    adapter.save(tmp_path / "adapter.safetensors")
-    adapter.detach()
-    loaded = imagelora.load_adapter(tmp_path / "adapter.safetensors", vlm)
+    report = trained(checkpoint, tmp_path, "--data=scenes-day", "--method=rslora", "--rank=4", "--alpha=16", "--lr=0.1")
+    assert report["method"] == "rslora" and report["text_logit_max_change"] > 0
+    loaded = imagelora.load_adapter(tmp_path / "adapter.safetensors", VLM.from_pretrained(checkpoint))
     assert type(loaded) is method
     assert {update.scale for update in loaded.updates.values()} == {16 / 4**0.5}
 
 
-def test_the_criterion_of_the_front_page_scores_every_head(monkeypatch):
+def test_a_criterion_is_a_function_and_a_line(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setitem(probe.CRITERIA, "late", run_snippet("late", {"torch": torch})["late"])
-    vlm = VLM.from_pretrained(ROOT / "parts/tiny")
-    scores = probe.head_scores(vlm, [], "late")
-    heads = probe.select_heads(scores, 2 * vlm.config.value_heads, tau=1)
-    assert scores.shape == (vlm.config.layers, vlm.config.value_heads)
-    assert len(heads[vlm.config.layers - 1]) > len(heads[1])
+    flags = ["--data=scenes-day", "--selection=late", "--heads=2", "--tau=20"]
+    assert trained(checkpoint, tmp_path, *flags)["heads"] == {"2": [0, 1]}
 
 
 if __name__ == "__main__":

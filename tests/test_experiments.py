@@ -70,7 +70,7 @@ def test_a_row_runs_once_for_each_seed_and_the_base_model_once_without_a_rate(mo
 
 
 def test_other_heads_are_another_run_and_the_same_heads_the_same(tmp_path):
-    chosen = [{0: [1], 2: [0]}, {0: [1]}, {2: [0], 0: [1]}]
+    chosen = [{0: [1], 2: [0]}, {0: [1], 2: [1]}, {2: [0], 0: [1]}]
     first, second, third = (runs.selection_flag(heads, Setup(tmp_path, None, 1, 1)) for heads in chosen)
     assert first == third != second and first.startswith("--heads 2 ")
 

@@ -7,27 +7,66 @@ import torch
 from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from data import Example, Processor
-from imagelora import ImageLoRA, LoRA, load_adapter
-from model import VLM, Attention, attend
+from data import Example
+from imagelora import METHODS, ImageLoRA, LoRA, load_adapter
+from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 HEADS = {0: [1], 2: [0, 1]}
 
 
-@pytest.fixture(scope="module", params=SMALL_CONFIGS)
-def checkpoint(request, tmp_path_factory):
-    """Of each family: every test here holds for both."""
-    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
+@pytest.fixture
+def adapter(vlm):
+    """An Image-LoRA with random numbers, as if trained; not attached."""
+    return randomised(ImageLoRA(vlm.config, HEADS, rank=4, alpha=12))
 
 
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_pretrained(checkpoint)
+# -- the formula
 
 
-@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA])
+def test_the_update_is_the_papers_formula_for_one_token(vlm, adapter):
+    """V~^(h) - V^(h) = (alpha / R) * gamma / sqrt(n) * x A B^(h) at a visual token; nothing at the others."""
+    u, x, K = adapter.layers["2"], torch.randn(1, 3, vlm.config.hidden), vlm.config.head_size
+    v = u(torch.zeros(1, 3, 2 * K), x, torch.tensor([1]))
+    by_hand = 12 / 4 * u.gamma / 2**0.5 * (x[0, 1] @ u.A @ u.B[1])
+    assert torch.allclose(v[0, 1, K:], by_hand, rtol=1e-5, atol=1e-5)
+    assert (v[0, [0, 2]] == 0).all()
+
+
+def test_the_gathered_path_equals_the_formula_and_so_do_its_gradients(vlm, mixed, adapter):
+    update, (B, T) = adapter.layers["2"], mixed.input_ids.shape
+    v, g = torch.randn(2, B, T, 2 * vlm.config.head_size)
+    x = torch.randn(B, T, vlm.config.hidden, requires_grad=True)
+    results = []
+    for out in (update(v.clone(), x, mixed.visual_index), update.formula(v, x, mixed.visual_mask)):
+        results.append([out, *torch.autograd.grad((out * g).sum(), [x, update.A, update.B, update.gamma])])
+    for gathered, formula in zip(*results):
+        assert torch.allclose(gathered, formula, rtol=1e-5, atol=1e-5 * formula.abs().max().item())
+
+
+def test_shapes_names_and_starting_values_are_those_of_the_design(vlm):
+    torch.manual_seed(0)
+    adapter, K = ImageLoRA(vlm.config, HEADS, rank=4), vlm.config.head_size
+    assert {name: tuple(p.shape) for name, p in adapter.named_parameters()} == {
+        "layers.0.A": (64, 4), "layers.0.B": (1, 4, K), "layers.0.gamma": (),
+        "layers.2.A": (64, 4), "layers.2.B": (2, 4, K), "layers.2.gamma": (),
+    }  # fmt: skip
+    assert adapter.layers["2"].B.abs().max() == 0 and adapter.layers["2"].gamma.item() == pytest.approx(0.01)
+    assert adapter.layers["2"].A.std().item() == pytest.approx(1 / 4, rel=0.2)
+
+
+@pytest.mark.parametrize("heads", [{}, {0: []}, {3: [0]}, {-1: [0]}, {0: [2]}, {0: [-1]}, {0: [1, 1]}])
+def test_heads_that_do_not_exist_are_refused(vlm, heads):
+    with pytest.raises(ValueError, match="head"):
+        ImageLoRA(vlm.config, heads)
+
+
+# -- what changes, and what does not
+
+
+@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA], ids=["image-lora", "lora"])
 def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, make):
     frozen = vlm(mixed)
     make(vlm.config).attach(vlm)
@@ -42,111 +81,79 @@ def test_rows_without_an_image_are_untouched_bit_for_bit_by_any_trained_adapter(
         adapted = vlm(mixed)
         assert torch.equal(adapted[1], frozen[1])
         assert not torch.equal(adapted[0], frozen[0]) and not torch.equal(adapted[2], frozen[2])
-        assert torch.equal(vlm(alone), frozen_alone)
-        assert vlm.generate(alone, 8) == tokens
+        assert torch.equal(vlm(alone), frozen_alone) and vlm.generate(alone, 8) == tokens
         adapter.detach()
-
-
-def test_standard_lora_does_change_rows_without_an_image(vlm, mixed):
-    frozen = vlm(mixed)
-    randomised(LoRA(vlm.config)).attach(vlm)
-    assert not torch.equal(vlm(mixed)[1], frozen[1])
 
 
 def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
     """Given the same layer input: queries, keys and attention weights stay, and so do all other values."""
-    attention = vlm.model.layers[2].self_attn
+    layer, K = vlm.model.layers[2], vlm.config.head_size
     x = torch.randn(*mixed.input_ids.shape, vlm.config.hidden)
     cos, sin = vlm.model.rotary(mixed.position_ids)
-    mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
 
     def measured(updates):
-        """q, k and v as they leave their paths, and the attention weights."""
-        found = {}
-
-        def watch(path):
-            def keep(y, x, visual_index):
-                found[path] = y.clone()
-                return y
-
-            return keep
-
-        attention.adapters = {path: [*updates.get(path, []), watch(path)] for path in "qkvo"}
-        with weights_kept([vlm.model.layers[2]], attend) as weights:
-            attention(x, cos, sin, mask, mixed.visual_index)
-        return found | {"weights": weights[0]}
+        """q, k and v as they leave their projections, and the attention weights."""
+        results = {}
+        for name in "qkv":
+            keep = lambda y, x, index, name=name: results.update({name: y.clone()}) or y
+            layer.self_attn.adapters[name] = [*updates.get(name, []), keep]
+        with weights_kept([layer], attend) as weights:
+            layer.self_attn(x, cos, sin, None, mixed.visual_index)
+        return results | {"weights": weights[0]}
 
     before = measured({})
-    update = randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]
-    after = measured({"v": [update]})
-    for same in ("q", "k", "weights"):
-        assert torch.equal(before[same], after[same])
-    K = vlm.config.head_size
-    changed = (before["v"] != after["v"]).view(*x.shape[:2], -1, K).any(-1)  # [B, T, G]
-    assert torch.equal(changed[..., 1], mixed.visual_mask)
-    assert not changed[..., 0].any()
+    after = measured({"v": [randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]]})
+    assert all(torch.equal(before[same], after[same]) for same in ("q", "k", "weights"))
+    changed = (before["v"] != after["v"]).unflatten(-1, (-1, K)).any(-1)  # [B, T, G]
+    assert torch.equal(changed[..., 1], mixed.visual_mask) and not changed[..., 0].any()
 
 
-def test_the_gathered_path_equals_the_formula_and_so_do_its_gradients(vlm, mixed):
-    config, (B, T) = vlm.config, mixed.input_ids.shape
-    update = randomised(ImageLoRA(config, {1: [0, 1]}, rank=4)).layers["1"]
-    torch.manual_seed(1)
-    v, g = torch.randn(B, T, 2 * config.head_size), torch.randn(B, T, 2 * config.head_size)
-    results = []
-    for path in ("gathered", "formula"):
-        x = torch.randn(B, T, config.hidden, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        out = update(v.clone(), x, mixed.visual_index) if path == "gathered" else update.formula(v, x, mixed.visual_mask)
-        results.append([out, *torch.autograd.grad((out * g).sum(), [x, update.A, update.B, update.gamma])])
-    for gathered, formula in zip(*results):
-        assert torch.allclose(gathered, formula, rtol=1e-5, atol=1e-5 * formula.abs().max().item())
+def test_decoding_needs_no_adapter_arithmetic(vlm, processor, adapter):
+    calls = []
+    adapter.attach(vlm).layers["0"].register_forward_hook(lambda module, args, out: calls.append(args[2]))
+    batch = processor([Example([picture(60, 60)], "Where?")])
+    assert len(vlm.generate(batch, 8)[0]) == 8
+    assert torch.equal(calls[0], batch.visual_index)  # the prefill; then one call a token, at no position
+    assert calls[1:] == [None] * 7
 
 
-def test_the_update_is_the_papers_formula_for_one_token(vlm):
-    """V~^(h) - V^(h) = (alpha / R) * gamma / sqrt(n) * x A B^(h), computed by hand for one visual token."""
-    adapter = randomised(ImageLoRA(vlm.config, {0: [0, 1]}, rank=4, alpha=12))
-    u, x = adapter.layers["0"], torch.randn(1, 3, vlm.config.hidden)
-    v = u(torch.zeros(1, 3, 2 * vlm.config.head_size), x, torch.tensor([1]))
-    by_hand = 12 / 4 * u.gamma / 2**0.5 * (x[0, 1] @ u.A @ u.B[1])
-    assert torch.allclose(v[0, 1, vlm.config.head_size :], by_hand, rtol=1e-5, atol=1e-5)
-    assert (v[0, [0, 2]] == 0).all()
+# -- gradients
 
 
-def test_shapes_names_and_starting_values_are_those_of_the_design(vlm):
-    torch.manual_seed(0)
-    adapter, K = ImageLoRA(vlm.config, HEADS, rank=4), {"qwen2_5_vl": 16, "qwen3_vl": 24}[vlm.config.family]
-    shapes = {name: tuple(p.shape) for name, p in adapter.named_parameters()}
-    assert shapes == {
-        "layers.0.A": (64, 4), "layers.0.B": (1, 4, K), "layers.0.gamma": (),
-        "layers.2.A": (64, 4), "layers.2.B": (2, 4, K), "layers.2.gamma": (),
-    }  # fmt: skip
-    assert adapter.layers["2"].B.abs().max() == 0 and adapter.layers["2"].gamma.item() == pytest.approx(0.01)
-    assert adapter.layers["2"].A.std().item() == pytest.approx(1 / 4, rel=0.2)
-    assert sum(p.numel() for p in adapter.parameters()) == sum(torch.Size(s).numel() for s in shapes.values())
+def test_gradients_are_central_differences_of_the_loss(vlm, processor, adapter, monkeypatch):
+    """In float64. What layer 0 adds reaches the loss also through the input of layer 2's update."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # norms and residual stream, too
+    batch = processor([Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "the left one")])
+    adapter.double().attach(vlm.double())
+    vlm.loss(batch).backward()
+    for p in adapter.parameters():
+        number, i = p.data.view(-1), p.grad.abs().argmax()
+        losses = []
+        for step in (1e-5, -2e-5):
+            number[i] += step
+            losses.append(vlm.loss(batch).item())
+        number[i] += 1e-5
+        assert p.grad.view(-1)[i].item() == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-4)
 
 
-def test_only_the_adapter_learns(vlm, mixed):
+def test_only_the_adapter_learns_and_its_parameters_are_float32_in_a_bfloat16_model_too(checkpoint, mixed):
+    vlm = VLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
     vlm.loss(mixed).backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+    assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert all(p.grad is None for p in vlm.parameters())
 
 
-def test_one_batch_of_rows_gives_the_gradient_of_the_rows_one_by_one(vlm, processor):
-    """Several images, a different set in each row: the mean over supervised tokens, weighted by their number."""
-    examples = [
-        Example([picture(90, 60)], "Where?", "[1, 2, 3, 4]"),
-        Example([picture(60, 60, 1), picture(60, 90, 2)], "Which?", "left"),
-    ]
-    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    together = torch.autograd.grad(vlm.loss(processor(examples)), list(adapter.parameters()))
-    single = [processor([e]) for e in examples]
-    counts = [(b.labels != -100).sum().item() for b in single]
-    loss = sum(vlm.loss(b) * n / sum(counts) for b, n in zip(single, counts))
-    for a, b in zip(together, torch.autograd.grad(loss, list(adapter.parameters()))):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+def test_no_graph_is_built_below_the_lowest_adapted_layer(vlm, mixed):
+    ImageLoRA(vlm.config, {1: [0], 2: [1]}).attach(vlm)
+    outputs = []
+    for module in (vlm.visual, *vlm.model.layers):
+        module.register_forward_hook(lambda module, args, out: outputs.append(out.requires_grad))
+    vlm.loss(mixed)
+    assert outputs == [False, False, True, True]
 
 
-def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows(vlm, processor):
+def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows(vlm, processor, adapter):
     one, two = picture(90, 60), picture(60, 120, 1)
     examples = [
         Example([one], "Where is the ring?", "[1, 2, 3, 4]"),
@@ -155,222 +162,166 @@ def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows
         Example([one], "And the star?", "[5, 6, 7, 80]"),
         Example([two, one], "Which?", "the left one"),
         Example([two, one], "How many things are there in all?", "four"),
-        Example([two, one], "Why?", "no idea"),
     ]
-    parameters = list(randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).parameters())
+    parameters = list(adapter.attach(vlm).parameters())
     separate, shared = processor(examples), processor(examples, share_images=True)
-    assert shared.examples == [(0, 1), (0, 2), (1, 0), (2, 0), (3, 1), (3, 2), (3, 3)]
+    assert shared.examples == [(0, 1), (0, 2), (1, 0), (2, 0), (3, 1), (3, 2)]
     assert len(shared.visual_index) < len(separate.visual_index)
-    losses = [vlm.loss(separate), vlm.loss(shared)]
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    alone = [processor([e]) for e in examples]  # the mean is over supervised tokens, not over rows
+    mean = sum(vlm.loss(batch) * len(batch.answer_ids) for batch in alone) / len(separate.answer_ids)
+    losses = [vlm.loss(separate), vlm.loss(shared), mean]
+    assert [loss.item() for loss in losses] == pytest.approx([losses[0].item()] * 3, rel=1e-5)
     # As one vector: the gradient of a gamma alone is a sum whose terms may cancel, down to the rounding of the terms.
-    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses)
-    assert (a - b).norm() <= 1e-5 * a.norm()
+    a, b, c = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses)
+    assert (a - b).norm() <= 1e-5 * a.norm() and (a - c).norm() <= 1e-5 * a.norm()
 
 
-@pytest.mark.parametrize(
-    "make", [lambda c: ImageLoRA(c, {1: [0], 2: [1]}), lambda c: LoRA(c)], ids=["image-lora", "lora"]
-)
-def test_checkpointing_changes_no_gradient(vlm, mixed, make):
+@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, {1: [0], 2: [1]}), LoRA], ids=["image-lora", "lora"])
+def test_checkpointing_changes_no_gradient_and_keeps_less_for_the_backward_pass(vlm, mixed, make):
     adapter = randomised(make(vlm.config)).attach(vlm)
-    gradients = []
-    for twice in (False, True):
-        if twice:
-            compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-        gradients.append(torch.autograd.grad(vlm.loss(mixed), list(adapter.parameters())))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    gradients, kept = [], []
 
+    def count(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
 
-def test_checkpointing_keeps_less_for_the_backward_pass(vlm, mixed):
-    """Of the three layers the last is not computed twice: with the inputs of the others, less than half is kept."""
-    LoRA(vlm.config).attach(vlm)
-    kept = []
     for twice in (False, True):
         if twice:
             compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
         kept.append(0)
-
-        def count(tensor, kept=kept):
-            kept[-1] += tensor.numel()
-            return tensor
-
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            vlm.loss(mixed)
-    assert kept[1] < kept[0] / 2
+            loss = vlm.loss(mixed)
+        gradients.append(torch.autograd.grad(loss, list(adapter.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients)) and kept[1] < 0.85 * kept[0]
 
 
-def test_no_graph_is_built_below_the_lowest_adapted_layer(vlm, mixed):
-    randomised(ImageLoRA(vlm.config, {1: [0], 2: [1]})).attach(vlm)
-    outputs = []
-    for module in (vlm.visual, *vlm.model.layers):
-        module.register_forward_hook(lambda module, args, out: outputs.append(out.requires_grad))
-    vlm.loss(mixed)
-    assert outputs == [False, False, True, True]
+# -- LoRA, for comparison
 
 
-def test_batched_generation_equals_single_generation_with_an_adapter(vlm, processor):
-    examples = [Example([picture(90, 60)], "Where?"), Example([], "Hi"), Example([picture(60, 90, 2)] * 2, "Which?")]
-    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    assert vlm.generate(processor(examples), 10) == [vlm.generate(processor([e]), 10)[0] for e in examples]
-
-
-def test_decoding_needs_no_adapter_arithmetic(vlm, processor):
-    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    calls = []
-    adapter.layers["0"].register_forward_hook(lambda module, args, out: calls.append(args[2]))
-    batch = processor([Example([picture(60, 60)], "Where?")])
-    assert len(vlm.generate(batch, 8)[0]) == 8
-    assert torch.equal(calls[0], batch.visual_index)  # the prefill; then one call a token, at no position
-    assert calls[1:] == [None] * 7
-
-
-def test_detaching_restores_the_frozen_model_exactly(vlm, mixed):
-    frozen = vlm(mixed)
-    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    adapter.detach()
-    assert torch.equal(vlm(mixed), frozen)
+def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, mixed):
+    """At every position, visual or not, of every row and projection."""
+    frozen, adapter = vlm(mixed), randomised(LoRA(vlm.config, rank=4, alpha=3))
+    for p in adapter.parameters():
+        p.data *= 0.1
     adapter.attach(vlm)
-    assert not torch.equal(vlm(mixed), frozen)
+    tuned = vlm(mixed)
+    adapter.detach()
+    for (layer, target), update in adapter.updates.items():
+        projection = getattr(vlm.model.layers[layer].self_attn, f"{target}_proj")
+        projection.weight.data = projection.weight + 3 / 4 * (update.A @ update.B).T
+    assert (tuned - frozen)[1].abs().max() > 1e-2  # a row without an image
+    assert (tuned - vlm(mixed)).abs().max() <= 1e-4
 
 
-def test_a_second_adapter_is_refused(vlm):
-    ImageLoRA(vlm.config, HEADS).attach(vlm)
+def test_lora_starts_with_a_uniform_A_of_width_1_over_the_root_of_its_inputs_and_a_zero_B(vlm):
+    torch.manual_seed(0)
+    for (_, target), update in LoRA(vlm.config, rank=64).updates.items():
+        bound = {"o": 4 * vlm.config.head_size}.get(target, 64) ** -0.5
+        assert update.A.abs().max() <= bound and update.A.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert update.B.abs().max() == 0
+
+
+# -- costs
+
+
+def counted(adapter, sizes, index):
+    """FLOPs of one step, by torch's counter. sizes {projection: (inputs, outputs)}; 20 tokens."""
+    with FlopCounterMode(display=False) as counter:
+        for (_, projection), update in adapter.updates.items():
+            inputs, outputs = sizes[projection]
+            x = torch.randn(1, 20, inputs, requires_grad=True)
+            update(torch.randn(1, 20, outputs), x, index).sum().backward()
+    return counter.get_total_flops()
+
+
+def test_the_flop_formulas_equal_torchs_counter(vlm, adapter):
+    K, lora = vlm.config.head_size, randomised(LoRA(vlm.config, rank=4))
+    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}
+    for n in (1, 7, 20):
+        assert adapter.flops(20, n) == counted(adapter, sizes, torch.arange(n)) == n * adapter.flops(99, 1)
+    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * K) for hs in HEADS.values())
+    assert lora.flops(20, 7) == counted(lora, sizes, None)
+
+
+# -- attached, detached, saved, loaded
+
+
+def test_one_adapter_at_a_time_and_detaching_it_restores_the_frozen_model_exactly(vlm, mixed, adapter):
+    frozen = vlm(mixed)
+    adapter.attach(vlm)
     with pytest.raises(ValueError, match="attached already"):
         LoRA(vlm.config).attach(vlm)
-    assert not any(layer.self_attn.adapters["q"] for layer in vlm.model.layers)
+    adapter.detach()
+    assert torch.equal(vlm(mixed), frozen)
 
 
-@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, rank=4, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
+@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
 def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint, vlm, mixed, make):
-    adapter = randomised(make(vlm.config)).attach(vlm)
+    adapter, file = randomised(make(vlm.config)).attach(vlm), tmp_path / "a.safetensors"
     adapter.notes = {"max_pixels": 1234}
     adapted = vlm(mixed)
-    adapter.save(tmp_path / "a.safetensors")
+    adapter.save(file)
     fresh = VLM.from_pretrained(checkpoint)
-    again = load_adapter(tmp_path / "a.safetensors", fresh)
+    again = load_adapter(file, fresh)
     assert torch.equal(fresh(mixed), adapted)
     assert again.notes == {"max_pixels": 1234} and type(again) is type(adapter)
-    assert read_metadata(tmp_path / "a.safetensors")["base"] == vlm.fingerprint()
 
 
-def test_an_adapter_file_that_carries_a_checksum_loads(tmp_path, vlm):
+def test_a_file_says_its_base_where_that_is_from_and_its_settings_as_text(tmp_path, checkpoint, vlm, adapter):
+    adapter.attach(vlm).save(tmp_path / "a.safetensors")
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    assert metadata["base"] == vlm.fingerprint() and metadata["model"] == str(checkpoint)
+    settings = {"heads": {"0": [1], "2": [0, 1]}, "rank": 4, "alpha": 12, "gamma": 0.01}
+    assert json.loads(metadata["settings"]) == settings and metadata["format_version"] == "2"
+
+
+def test_an_adapter_file_that_carries_a_checksum_and_no_model_loads(tmp_path, vlm, adapter):
     """Those written up to 76fa6e7 do."""
-    adapter, file = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm), tmp_path / "a.safetensors"
-    adapter.save(file)
-    write_safetensors(file, dict(read_safetensors(file)), read_metadata(file) | {"checksum": "12345678"})
+    file = tmp_path / "a.safetensors"
+    adapter.attach(vlm).save(file)
     adapter.detach()
+    metadata = {name: text for name, text in read_metadata(file).items() if name != "model"}
+    write_safetensors(file, dict(read_safetensors(file)), metadata | {"checksum": "12345678"})
     assert torch.equal(load_adapter(file, vlm).layers["0"].A, adapter.layers["0"].A)
 
 
-def test_an_adapter_refuses_another_base_and_any_other_set_of_tensors(tmp_path, vlm):
-    file = tmp_path / "a.safetensors"
-    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm).save(file)
+def test_an_adapter_refuses_another_base(tmp_path, vlm, adapter):
+    adapter.attach(vlm).save(tmp_path / "a.safetensors")
     other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5, family=vlm.config.family))
     with pytest.raises(InputError, match="made for another checkpoint"):
-        load_adapter(file, other)
-    tensors, metadata = dict(read_safetensors(file)), read_metadata(file)
-    fresh = replace_adapterless(vlm)
-    for change in (
-        {k: t for k, t in tensors.items() if k != "layers.0.gamma"},
-        tensors | {"layers.1.A": torch.zeros(2)},
-        tensors | {"layers.0.A": torch.zeros(64, 3)},
-    ):
-        write_safetensors(file, change, metadata)
-        with pytest.raises(InputError, match=r"not an adapter that fits this model .*layers\.[01]\.(gamma|A)"):
-            load_adapter(file, fresh)
-    write_safetensors(file, tensors, {"format": "pt"})
-    with pytest.raises(InputError, match="not an adapter file"):
-        load_adapter(file, fresh)
+        load_adapter(tmp_path / "a.safetensors", other)
 
 
-def replace_adapterless(vlm):
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters["v"].clear()
-    return vlm
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"layers.0.gamma": None}, {}, r"not an adapter that fits this model .*layers\.0\.gamma"),
+        ({"layers.1.A": torch.zeros(2)}, {}, r"not an adapter that fits this model .*layers\.1\.A"),
+        ({"layers.0.A": torch.zeros(64, 3)}, {}, r"not an adapter that fits this model .*layers\.0\.A"),
+        ({}, {"settings": "{"}, "not an adapter that fits this model"),
+        ({}, {"method": "other"}, "its method is 'other', not image-lora, lora"),
+        ({}, {"format_version": "1"}, "another version .format 1.; train it again"),
+    ],
+)
+def test_any_other_file_is_refused_in_a_line_that_says_why(tmp_path, vlm, adapter, tensors, metadata, message):
+    file = tmp_path / "a.safetensors"
+    adapter.attach(vlm).save(file)
+    adapter.detach()
+    tensors = {name: t for name, t in (dict(read_safetensors(file)) | tensors).items() if t is not None}
+    write_safetensors(file, tensors, read_metadata(file) | metadata)
+    with pytest.raises(InputError, match=message):
+        load_adapter(file, vlm)
 
 
-def test_an_adapter_of_a_class_that_is_not_in_METHODS_is_saved_under_its_name_and_refused_by_name(tmp_path, vlm):
+def test_a_method_is_saved_under_the_name_on_its_class_also_where_it_is_not_in_METHODS(tmp_path, vlm):
     class Other(LoRA):
         name = "other"
 
-    adapter = Other(vlm.config).attach(vlm)
-    adapter.save(tmp_path / "a.safetensors")
-    adapter.detach()
+    Other(vlm.config).attach(vlm).save(tmp_path / "a.safetensors")
     assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
-    with pytest.raises(InputError, match="its method is 'other'; not image-lora, lora"):
-        load_adapter(tmp_path / "a.safetensors", vlm)
+    assert all(method.name == name for name, method in METHODS.items())
 
 
-def test_saving_an_adapter_that_was_never_attached_is_refused(tmp_path, vlm):
+def test_saving_an_adapter_that_was_never_attached_is_refused(tmp_path, adapter):
     with pytest.raises(ValueError, match="attach the adapter"):
-        ImageLoRA(vlm.config, HEADS).save(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize("heads", [{}, {0: []}, {3: [0]}, {-1: [0]}, {0: [2]}, {0: [-1]}, {0: [1, 1]}])
-def test_heads_that_do_not_exist_are_refused(vlm, heads):
-    with pytest.raises(ValueError, match="head"):
-        ImageLoRA(vlm.config, heads)
-
-
-def test_the_flop_formula_equals_torchs_counter_and_is_proportional_to_the_visual_tokens(vlm):
-    config, heads = vlm.config, {0: [1], 2: [0, 1]}
-    adapter = randomised(ImageLoRA(config, heads, rank=4))
-
-    def counted(visual_tokens):
-        index = torch.arange(visual_tokens)
-        with FlopCounterMode(display=False) as counter:
-            for update in adapter.layers.values():
-                x = torch.randn(1, 20, config.hidden, requires_grad=True)
-                update(torch.randn(1, 20, 2 * config.head_size), x, index).sum().backward()
-        return counter.get_total_flops()
-
-    for n in (1, 7, 20):
-        assert adapter.flops(20, n) == counted(n) == n * adapter.flops(99, 1)
-    K = config.head_size
-    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * K) for hs in heads.values())
-
-
-def test_the_flop_formula_of_lora_equals_torchs_counter(vlm):
-    adapter = randomised(LoRA(vlm.config, rank=4))
-    K = vlm.config.head_size
-    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}
-    with FlopCounterMode(display=False) as counter:
-        for (_, target), update in adapter.updates.items():
-            inputs, outputs = sizes[target]
-            x = torch.randn(1, 9, inputs, requires_grad=True)
-            update(torch.randn(1, 9, outputs), x, None).sum().backward()
-    assert adapter.flops(9, 3) == counter.get_total_flops()
-
-
-def test_a_bfloat16_model_keeps_float32_adapter_parameters(checkpoint, mixed):
-    half = VLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    adapter = ImageLoRA(half.config, HEADS).attach(half)
-    frozen = half(mixed)
-    half.loss(mixed).backward()
-    assert frozen.dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in adapter.parameters())
-
-
-def test_settings_are_kept_as_text_that_anyone_can_read(tmp_path, vlm):
-    ImageLoRA(vlm.config, HEADS, rank=2, alpha=5).attach(vlm).save(tmp_path / "a.safetensors")
-    settings = json.loads(read_metadata(tmp_path / "a.safetensors")["settings"])
-    assert settings == {"heads": {"0": [1], "2": [0, 1]}, "rank": 2, "alpha": 5, "gamma": 0.01}
-
-
-def test_a_changed_visual_index_changes_where_the_update_goes(vlm, mixed, monkeypatch):
-    """The mask is what decides: with an empty one, the adapted model is the frozen one."""
-    frozen = vlm(mixed)
-    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    real, nowhere = Attention.adapted, torch.empty(0, dtype=torch.long)
-    monkeypatch.setattr(Attention, "adapted", lambda self, path, y, x, index: real(self, path, y, x, nowhere))
-    assert torch.equal(vlm(mixed), frozen) and vlm.model.layers[0].self_attn.adapters["v"]
-
-
-def test_an_adapter_file_of_format_1_is_refused_with_a_line_that_says_so(tmp_path, vlm):
-    file = tmp_path / "a.safetensors"
-    adapter = ImageLoRA(vlm.config, HEADS).attach(vlm)
-    adapter.save(file)
-    adapter.detach()
-    write_safetensors(file, dict(read_safetensors(file)), read_metadata(file) | {"format_version": "1"})
-    with pytest.raises(InputError, match="another version .format 1.; train it again"):
-        load_adapter(file, vlm)
+        adapter.save(tmp_path / "a.safetensors")

@@ -6,73 +6,55 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from conftest import SMALL_CONFIGS, picture, write_checkpoint
+from conftest import SMALL_CONFIGS, picture, randomised
 
 from data import Example, Processor
 from harness.encodings import encode_images
-from model import attend, attention_mask
-from parts.backbones.layers import fused_attention, weights_kept
+from imagelora import ImageLoRA
+from model import VLM, attend, attention_mask
+from parts.backbones.layers import MLP, fused_attention, only_at, weights_kept
 from parts.files import read_safetensors
 from parts.tasks.images import Visual
 
+FAMILIES = SMALL_CONFIGS  # each test here runs for both
 FILES = {"qwen2_5_vl": "golden.safetensors", "qwen3_vl": "golden-qwen3.safetensors"}
 GOLDEN = {family: dict(read_safetensors(Path(__file__).parent / file)) for family, file in FILES.items()}
 GOLDEN_CASES = sorted({name.split(":")[0] for name in GOLDEN["qwen2_5_vl"]})
 
 
-@pytest.fixture(scope="module", params=SMALL_CONFIGS)
-def checkpoint(request, tmp_path_factory):
-    """Of each family: every test here holds for both."""
-    return write_checkpoint(tmp_path_factory.mktemp("small"), family=request.param)
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint):
-    return Processor.from_pretrained(checkpoint)
-
-
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_logits_are_those_of_transformers(vlm, processor, name):
-    kept, batch = GOLDEN[vlm.config.family], processor(CASES[name]())
-    golden, real = kept[f"{name}: logits"], batch.attention_mask.bool()
-    logits = vlm(batch)[:, -golden.shape[1] :]
-    real = real[:, -golden.shape[1] :]
-    assert torch.equal(batch.input_ids, kept[f"{name}: input_ids"])
-    assert (logits - golden)[real].abs().max() <= 1e-4
+    golden, batch = GOLDEN[vlm.config.family], processor(CASES[name]())
+    logits, real = golden[f"{name}: logits"], batch.attention_mask.bool()
+    last = slice(-logits.shape[1], None)
+    assert torch.equal(batch.input_ids, golden[f"{name}: input_ids"])
+    assert (vlm(batch)[:, last] - logits)[real[:, last]].abs().max() <= 1e-4
     if len(batch.patches):
-        assert (batch.patches[::9, ::7] - kept[f"{name}: patches"]).abs().max() <= 1e-5
+        assert (batch.patches[::9, ::7] - golden[f"{name}: patches"]).abs().max() <= 1e-5
 
 
-def test_attention_by_hand_equals_the_fused_path_padding_included(vlm, processor):
+# -- attention
+
+
+def test_attention_by_hand_equals_the_fused_kernel_padding_included(vlm, processor):
     batch = processor(CASES["mixed with padding"]())
     with weights_kept(vlm.model.layers, attend) as weights:
         by_hand = vlm(batch)
-    assert (by_hand - vlm(batch)).abs().max() <= 1e-5
-    assert by_hand.isfinite().all()
-    rows, length = batch.input_ids.shape
-    assert [w.shape for w in weights] == [(rows, 4, length, length)] * 3
-    assert torch.allclose(weights[0].sum(-1), torch.ones(rows, 4, length), atol=1e-5)
-    forbidden = ~attention_mask(batch.segments).expand_as(weights[0])
-    assert all((w[forbidden] == 0).all() for w in weights)
+    assert (by_hand - vlm(batch)).abs().max() <= 1e-5 and by_hand.isfinite().all()
+    weights = torch.stack(weights)  # [L, B, H, T, T]
+    assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+    assert (weights[:, ~attention_mask(batch.segments).expand_as(weights[0])] == 0).all()
 
 
-def test_each_query_head_reads_the_kv_head_of_its_group():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
-    everywhere = torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    for out in (attend(q, k, v, everywhere)[0], fused_attention(q, k, v, everywhere)):
-        for head in range(4):
-            weights = (q[0, head] @ k[0, head // 2].T / 8**0.5).softmax(-1)
-            torch.testing.assert_close(out[0, head], weights @ v[0, head // 2], rtol=1e-5, atol=1e-6)
-
-
-def test_without_a_mask_attention_is_causal_by_hand_and_fused():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
-    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-    expected, _ = attend(q, k, v, causal)
-    torch.testing.assert_close(attend(q, k, v, None)[0], expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(fused_attention(q, k, v, None), expected, rtol=1e-5, atol=1e-6)
+def test_each_query_head_reads_the_kv_head_of_its_group_and_without_a_mask_attention_is_causal():
+    q, (k, v) = torch.randn(1, 4, 5, 8), torch.randn(2, 1, 2, 5, 8)
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    for mask in (None, causal[None, None]):
+        for out in (attend(q, k, v, mask)[0], fused_attention(q, k, v, mask)):
+            for head in range(4):
+                scores = (q[0, head] @ k[0, head // 2].T / 8**0.5).masked_fill(~causal, -torch.inf)
+                expected = scores.softmax(-1) @ v[0, head // 2]
+                torch.testing.assert_close(out[0, head], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_mask_is_causal_and_keeps_segments_and_padding_apart():
@@ -88,47 +70,45 @@ def test_the_mask_is_causal_and_keeps_segments_and_padding_apart():
     assert [row[:3] for row in mask[1]] == [[1, 0, 0], [0, 1, 0]] + [[0, 0, 1]] * 4
 
 
-def test_batched_rows_equal_single_rows(vlm, processor):
-    examples = CASES["mixed with padding"]()
-    batch = processor(examples)
-    together = vlm(batch)
-    for b, example in enumerate(examples):
-        alone = vlm(processor([example]))[0]
-        torch.testing.assert_close(together[b, -len(alone) :], alone, rtol=1e-4, atol=1e-4)
+def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_logits(vlm, processor):
+    batch = processor([Example([picture(90, 60)], "What is this?"), Example([picture(90, 60, 1)], "What is this?")])
+    assert batch.causal and (vlm(batch) - vlm(replace(batch, causal=False))).abs().max() <= 1e-5
+    assert not processor(questions()).causal and not processor(questions()[:2], share_images=True).causal
 
 
-def test_batched_generation_equals_single_generation(vlm, processor):
-    examples = CASES["mixed with padding"]()
-    together = vlm.generate(processor(examples), 12)
-    assert together == [vlm.generate(processor([e]), 12)[0] for e in examples]
-    assert all(len(ids) == 12 for ids in together)
+# -- dtypes
 
 
-def test_generation_with_the_cache_equals_greedy_decoding_without(vlm, processor):
-    batch = processor([Example([picture(60, 90)], "What?")])
-    ids = vlm.generate(batch, 6)[0]
-    for step in range(6):
-        logits = vlm(batch)
-        assert logits[0, -1].argmax() == ids[step]
-        following = batch.position_ids.max() + 1
-        batch = replace(
-            batch,
-            input_ids=torch.cat([batch.input_ids, torch.tensor([[ids[step]]])], 1),
-            segments=torch.cat([batch.segments, torch.tensor([[0]])], 1),
-            position_ids=torch.cat([batch.position_ids, following.expand(3, 1, 1)], 2),
-        )
+def test_the_residual_stream_of_a_bfloat16_model_is_float32_in_both_towers(checkpoint, mixed):
+    vlm, dtypes = VLM.from_pretrained(checkpoint, torch.bfloat16), []
+    for layer in (*vlm.model.layers, *vlm.visual.blocks):
+        layer.register_forward_hook(lambda module, args, out: dtypes.extend([args[0].dtype, out.dtype]))
+    assert vlm(mixed).dtype == torch.bfloat16 and set(dtypes) == {torch.float32}
 
 
-def test_each_row_stops_at_its_own_end_token(vlm, processor):
-    examples = CASES["mixed with padding"]()
-    free = vlm.generate(processor(examples), 12)
-    end = free[0][3]  # make a token that row 0 writes early an end token
-    vlm.config = replace(vlm.config, end_tokens=(end, free[1][7]))
-    stopped = vlm.generate(processor(examples), 12)
-    for ids, whole in zip(stopped, free):
-        cut = [i for i, t in enumerate(whole) if t in vlm.config.end_tokens]
-        assert ids == (whole[: cut[0]] if cut else whole)
-    assert len(stopped[0]) <= 3
+def test_float32_and_bfloat16_may_meet_where_positions_are_filled(vlm, processor):
+    """--method full computes in bfloat16 with float32 weights; on a GPU autocast does not promote these operations."""
+    mlp, x = MLP(8, 16, bias=False).bfloat16(), torch.randn(2, 3, 8)
+    with only_at(mlp, torch.tensor([1, 4])):
+        mlp.gate_proj.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
+        mlp.up_proj.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
+        assert mlp(x).any(dim=-1).flatten().tolist() == [False, True, False, False, True, False]
+    batch = processor([Example([picture(60, 60)], "What?")])
+    features = vlm.visual(batch.patches, batch.grids).bfloat16()
+    embedded = replace(batch, grids=batch.grids[:0], encoded=features)
+    assert vlm.embed(embedded)[0].dtype == torch.float32
+    assert (vlm(embedded) - vlm(batch)).abs().max() <= 0.1
+
+
+# -- loss
+
+
+def questions(answer=None):
+    """Questions about a few pictures, several about one picture, and one about none."""
+    first, second = picture(90, 60, 4), picture(60, 120, 5)
+    asked = [([first], "What is this?"), ([first], "Where?"), ([first], "Which colour has the largest of them?")]
+    asked += [([], "Ada has 12 apples."), ([second], "What?"), ([second, first], "Which one?")]
+    return [Example(images, prompt, answer) for images, prompt in asked]
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens(vlm, processor):
@@ -138,64 +118,22 @@ def test_the_loss_is_the_mean_over_supervised_tokens(vlm, processor):
     assert torch.allclose(vlm.loss(batch), torch.stack(each).mean(), atol=1e-5)
 
 
-def questions(n=3):
-    """Questions about a few pictures, several about one picture, and one about none."""
-    first, second = picture(90, 60, 4), picture(60, 120, 5)
-    asked = [Example([first], q) for q in ("What is this?", "Where?", "Which colour has the largest of them?")[:n]]
-    return [
-        *asked,
-        Example([], "Ada has 12 apples."),
-        Example([second], "What?"),
-        Example([second, first], "Which one?"),
-    ]
-
-
-def test_questions_that_share_a_prefill_get_the_answers_that_they_get_one_by_one(vlm, processor):
-    examples = questions()
-    shared = processor(examples, share_images=True)
-    assert len(shared.input_ids) == 4 and len(shared.examples) == 6
-    assert vlm.generate(shared, 10) == [vlm.generate(processor([e]), 10)[0] for e in examples]
-
-
-def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_before(vlm, processor, monkeypatch):
-    examples = questions()
-    free = vlm.generate(processor(examples, share_images=True), 12)
-    vlm.config = replace(vlm.config, end_tokens=(free[1][2], free[3][4]))
-    rows, decoder = [], vlm.model.forward
-    monkeypatch.setattr(vlm.model, "forward", lambda x, *args: rows.append(len(x)) or decoder(x, *args))
-    stopped = vlm.generate(processor(examples, share_images=True), 12)
-    ends = [next((i for i, t in enumerate(ids) if t in vlm.config.end_tokens), 12) for ids in free]
-    assert stopped == [ids[:end] for ids, end in zip(free, ends)]
-    assert rows[1:] == [sum(end > step for end in ends) for step in range(max(ends)) if step < 11]
-
-
-def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_logits(vlm, processor):
-    batch = processor([Example([picture(90, 60)], "What is this?"), Example([picture(90, 60, 1)], "What is this?")])
-    assert batch.causal
-    with_mask = replace(batch, causal=False)
-    assert (vlm(batch) - vlm(with_mask)).abs().max() <= 1e-5
-    assert not processor(questions()).causal
-    assert not processor(questions(2)[:2], share_images=True).causal
-
-
 def test_the_head_and_the_last_mlp_run_only_where_a_supervised_token_is_predicted(vlm, processor, monkeypatch):
-    batch = processor([Example(e.images, e.prompt, "it is a ring") for e in questions()], share_images=True)
+    batch = processor(questions("it is a ring"), share_images=True)
     logits, targets = vlm(batch)[:, :-1], batch.labels[:, 1:]
     expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100])
-    assert torch.equal(batch.answer_ids, targets[targets != -100])
-    head, layers, count = vlm.head, vlm.model.layers, []
+    head, count = vlm.head, []
     monkeypatch.setattr(vlm, "head", lambda x: count.append(len(x)) or head(x))
-    for layer in layers:
+    for layer in vlm.model.layers:
         layer.mlp.down_proj.register_forward_hook(lambda module, args, out: count.append(out[..., 0].numel()))
     assert abs(vlm.loss(batch) - expected) <= 1e-6
     everywhere, answers = batch.input_ids.numel(), len(batch.answer_ids)
     assert count == [everywhere, everywhere, answers, answers] and answers < everywhere / 2
-    assert all("forward" not in vars(layer.mlp) for layer in layers)  # the next call computes everything again
+    assert all("forward" not in vars(layer.mlp) for layer in vlm.model.layers)  # the next call computes everything again
 
 
 def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_loss(vlm, checkpoint, monkeypatch):
-    processor = Processor.from_pretrained(checkpoint)
-    examples = [Example(e.images, e.prompt, "a ring") for e in questions()]
+    processor, examples = Processor.from_pretrained(checkpoint), questions("a ring")
     second, first = examples[-1].images
     loss = vlm.loss(processor(examples, share_images=True))
     encode_images(vlm, processor, [Example([second])], gib=1)
@@ -215,6 +153,53 @@ def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):
         vlm.generate(processor([Example([], "hello", "you")]))
     with pytest.raises(ValueError, match="do not fit"):
         vlm.generate(processor([Example([], "hello")]), 5000)
+
+
+# -- generation
+
+
+def test_batched_rows_equal_single_rows(vlm, processor):
+    batch = processor(CASES["mixed with padding"]())
+    for logits, example in zip(vlm(batch), CASES["mixed with padding"]()):
+        alone = vlm(processor([example]))[0]
+        torch.testing.assert_close(logits[-len(alone) :], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share_images", [False, True])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_questions_batched_or_sharing_a_prefill_get_the_answers_that_they_get_alone(vlm, processor, share_images, adapted):
+    if adapted:
+        randomised(ImageLoRA(vlm.config, {0: [1], 2: [0, 1]})).attach(vlm)
+    batch = processor(questions(), share_images=share_images)
+    assert len(batch.input_ids) == (4 if share_images else 6)
+    assert vlm.generate(batch, 10) == [vlm.generate(processor([e]), 10)[0] for e in questions()]
+
+
+def test_generation_with_the_cache_equals_greedy_decoding_without(vlm, processor):
+    batch = processor([Example([picture(60, 90)], "What?")])
+    ids = vlm.generate(batch, 6)[0]
+    for token in ids:
+        assert vlm(batch)[0, -1].argmax() == token
+        following = batch.position_ids.max() + 1
+        batch = replace(
+            batch,
+            input_ids=torch.cat([batch.input_ids, torch.tensor([[token]])], 1),
+            segments=torch.cat([batch.segments, torch.tensor([[0]])], 1),
+            position_ids=torch.cat([batch.position_ids, following.expand(3, 1, 1)], 2),
+        )
+    assert len(ids) == 6
+
+
+def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_before(vlm, processor, monkeypatch):
+    examples = questions()
+    free = vlm.generate(processor(examples, share_images=True), 12)
+    vlm.config = replace(vlm.config, end_tokens=(free[1][2], free[3][4]))
+    rows, decoder = [], vlm.model.forward
+    monkeypatch.setattr(vlm.model, "forward", lambda x, *args: rows.append(len(x)) or decoder(x, *args))
+    stopped = vlm.generate(processor(examples, share_images=True), 12)
+    ends = [next((i for i, t in enumerate(ids) if t in vlm.config.end_tokens), 12) for ids in free]
+    assert stopped == [ids[:end] for ids, end in zip(free, ends)]
+    assert rows[1:] == [sum(end > step for end in ends) for step in range(max(ends)) if step < 11]
 
 
 def test_the_model_is_loaded_frozen_in_eval_mode(vlm):

@@ -1,38 +1,24 @@
-"""The probe scores what it says, and the budget is always met."""
+"""The probe scores what it says, of the rows that it should, and the budget is always met."""
 
 import json
+import re
+from collections import Counter
 
 import pytest
 import torch
 from conftest import picture, randomised
 
-from data import Example
+import probe
+import train
+from data import Example, Processor
 from imagelora import ImageLoRA
 from parts.files import InputError
-from probe import (
-    head_scores,
-    load_selection,
-    random_heads,
-    save_selection,
-    select_heads,
-)
+from probe import head_scores, random_heads, select_heads
 
 
 @pytest.fixture
 def batches(processor):
     return [processor([Example([picture(60, 90, i)], "Where is it?", f"[{i}, 2, 3, 4]")]) for i in range(3)]
-
-
-@pytest.mark.parametrize("criterion", ["rank1", "gate"])
-def test_a_head_whose_output_projection_is_zero_scores_exactly_zero(vlm, batches, criterion):
-    """Value head 1 of layer 1 is read by query heads 2 and 3: without their columns of W_O nothing reaches the loss."""
-    K = vlm.config.head_size
-    vlm.model.layers[1].self_attn.o_proj.weight.data[:, 2 * K : 4 * K] = 0
-    scores = head_scores(vlm, batches, criterion)
-    assert scores.shape == (3, 2) and scores[1, 1] == 0
-    others = scores.flatten().tolist()
-    del others[3]
-    assert all(s > 0 for s in others)
 
 
 @pytest.mark.parametrize("criterion", ["rank1", "gate"])
@@ -45,18 +31,49 @@ def test_the_score_is_the_squared_gradient_of_a_rank_1_update(vlm, batches):
     """Checked by central differences: along its own gradient the loss has the slope score(h)."""
     scores = head_scores(vlm, batches[:1], seed=3)
     torch.manual_seed(3)
-    probe = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gamma=1.0).attach(vlm)
-    step = 0.1
+    rank1 = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gamma=1.0).attach(vlm)
     for layer, head in ((0, 0), (1, 1), (2, 0)):
-        B = probe.layers[str(layer)].B
+        B, losses = rank1.layers[str(layer)].B, []
         (gradient,) = torch.autograd.grad(vlm.loss(batches[0]), B)
-        with torch.no_grad():
-            losses = []
-            for sign in (1, -1):
-                B[head] = sign * step * gradient[head]
-                losses.append(vlm.loss(batches[0]).item())
-            B[head] = 0
-        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(scores[layer, head].item(), rel=1e-2)
+        for step in (0.1, -0.1, 0):
+            B.data[head] = step * gradient[head]
+            losses.append(vlm.loss(batches[0]).item())
+        assert (losses[0] - losses[1]) / 0.2 == pytest.approx(scores[layer, head].item(), rel=1e-2)
+
+
+def test_the_gate_is_the_squared_slope_of_the_loss_in_the_visual_values_of_a_head(vlm, processor):
+    """Checked by central differences; the long text before the image and after it has values of the same head."""
+    question = "Read all of this <image> and then say where the ring is, in as few words as you can, please."
+    batch = processor([Example([picture(30, 30)], question, "[1, 2, 3, 4]")])
+    scores, K = head_scores(vlm, [batch], "gate"), vlm.config.head_size
+    for layer, head in ((0, 0), (0, 1), (1, 1), (2, 0)):
+        losses, factor = [], torch.ones(batch.input_ids.numel(), 2 * K)
+        for change in (0.05, -0.05):
+            factor[batch.visual_index, head * K : (head + 1) * K] = 1 + change
+            site = vlm.model.layers[layer].self_attn.adapters["v"]
+            site.append(lambda v, x, visual_index, factor=factor: v * factor.view_as(v))
+            losses.append(vlm.loss(batch).item())
+            site.pop()
+        assert ((losses[0] - losses[1]) / 0.1) ** 2 == pytest.approx(scores[layer, head].item(), rel=0.02, abs=1e-7)
+
+
+def test_a_run_probes_the_training_rows_that_its_seed_names_and_draws_a_from_it(checkpoint, tmp_path, monkeypatch):
+    picture(60, 60).save(tmp_path / "a.png")
+    for split in ("train", "val"):
+        rows = [{"prompt": f"{split} {i}", "answer": "x"} | ({"image": "a.png"} if i % 4 else {}) for i in range(12)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    processor, probed = Processor.from_pretrained(checkpoint), []
+
+    def recorded(vlm, batches, criterion, seed):
+        texts = [processor.decode(batch.input_ids[0].tolist()) for batch in batches]
+        probed.append((criterion, seed, [re.search(r"(train|val) \d+", text)[0] for text in texts]))
+        return torch.ones(3, 2)
+
+    monkeypatch.setattr(probe, "head_scores", recorded)
+    flags = f"--data jsonl={tmp_path} --seed 3 --probe-samples 5 --probe-only --workers 0 --out {tmp_path / 'out'}"
+    train.main(["--model", str(checkpoint), *flags.split()])
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(3))[:5]
+    assert probed == [("rank1", 3, [f"train {[i for i in range(12) if i % 4][k]}" for k in order])]
 
 
 def test_the_probe_leaves_the_model_as_it_was_and_is_a_function_of_its_seed(vlm, batches):
@@ -88,12 +105,8 @@ def test_the_budget_is_met_exactly_for_every_budget_and_tau(tau):
         scores[torch.rand(L, generator=generator) < 0.3] = 0
         for budget in range(1, L * G + 1):
             heads = select_heads(scores, budget, tau)
-            assert count(heads) == budget
+            assert count(heads) == budget == count(select_heads(0 * scores, budget, tau))
             assert all(len(set(hs)) == len(hs) and 0 < len(hs) <= G and max(hs) < G for hs in heads.values())
-
-
-def test_scores_of_zero_everywhere_still_meet_the_budget():
-    assert count(select_heads(torch.zeros(5, 4), 7)) == 7
 
 
 def test_within_a_layer_the_highest_scores_win():
@@ -103,64 +116,42 @@ def test_within_a_layer_the_highest_scores_win():
 
 def test_tau_moves_the_budget_from_uniform_to_proportional():
     scores = torch.tensor([[8.0] * 8, [2.0] * 8, [0.5] * 8, [0.5] * 8])
-
-    def shares(tau):
-        return [len(select_heads(scores, 8, tau).get(layer, [])) for layer in range(4)]
-
-    assert shares(0) == [2, 2, 2, 2]
-    assert shares(0.5) == [4, 2, 1, 1]
-    assert shares(1)[0] in (5, 6) and shares(1)[1] in (1, 2)
-    assert shares(9) == [8, 0, 0, 0]
+    for tau, shares in ((0, [2, 2, 2, 2]), (0.5, [4, 2, 1, 1]), (9, [8, 0, 0, 0])):
+        heads = select_heads(scores, 8, tau)
+        assert [len(heads.get(layer, [])) for layer in range(4)] == shares
 
 
-@pytest.mark.parametrize("budget", [0, -1, 21])
-def test_an_impossible_budget_is_an_error(budget):
-    with pytest.raises(ValueError, match="choose 1 to 20"):
-        select_heads(torch.ones(5, 4), budget)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-def test_scores_that_mean_nothing_are_an_error(bad):
-    with pytest.raises(ValueError, match="finite"):
-        select_heads(torch.tensor([[1.0, bad]]), 1)
+def test_an_impossible_budget_and_scores_that_mean_nothing_are_errors():
+    for budget in (0, 21):
+        with pytest.raises(ValueError, match="choose 1 to 20"):
+            select_heads(torch.ones(5, 4), budget)
+    for bad in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="finite"):
+            select_heads(torch.tensor([[1.0, bad]]), 1)
 
 
 def test_random_heads_meet_the_budget_are_seeded_and_reach_every_head(vlm):
     assert random_heads(vlm.config, 3, 1) == random_heads(vlm.config, 3, 1)
     drawn = [random_heads(vlm.config, 2, seed) for seed in range(200)]
-    assert all(count(heads) == 2 for heads in drawn)
-    times = torch.zeros(3, 2)
-    for heads in drawn:
-        for layer, hs in heads.items():
-            times[layer, hs] += 1
-    assert times.min() > 40 and times.max() < 95  # 66.7 expected of each
+    assert {count(heads) for heads in drawn} == {2}
+    times = Counter((layer, head) for heads in drawn for layer, hs in heads.items() for head in hs)
+    assert len(times) == 6 and min(times.values()) > 40 and max(times.values()) < 95  # 66.7 expected of each
 
 
 def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, vlm):
-    scores = torch.rand(3, 2)
-    heads = select_heads(scores, 4)
-    save_selection(tmp_path / "heads.json", heads, scores.tolist())
-    again, scores_again = load_selection(tmp_path / "heads.json", vlm.config)
-    assert again == heads and scores_again == scores.tolist()
-    for wrong in (
-        {"heads": {"9": [0]}, "scores": None},
-        {"heads": {}, "scores": None},
-        {"no": 1},
-        {"heads": [1]},
-        {"heads": {"a": [0]}},
-        [],
-    ):
+    scores, heads = torch.rand(3, 2), {0: [0, 1], 2: [1]}
+    probe.save_selection(tmp_path / "heads.json", heads, scores.tolist())
+    assert probe.load_selection(tmp_path / "heads.json", vlm.config) == (heads, scores.tolist())
+    for wrong in ({"heads": {"9": [0]}, "scores": None}, {"heads": {}, "scores": None}, {"heads": {"a": [0]}}, []):
         (tmp_path / "heads.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="heads.json: not a head selection"):
-            load_selection(tmp_path / "heads.json", vlm.config)
+            probe.load_selection(tmp_path / "heads.json", vlm.config)
 
 
 def test_a_model_in_training_can_be_probed_and_keeps_its_adapter(vlm, batches):
-    adapter = ImageLoRA(vlm.config, {0: [0], 2: [1]}).attach(vlm)
-    at_start = head_scores(vlm, batches)
+    adapter, at_start = ImageLoRA(vlm.config, {0: [0], 2: [1]}).attach(vlm), head_scores(vlm, batches)
     randomised(adapter)
-    tuned = vlm(batches[0])
-    later = head_scores(vlm, batches)
+    tuned, later = vlm(batches[0]), head_scores(vlm, batches)
     assert torch.equal(vlm(batches[0]), tuned) and not torch.allclose(at_start, later)
     adapter.detach()
     assert torch.equal(at_start, head_scores(vlm, batches))  # B = 0: the frozen model

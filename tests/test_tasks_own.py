@@ -1,6 +1,7 @@
-"""Your own data: every way to name images and videos, what is refused, one file alone, rows shown before a run."""
+"""Your own rows: every form that is read, what is refused by name, how one file is split, what a look at it shows."""
 
 import json
+import unicodedata
 
 import pytest
 from conftest import picture
@@ -11,14 +12,15 @@ import train
 from data import load
 from harness.arguments import evaluation_sets
 from parts.files import InputError
-from parts.tasks.__main__ import main as show
+from parts.tasks import score
+from parts.tasks.__main__ import main as look
 from parts.tasks.images import Frame
-from parts.tasks.rows import GROUNDING_PROMPT
+from parts.tasks.own import METRICS
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with two images, a folder of 20 frames (10 seconds at 2 a second) and an animated image."""
+    """A folder with two images, a folder of 20 frames and an animated image."""
     for name in "ab":
         picture(100, 80, ord(name)).save(tmp_path / f"{name}.png")
     make_frames(tmp_path / "clips/7", 20)
@@ -31,146 +33,195 @@ def jsonl(root, *rows):
     return load("jsonl", root, "val")
 
 
-def llava(root, *rows, file="val.json"):
-    (write_lines if file.endswith("jsonl") else write_json)(root / file, list(rows))
+def llava(root, *rows):
+    write_json(root / "val.json", list(rows))
     return load("llava", root, "val")
 
 
 ASK = {"prompt": "What?", "answer": "x"}
+BOX = {"image": "a.png", "sent": "the cup", "bbox": [10, 20, 60, 70]}
 
 
-def talk(*said):
-    return {"conversations": [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 9, said)]}
+def talk(*texts):
+    turns = zip(("human", "gpt") * 9, texts)
+    return {"conversations": [{"from": who, "value": text} for who, text in turns]}
 
 
-# -- images and videos
+def shown(processor, example):
+    """An example as the model reads it."""
+    return processor.tokenizer.decode(list(processor.tokens(example).ids), skip_special_tokens=False)
 
 
-def test_a_video_of_your_own_is_a_folder_of_frames_or_an_animated_image(root):
-    folder, gif = jsonl(root, ASK | {"video": "clips/7"}, ASK | {"videos": ["clips/8.gif"]})
+# -- what is read
+
+
+def test_rows_have_no_one_or_several_images_where_the_prompt_says(root, processor):
+    row = {"images": ["a.png", "b.png"], "answer": "the first"}
+    rows = [ASK, ASK | {"image": "a.png"}, row | {"prompt": "Is <image> or <image> older?"}, row | {"prompt": "<image>\n<image> Which?"}]
+    none, one, inside, before = jsonl(root, *rows)
+    assert [len(e.images) for e in (none, one, inside, before)] == [0, 1, 2, 2] and inside.source.endswith("val.jsonl:3")
+    text = shown(processor, inside)
+    assert "user\nIs <|vision_start|>" in text and "<|vision_end|> or <|vision_start|>" in text and "<image>" not in text
+    assert before.prompt == "Which?"  # images come first anyway
+
+
+def test_a_video_is_a_folder_of_frames_or_an_animated_image_also_under_the_name_of_its_film(root, processor):
+    rows = [ASK | {"video": "clips/7"}, ASK | {"video": "clips/7.mp4", "fps": 5}, ASK | {"videos": ["clips/8.gif"]}]
+    folder, film, gif = jsonl(root, *rows)
     assert [frame.stem for frame in folder.videos[0]] == [f"{i:05d}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
-    assert folder.fps == pytest.approx(8 / 10) and folder.images == []
+    assert (folder.fps, film.fps, gif.fps) == pytest.approx((8 / 10, 8 / 4, 5 / 2.5))  # a GIF has its own clock
     assert gif.videos[0] == [Frame(str(root / "clips/8.gif"), i) for i in range(5)]
-    assert gif.fps == pytest.approx(5 / 2.5)  # by its own clock
-
-
-def test_the_rate_of_a_folder_of_frames_can_be_said(root):
-    (row,) = jsonl(root, ASK | {"video": "clips/7", "fps": 5})
-    assert row.fps == pytest.approx(8 / 4)
-    with pytest.raises(InputError, match='val.jsonl:1: "fps" must be a positive number, got 0'):
-        jsonl(root, ASK | {"video": "clips/7", "fps": 0})
-
-
-@pytest.mark.parametrize("load_rows", [jsonl, llava])
-def test_a_film_that_was_cut_into_frames_keeps_its_name_in_the_file(root, load_rows):
-    row = ASK | talk("<video>\nWhat?", "x") if load_rows is llava else ASK
-    row = {key: row[key] for key in row if load_rows is jsonl or key == "conversations"}
-    (root / "clips/7.mp4").write_bytes(b"a film")
-    (example,) = load_rows(root, row | {"video": "clips/7.mp4"})
-    assert len(example.videos[0]) == 8 and (example.prompt, example.answer) == ("What?", "x")
-    (root / "clips/9.mp4").write_bytes(b"a film")
-    with pytest.raises(InputError, match=r"(:|row )1: no folder of frames .*mkdir -p .*clips/9 && ffmpeg -i .*9.mp4"):
-        load_rows(root, row | {"video": "clips/9.mp4"})
-
-
-def test_a_still_image_is_no_video(root):
-    with pytest.raises(InputError, match="a.png: a still image, not a video"):
-        jsonl(root, ASK | {"video": "a.png"})
-
-
-def test_places_of_images_and_videos_are_checked_against_the_row(root, processor):
-    row = {"image": "a.png", "video": "clips/8.gif", "answer": "x"}
-    (inside,) = jsonl(root, row | {"prompt": "Is <image> in <video>?"})
-    text = processor.tokenizer.decode(processor.tokens(inside)[0], skip_special_tokens=False)
+    (both,) = jsonl(root, {"image": "a.png", "video": "clips/8.gif", "prompt": "Is <image> in <video>?", "answer": "x"})
+    text = shown(processor, both)
     assert text.index("<|image_pad|>") < text.index("<|vision_end|> in <|vision_start|>") < text.index("<|video_pad|>")
-    (before,) = jsonl(root, row | {"prompt": "<image><video>\nWhat?"})
-    assert before.prompt == "What?"
-    with pytest.raises(InputError, match="<video> <image> in the prompt; it must be <image> <video>, images first"):
-        jsonl(root, row | {"prompt": "In <video>, is <image> there?"})
-    with pytest.raises(InputError, match="1 x <video> in the prompt, but 1 images and 1 videos in the row"):
-        jsonl(root, row | {"prompt": "What is in <video>?"})
-    with pytest.raises(InputError, match="1 x <video> in the prompt, but 0 images in the row"):
-        jsonl(root, {"prompt": "What is in <video>?", "answer": "x"})
 
 
-def test_llava_takes_lists_of_images_videos_and_lines(root):
-    pair = {"image": ["a.png", "b.png"]} | talk("<image>\n<image>\nWhich?", "the first", "And now?", "the second")
-    first, second = llava(root, pair)
-    assert [image.name for image in first.images] == ["a.png", "b.png"] == [image.name for image in second.images]
-    assert (first.prompt, second.history) == ("Which?", (("Which?", "the first"),))
-    film = {"video": "clips/7"} | talk("<image>\nWhat?", "a cup")  # LLaVA marks a video so, too
-    (video,) = llava(root, film)
-    assert len(video.videos[0]) == 8 and video.prompt == "What?"
-    (root / "val.json").unlink()
-    assert [e.answer for e in llava(root, pair, film, file="val.jsonl")] == ["the first", "the second", "a cup"]
+TALK = {"images": ["a.png", "b.png"]} | talk("<image><image>\nWhich?", "the first", "And now?", "the second")
+USER = [{"type": "text", "text": "Which"}, {"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "image", "image": "b.png"}]
+CONVERSATIONS = {
+    "llava": TALK,
+    "image as a list": {"image": TALK["images"], "id": 7, "video": None, "conversations": TALK["conversations"]},
+    "messages": {
+        "images": TALK["images"],
+        "messages": [
+            {"role": "user", "content": "<image><image>\nWhich?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "the first"}]},
+            {"role": "user", "content": "And now?"},
+            {"role": "assistant", "content": "the second"},
+        ],
+    },
+    "history": {"images": TALK["images"], "prompt": "And now?", "answer": "the second", "history": [["Which?", "the first"]]},
+}
+
+
+@pytest.mark.parametrize("form", CONVERSATIONS)
+@pytest.mark.parametrize("load_rows", [jsonl, llava])
+def test_every_answer_of_a_conversation_is_a_row_after_the_turns_before_it(root, form, load_rows, processor):
+    *_, last = load_rows(root, CONVERSATIONS[form])
+    assert [image.name for image in last.images] == ["a.png", "b.png"]
+    assert (last.prompt, last.answer, last.history) == ("And now?", "the second", (("Which?", "the first"),))
+    text = shown(processor, last)
+    assert text.count("<|vision_start|>") == 2 and text.rindex("<|vision_end|>Which?") > 0
+    assert "assistant\nthe first<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>" in text
+
+
+def test_the_parts_of_a_message_may_hold_its_images(root):
+    (row,) = jsonl(root, {"messages": [{"role": "user", "content": USER}, {"role": "assistant", "content": "b"}]})
+    assert [image.name for image in row.images] == ["a.png", "b.png"] and row.prompt == "Which<image><image>"
+
+
+def test_facts_about_a_row_and_keys_without_a_value_are_left_alone(root):
+    facts = {"id": 7, "image_id": 9, "category_id": 5, "source": "own", "licence": "MIT", "bbox": None, "videos": None}
+    (row,) = jsonl(root, ASK | {"image": "a.png"} | facts)
+    assert (row.prompt, row.answer, len(row.images)) == ("What?", "x", 1)
 
 
 @pytest.mark.parametrize(
-    "lost",
+    ("row", "right", "wrong"),
     [
-        {"img": "a.png"},
-        {"image_path": "a.png"},
-        {"imagePath": "a"},
-        {"image_url": "http://there/a"},
-        {"pictures": ["a.png"]},
-        {"image": "a.png", "image_2": "b.png"},
-        {"frames": ["a.png", "b.png"]},
-        {"clip": "clips/7"},
-        {"movie": {"path": "a.mp4"}},
-        {"file": "a.mp4"},
-        {"left": "a.PNG"},
+        ({"answer": "Red", "metric": "exact"}, "Red", "red"),
+        ({"answer": "red", "metric": "contains"}, "It is Red.", "It is reddish."),
+        ({"answer": "so it is 42", "metric": "number", "reference": "42"}, "#### 42", "41"),
+        ({"answer": "red", "metric": "vqa", "reference": ["red"] * 4}, "Red.", "blue"),
+        ({"answer": "here", "metric": "iou", "reference": [10, 20, 60, 70]}, "[10, 20, 60, 70]", "[0, 0, 9, 9]"),
     ],
 )
-def test_an_image_or_video_under_a_key_that_is_not_read_is_named_not_lost(root, lost):
-    key = list(lost)[-1]
-    said = (
-        f'"{key}" looks like an image or a video, but is not read; rename it to one of "image", "images", "video", "vid'
-    )
-    with pytest.raises(InputError, match=f"val.jsonl:2: {said}"):
-        jsonl(root, ASK, ASK | lost)
-    with pytest.raises(InputError, match=f"val.json, row 2: {said}"):
-        llava(root, talk("What?", "x"), talk("What?", "x") | lost)
+def test_a_row_may_name_its_metric_and_reference(root, row, right, wrong):
+    (e,) = jsonl(root, {"image": "a.png", "prompt": "What?"} | row)
+    reference = e.answer if e.reference is None else e.reference
+    assert [score(e.metric, text, reference, (100, 80), (100, 80))["score"] for text in (right, wrong)] == [1, 0]
+    assert row["metric"] in METRICS
 
 
-def test_facts_about_an_image_and_other_keys_are_no_image(root):
-    facts = {"image_id": 9, "img_id": "COCO_9.jpg", "image_size": [100, 80], "frame_count": 3, "id": "a.png"}
-    facts |= {
-        "coco_url": "http://there/a.jpg",
-        "file_name": "a.png",
-        "video_title": "cups",
-        "category_id": 5,
-        "frames": 0,
-    }
-    (row,) = jsonl(root, ASK | {"image": "a.png", "source": "own"} | facts)
-    assert [image.name for image in row.images] == ["a.png"]
+def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_of_windows(root):
+    (root / "sub").mkdir()
+    for form in ("NFC", "NFD"):
+        picture(20, 20).save(root / unicodedata.normalize(form, f"sub/café {form}.png"))
+    other = unicodedata.normalize("NFD", "sub\\café NFC.png"), unicodedata.normalize("NFC", "./sub/café NFD.png")
+    assert all(row.images[0].is_file() for row in jsonl(root, *(ASK | {"image": name} for name in other)))
 
 
-def test_image_and_images_exclude_each_other(root):
-    with pytest.raises(InputError, match='val.jsonl:1: has both "image" and "images"; put all into "images"'):
-        jsonl(root, ASK | {"image": "a.png", "images": ["b.png"]})
-    (row,) = jsonl(root, ASK | {"image": "a.png", "images": None})
-    assert len(row.images) == 1
+# -- what is refused by name
 
 
-def test_a_conversation_in_jsonl_says_who_reads_it(root):
-    with pytest.raises(InputError, match="val.jsonl:1: a conversation; --data llava=... reads these"):
-        jsonl(root, talk("What?", "x"))
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{broken", "not JSON"),
+        ([1, 2], "expected an object"),
+        (BOX | {"bbox": [1, 2, 3]}, r"a box is four numbers .* got \[1, 2, 3\]"),
+        (BOX | {"bbox": [1, 2, "3", 4]}, "a box is four numbers"),
+        (BOX | {"bbox": [10, 20, 300, 40]}, r"box \[10, 20, 300, 40\] does not lie in its image .*a.png"),
+        (BOX | {"bbox": [30, 20, 10, 40]}, "box .* does not lie in its image"),
+        (BOX | {"bbox": [0.1, 0.1, 0.5, 0.6]}, "box .* looks relative"),
+        (BOX | {"width": 640, "height": 480}, "says 640 x 480 pixels, but .*a.png has 100 x 80; the box"),
+        (BOX | {"width": 80, "height": 100}, "a.png has 100 x 80; its EXIF orientation turns"),
+        ({"sent": "cup", "bbox": [1, 2, 3, 4]}, "a box needs exactly one image, got 0"),
+        ({"image": "a.png", "sent": "cup"}, 'needs a text "answer" or a "bbox"'),
+        ({"image": "a.png", "answer": "x"}, 'needs a text "prompt" or "sent"'),
+        (ASK | {"prompt": 3}, '"prompt" must be a text, got 3'),
+        (ASK | {"answer": "\ud800"}, "surrogates not allowed"),
+        (ASK | {"image": "c.png"}, "its image c.png is not in"),
+        (ASK | {"image": "sub/a.png"}, "its image sub/a.png is not in"),  # a.png is another one
+        (ASK | {"image": "https://x.org/a.png"}, "its image https://x.org/a.png is not in"),
+        (ASK | {"images": "a.png"}, '"images" must be a list'),
+        (ASK | {"img": "a.png"}, '"img" is not read; leave it out, or rename it to one of image, images'),
+        (ASK | {"image_2": "b.png", "image": "a.png"}, '"image_2" is not read'),
+        (ASK | {"options": ["x", "y"]}, '"options" is not read'),
+        (ASK | {"image": "a.png", "images": ["b.png"]}, 'has both "image" and "images"'),
+        (BOX | {"answer": "x"}, 'has both "answer" and "bbox"'),
+        (BOX | {"prompt": "What?"}, 'has both "prompt" and "sent"'),
+        (ASK | {"metric": "bleu"}, '"metric" is \'bleu\'; it may be exact, contains, number, vqa, iou'),
+        (ASK | {"metric": "vqa"}, "metric vqa needs a .* list of at least four people's answers, got 'x'"),
+        (ASK | {"metric": "iou", "reference": [1, 2, 3, 4]}, "metric iou needs a .* box of one image"),
+        (ASK | {"video": "clips/7", "fps": 0}, '"fps" must be a positive number, got 0'),
+        (ASK | {"video": "clips/9.mp4"}, "no folder of frames .*mkdir -p .*clips/9 && ffmpeg -i .*9.mp4"),
+        (ASK | {"image": "a.png", "prompt": "Is <image> or <image> older?"}, "<image> <image> in the prompt, but 1 images"),
+        ({"video": "clips/7", "image": "a.png", "prompt": "In <video>, is <image>?", "answer": "x"}, "<video> <image> in the prompt"),
+        ({"image": "a.png"} | talk("Hi.", "Hi.", "<image>\nWhat?", "x"), "<image> or <video> in a later turn"),
+        (talk("What?"), "the last turn has no answer"),
+        ({"conversations": talk("What?", "x")["conversations"][::-1]}, "turns must alternate user, assistant"),
+        (ASK | {"history": [["What?"]]}, 'a "history" of .prompt, answer. pairs'),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line_with_what_is_wrong(root, row, message):
+    lines = [ASK, row]
+    (root / "val.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    with pytest.raises(InputError, match=f"val.jsonl:2: .*{message}") as error:
+        load("jsonl", root, "val")
+    assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_data(root, suffix):
-    rows = [talk("What?", "x"), talk("Who?", "y")]
-    text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
-    (root / f"val.{suffix}").write_text(text, encoding="utf-8-sig")
-    assert [e.answer for e in load("llava", root, "val")] == ["x", "y"]
+def test_a_file_of_x_y_width_height_is_asked_about(root):
+    boxes = ([10, 10, 40, 40], [60, 50, 30, 20], [70, 20, 20, 60])
+    with pytest.raises(InputError, match="val.jsonl:2: box .* lie in .*; 2 of 3 boxes fail as corners, but 3 fit as sizes: is"):
+        jsonl(root, *(BOX | {"bbox": box} for box in boxes))
+    with pytest.raises(InputError, match="does not lie in its image") as error:
+        jsonl(root, BOX, BOX | {"bbox": [60, 50, 30, 20]})  # one is no habit
+    assert "sizes" not in str(error.value)
+
+
+@pytest.mark.parametrize(("top", "unit"), [(100, "percent"), (1000, "thousandths")])
+def test_a_file_of_boxes_in_parts_of_the_sides_is_asked_about(root, top, unit):
+    Image.new("RGB", (4000, 3000)).save(root / "large.png")
+    parts = [[0.1, 0.1, 0.3, 0.4], [0.5, 0.5, 0.9, 0.7], [0.2, 0.6, 0.3, 0.95], [0.05, 0.1, 0.2, 0.2]]
+    rows = [BOX | {"image": "large.png", "sent": f"{i}", "bbox": [c * top for c in box]} for i, box in enumerate(parts)]
+    with pytest.raises(InputError, match=f"all 4 boxes end at {top * 0.95:g}, but the images are larger: are these {unit}"):
+        jsonl(root, *rows)
+    assert len(jsonl(root, *rows[:3])) == 3  # few may be so by chance
+    assert len(jsonl(root, *rows, BOX | {"image": "large.png", "bbox": [3000, 2000, 3500, 2500]})) == 5
+
+
+def test_a_phrase_with_several_boxes_in_one_image_is_warned_of(root, capsys):
+    jsonl(root, BOX, BOX | {"image": "b.png"}, BOX | {"bbox": [5, 5, 30, 30]})
+    assert "warning  1 phrases have several boxes in one image" in capsys.readouterr().out
 
 
 # -- one file, and no val file
 
 
-def rows_about(count, each=3):
-    """Rows about `count` images, `each` about one image."""
-    return [ASK | {"image": f"{i}.png", "prompt": f"{i} {k}?"} for i in range(count) for k in range(each)]
+def about(*images):
+    return [ASK | {"images": list(names)} for names in images]
 
 
 @pytest.fixture
@@ -181,43 +232,47 @@ def forty(tmp_path):
 
 
 @pytest.mark.parametrize("alone", ["FOLDER", "FILE"])
-def test_without_a_val_file_a_tenth_of_the_images_is_held_out(forty, capsys, alone):
+def test_without_a_val_file_a_tenth_of_the_images_is_held_out_with_all_that_is_asked_about_them(forty, capsys, alone):
+    rows = [ASK | {"image": f"{i}.png", "prompt": f"{k}?"} for i in range(40) for k in range(3)]
     file = forty / ("train.jsonl" if alone == "FOLDER" else "mine.jsonl")
-    write_lines(file, rows_about(40))
+    write_lines(file, rows)
     where = forty if alone == "FOLDER" else file
     parts = {split: load("jsonl", where, split) for split in ("train", "val")}
     names = {split: {e.images[0].name for e in rows} for split, rows in parts.items()}
     assert (len(names["val"]), len(names["train"])) == (4, 36) and not names["val"] & names["train"]
-    assert (len(parts["val"]), len(parts["train"])) == (12, 108)
-    said = capsys.readouterr().out
-    assert f"split    {file}: val is 12 of its 120 rows; without a val file" in said and "108 of its 120" in said
-    write_lines(file, rows_about(40)[::-1])  # the order of the rows does not matter
+    assert f"split    {file}: val is 12 of its 120 rows; without a val file" in capsys.readouterr().out
+    write_lines(file, rows[::-1])  # the order of the rows does not matter
     assert {e.images[0].name for e in load("jsonl", where, "val")} == names["val"]
     if alone == "FILE":
         assert len(load("jsonl", where, "test")) == 120
 
 
-def test_with_a_val_file_all_of_train_is_for_training(forty, capsys):
-    write_lines(forty / "train.jsonl", rows_about(40))
-    write_lines(forty / "val.jsonl", rows_about(2))
-    assert len(load("jsonl", forty, "train")) == 120 and len(load("jsonl", forty, "val")) == 6
+def test_no_image_is_on_both_sides_of_a_split_however_rows_and_names_connect_them(forty):
+    pairs = [(f"{i}.png", f"{i + 1}.png") for i in range(0, 20, 2)] + [(f"./{i}.png",) for i in range(40)]
+    chain = [("30.png", "31.png"), ("31.png", "sub/../32.png"[7:])]
+    write_lines(forty / "mine.jsonl", about(*pairs, *chain))
+    names = {}
+    for split in ("train", "val"):
+        names[split] = {image.name for e in load("jsonl", forty / "mine.jsonl", split) for image in e.images}
+    assert names["val"] and names["train"] and not names["val"] & names["train"]
+
+
+def test_a_val_file_is_all_that_is_held_out(forty, capsys):
+    write_lines(forty / "train.jsonl", about(["1.png"], ["2.png"]))
+    write_lines(forty / "val.jsonl", about(["3.png"]))
+    assert [len(load("jsonl", forty, split)) for split in ("train", "val")] == [2, 1]
     assert "split" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="test.jsonl: no such split; present: train, val"):
+    with pytest.raises(InputError, match="no split 'test'; present: train, val"):
         load("jsonl", forty, "test")
 
 
-def test_questions_about_a_single_image_cannot_be_held_out(forty):
-    write_lines(forty / "mine.jsonl", rows_about(1))
-    assert len(load("jsonl", forty / "mine.jsonl", "train")) == 3
+def test_questions_about_a_single_image_cannot_be_held_out_but_texts_can(forty):
+    write_lines(forty / "mine.jsonl", about(["1.png"], ["./1.png"]))
+    assert len(load("jsonl", forty / "mine.jsonl", "train")) == 2
     with pytest.raises(InputError, match="mine.jsonl: all rows are about one image, .*put a val file beside it"):
         load("jsonl", forty / "mine.jsonl", "val")
-    with pytest.raises(InputError, match="mine.jsonl: no split 'dev' of a single file; present: train, val, test"):
-        load("jsonl", forty / "mine.jsonl", "dev")
-
-
-def test_text_rows_are_held_out_by_themselves(tmp_path):
-    write_lines(tmp_path / "mine.jsonl", [{"prompt": f"{i}?", "answer": "x"} for i in range(20)])
-    assert [len(load("jsonl", tmp_path / "mine.jsonl", split)) for split in ("train", "val", "test")] == [18, 2, 20]
+    write_lines(forty / "text.jsonl", [{"prompt": f"{i}?", "answer": "x"} for i in range(20)])
+    assert [len(load("jsonl", forty / "text.jsonl", split)) for split in ("train", "val", "test")] == [18, 2, 20]
 
 
 def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
@@ -229,46 +284,34 @@ def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
         return [split for _, _, split, _ in evaluation_sets(train.arguments([*flags]))]
 
     assert split("--data", a) == ["val"] == split("--data", a, "--eval", a)
-    assert split("--data", a, "--eval", b) == ["test"] == split("--method", "none", "--eval", b)
+    assert split("--data", a, "--eval", b) == ["test"]
     assert split("--data", a, "--eval", b, "--eval-split", "val") == ["val"]
-    assert split("--data", "gsm8k=X", "--eval", "gsm8k", b) == ["test", "test"]
 
 
-def test_a_limit_takes_an_even_sample_of_your_rows(tmp_path):
-    write_lines(tmp_path / "val.jsonl", [{"prompt": f"{i}?", "answer": "x"} for i in range(101)])
-    assert [e.prompt for e in load("jsonl", tmp_path, "val", limit=5)] == ["0?", "25?", "50?", "75?", "100?"]
+# -- python -m parts.tasks
 
 
-# -- boxes
-
-
-def test_a_file_of_x_y_width_height_is_asked_about(root):
-    box = {"image": "a.png", "sent": "cup"}
-    sizes = [box | {"bbox": b} for b in ([10, 10, 40, 40], [60, 50, 30, 20], [70, 20, 20, 60])]
-    with pytest.raises(InputError) as error:
-        jsonl(root, *sizes)
-    assert "val.jsonl:2: box [60, 50, 30, 20] does not lie in its image" in str(error.value)
-    assert "2 of 3 boxes fail as corners, but 3 fit as sizes: is this x, y, w, h?" in str(error.value)
-    with pytest.raises(InputError) as error:
-        jsonl(root, box | {"bbox": [60, 50, 90, 70]}, box | {"bbox": [60, 50, 30, 20]})
-    assert "x, y, w, h" not in str(error.value)
-
-
-def test_rows_are_shown_with_their_boxes_before_any_training(root, capsys):
-    rows = [{"image": f"{name}.png", "sent": "the cup", "bbox": [10, 20, 60, 70]} for name in "ab"]
-    write_lines(root / "mine.jsonl", [*rows, {"prompt": "17 + 25 =", "answer": "42"}, ASK | {"video": "clips/7"}])
-    show([f"jsonl={root / 'mine.jsonl'}", "--out", str(root / "out"), "--split", "test"])
-    said = capsys.readouterr().out
-    prompt = GROUNDING_PROMPT.format("the cup")
-    assert f"mine.jsonl:1: {prompt!r} -> (10, 20, 60, 70)" in said and "mine.jsonl:3: '17 + 25 =' -> '42'" in said
-    assert "model" not in said and f"drawn in {root / 'out/rows.png'}" in said
+def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root, capsys):
+    (root / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    rows = [BOX, ASK | {"img": "a.png"}, BOX | {"image": "cut.jpg"}, {"prompt": "17 + 25 =", "answer": "42"}]
+    write_lines(root / "mine.jsonl", rows)
+    with open(root / "mine.jsonl", "a") as file:
+        file.write("{broken\n")
+    with pytest.raises(SystemExit, match="2"):
+        look([f"jsonl={root / 'mine.jsonl'}", "--out", str(root / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "mine.jsonl:1: 'Locate the cup in this" in lines[0] and "mine.jsonl:4: '17 + 25 =' -> '42'" in lines[1]
+    assert lines[2:4] == [f"drawn in {root}/out/rows.png", "2 rows are good, 3 are bad"]
+    assert [line.split(": ")[0][-1] for line in lines[4:]] == ["2", "3", "5"]
     with Image.open(root / "out/rows.png") as drawn:
-        colours = {colour: count for count, colour in drawn.convert("RGB").getcolors(10**6)}
-    assert colours[255, 0, 0] > 1000  # two boxes
+        assert {colour: count for count, colour in drawn.getcolors(10**6)}[(0, 158, 115)] > 500
 
 
-def test_what_is_shown_is_checked_too(root, capsys):
-    write_lines(root / "train.jsonl", [ASK | {"img": "a.png"}])
-    with pytest.raises(SystemExit) as stop:
-        show([f"jsonl={root}", "--out", str(root / "out")])
-    assert stop.value.code == 2 and "error: " in (said := capsys.readouterr().err) and '"img" looks like' in said
+def test_a_look_at_a_good_file_ends_well_and_one_at_nothing_in_a_line(root, capsys):
+    write_lines(root / "mine.jsonl", [BOX])
+    with pytest.raises(SystemExit, match="0"):
+        look([f"jsonl={root / 'mine.jsonl'}", "--out", str(root)])
+    assert capsys.readouterr().out.endswith("1 rows are good, 0 are bad\n")
+    with pytest.raises(SystemExit, match="2"):
+        look(["jsonl=nowhere"])
+    assert capsys.readouterr().err.startswith("error: nowhere: no *.jsonl here; write train.jsonl")

@@ -1,228 +1,305 @@
-"""What the loaders read: hand-made folders, real annotation files, and every kind of bad row."""
+"""Each data set in the format of its makers, by hand and small: what is asked, what is learnt, and what is refused."""
 
 import json
+import re
+import shutil
+import subprocess
+from collections import Counter
 
 import pytest
 from conftest import picture
 from task_folders import (
+    MAKERS,
     VLM_R1,
-    make_gsm8k,
-    make_llava,
     make_nextqa,
+    make_qwen_vl,
     make_refcoco,
+    make_refer,
     make_screenspot_pro,
-    make_screenspot_v2,
-    make_textvqa,
-    make_vilp,
+    write_json,
     write_lines,
 )
 
-from data import Example, load
+from data import Example, Processor, load
+from harness.encodings import load_examples
+from harness.evaluate import prediction
 from parts import tasks
-from parts.files import InputError
-from parts.tasks import TASKS
-from parts.tasks.images import Frame, image_size
-from parts.tasks.rows import GROUNDING_PROMPT, own_split
+from parts.files import InputError, read_json
+from parts.tasks import TASKS, score
+from parts.tasks.boxes import box_to_model
+from parts.tasks.images import Frame, resized_size
+from parts.tasks.rows import BOX_ANSWER, in_split
+
+LOCATE = "Locate {} in this image and output the bbox coordinates in JSON format."
+PRESS = LOCATE.format('the element for the command "press 0"')
+CHOICES = "why did the boy, in red, run?\nA. to play\nB. to eat\nC. to rest\nD. to see\nE. to go"
+CHOICES += "\nAnswer with the option's letter from the given choices directly."
+STEPS = 'How many, 0?\nThink step by step, and write the final number after "####" at the end.'
+SOLUTION = "She has 3 + 4 = 7 nuts.\nThat is 7 * 1000 = $7,000.\n#### 7,000"  # without the calculator's marks
+BOX, REFCOCO = (0, 10, 30, 50), {"train": 6, "val": 3, "testA": 3, "testB": 3}
+PLAIN = {("", "")}
+EXPECTED = {  # name: (rows of each split; of the last one, the first prompt, answer and reference; all kinds and groups)
+    "refcoco": (REFCOCO, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
+    "refcoco+": (REFCOCO, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
+    "refcocog": ({"train": 6, "val": 3, "test": 3}, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
+    "screenspot-pro": ({"train": 7, "val": 3, "test": 10}, PRESS, (20, 10, 60, 30), None, {("text", "CAD"), ("icon", "CAD")}),
+    "screenspot-v2": (
+        {"train": 11, "val": 1, "test": 12},
+        PRESS,
+        (20, 10, 60, 30),
+        None,
+        {(kind, platform) for kind in ("text", "icon") for platform in ("desktop", "mobile", "web")},
+    ),
+    "textvqa": (
+        {"train": 4, "val": 4},
+        "what number, 0?\nAnswer the question using a single word or phrase.",
+        "9",
+        ["nine", "9", "nine", "the nine", "9", "9.", "ten", "nine", "9", "9"],
+        PLAIN,
+    ),
+    "nextqa": ({"train": 3, "val": 3}, CHOICES, "B", None, {("CW", "causal"), ("TN", "temporal")}),  # TP counts as TN
+    "vilp": (
+        {"train": 69, "val": 21, "test": 90},
+        "Please answer with one word: A ball is round. What shape is ball 0?",
+        "circle",
+        None,
+        {("prior", ""), ("score", "")},
+    ),
+    "gsm8k": ({"train": 4, "test": 4}, STEPS, SOLUTION, "7000", PLAIN),
+    "jsonl": ({"train": 4, "val": 4}, "What is it?", "a ring", None, PLAIN),
+    "llava": ({"train": 3, "val": 3}, "What is it?", "a ring", None, PLAIN),
+}
 
 
-def test_refcoco_splits_and_boxes(tmp_path):
+def test_every_data_set_of_files_has_its_expectations():
+    assert EXPECTED.keys() == MAKERS.keys() == TASKS.keys() - tasks.scenes.DRAWN.keys()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_official_format_is_read(name, tmp_path, processor):
+    MAKERS[name](tmp_path)
+    counts, prompt, answer, reference, kinds = EXPECTED[name]
+    splits = {split: load(name, tmp_path, split) for split in counts}
+    assert {split: len(rows) for split, rows in splits.items()} == counts
+    *_, last = splits.values()
+    assert (last[0].prompt, last[0].answer, last[0].reference) == (prompt, answer, reference)
+    assert {(e.kind, e.group) for e in last} == kinds
+    # the answer learnt from every row scores 1
+    for example in (e for rows in splits.values() for e in rows):
+        made = prediction(example, processor.answer_text(example), processor)
+        assert (made["score"], made["failed"]) == (1, False), made
+
+
+BAD = {
+    "refcoco": ("refcoco_val.json", [{"image": "a.png"}], "val"),
+    "screenspot-pro": ("annotations/a.json", [{"img_filename": "a.png"}], "test"),
+    "screenspot-v2": ("screenspot_web_v2.json", [{"img_filename": "a.png", "bbox": 3}], "test"),
+    "textvqa": ("TextVQA_0.5.1_val.json", {"data": [{"image_id": "a", "question": "?", "answers": [1]}]}, "val"),
+    "nextqa": ("val.csv", "video,question,answer,type,a0,a1,a2,a3,a4\nv,why,7,CW,a,b,c,d,e\n", "val"),
+    "vilp": ("vilp.jsonl", {"question": "a"}, "test"),
+    "gsm8k": ("test.jsonl", {"question": "a"}, "test"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_of_each_format_is_named_and_an_empty_folder_says_what_is_missing(name, tmp_path):
+    file, content, split = BAD[name]
+    with pytest.raises(InputError, match=f"{tmp_path}"):
+        load(name, tmp_path, split)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=f"{file}(, row 1|:1|:2): not a row of "):
+        load(name, tmp_path, split)
+
+
+def test_unknown_data_sets_and_splits_list_those_that_exist(tmp_path):
     make_refcoco(tmp_path)
-    rows = load("refcoco", tmp_path, "train")
-    assert rows[2].answer == (2, 10, 32, 50) and rows[2].prompt == GROUNDING_PROMPT.format("the 2 thing")
-    assert [len(load("refcoco", tmp_path, split)) for split in ("val", "testA", "testB")] == [3, 3, 3]
-    with pytest.raises(InputError, match="no split 'test' of refcoco; present: testA, testB, train, val"):
+    with pytest.raises(InputError, match="unknown data set 'cocoref'; there are refcoco, .*jsonl"):
+        load("cocoref", tmp_path, "val")
+    with pytest.raises(InputError, match="no split 'test'; present: testA, testB, train, val"):
         load("refcoco", tmp_path, "test")
+    with pytest.raises(InputError, match="no split 'dev'; present: train, val, test"):
+        load("scenes", None, "dev", 3)
 
 
-def test_screenspot_boxes_are_corners_whatever_the_file_says(tmp_path):
-    make_screenspot_pro(tmp_path / "pro")
-    make_screenspot_v2(tmp_path / "v2")
-    pro, v2 = load("screenspot-pro", tmp_path / "pro", "test"), load("screenspot-v2", tmp_path / "v2", "test")
-    assert pro[0].answer == v2[0].answer == (20, 10, 60, 30)
-    assert (pro[1].kind, pro[1].group, v2[1].kind, v2[1].group) == ("icon", "CAD", "icon", "desktop")
-    assert pro[0].metric == "point" and '"press 0"' in pro[0].prompt
-    parts = [{e.source for e in load("screenspot-pro", tmp_path / "pro", split)} for split in ("train", "val")]
-    assert not parts[0] & parts[1] and parts[0] | parts[1] == {e.source for e in pro}
+def test_rows_are_complete_so_that_an_example_is_made_of_them_as_they_are(tmp_path):
+    MAKERS["textvqa"](tmp_path)
+    assert [Example(**row) for row in tasks.load("textvqa", tmp_path, "val", 2)] == load("textvqa", tmp_path, "val", 2)
+
+
+def test_a_limit_takes_an_even_sample_of_files_in_some_order_and_else_the_first_rows(tmp_path):
+    assert {name for name, task in TASKS.items() if task.even} == {"screenspot-pro", "screenspot-v2", "jsonl", "llava"}
+    MAKERS["screenspot-v2"](tmp_path)
+    platforms = [e.group for e in load("screenspot-v2", tmp_path, "test", limit=6)]
+    assert platforms == ["desktop", "desktop", "mobile", "mobile", "web", "web"]
+    make_refcoco(tmp_path)  # whose images are fetched: few rows, few images
+    assert [e.images[0].name[-6:] for e in load("refcoco", tmp_path, "train", limit=2)] == ["00.jpg", "01.jpg"]
 
 
 def test_a_fifth_of_a_benchmark_without_splits_is_val():
-    share = sum(own_split(f"{i}.png") == "val" for i in range(5000)) / 5000
-    assert 0.18 < share < 0.22
+    assert 0.18 < sum(in_split("val", f"{i}.png") for i in range(5000)) / 5000 < 0.22
 
 
-def test_textvqa_learns_the_most_frequent_answer_and_is_scored_by_all_ten(tmp_path):
-    make_textvqa(tmp_path)
-    example = load("textvqa", tmp_path, "val")[0]
-    assert example.answer == "9" and len(example.reference) == 10 and example.metric == "vqa"
-    assert example.prompt == "what number, 0?\nAnswer the question using a single word or phrase."
+# -- the RefCOCO family
 
 
-def test_nextqa_reads_frame_folders_and_animated_images(tmp_path):
-    make_nextqa(tmp_path)
-    folder, gif, before = load("nextqa", tmp_path, "val")
-    assert [f.stem for f in folder.videos[0]] == [f"{i:05d}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
-    assert folder.fps == pytest.approx(8 / 10)  # 8 of 300 frames at 30 a second
-    assert gif.videos[0] == [Frame(str(tmp_path / "videos/4010069382.gif"), i) for i in range(5)]
-    assert gif.fps == pytest.approx(5 / 2.5)
-    assert (folder.answer, folder.kind, folder.group) == ("B", "CW", "causal")
-    assert gif.kind == before.kind == "TN"  # the official script counts TP as TN
-    assert folder.prompt.startswith("why did the boy, in red, run?\nA. to play\nB. to eat\n")
-
-
-def test_vilp_scores_images_2_and_3_and_keeps_the_prior_separate(tmp_path):
-    make_vilp(tmp_path)
-    rows = load("vilp", tmp_path, "test")
-    assert [e.kind for e in rows[:3]] == ["prior", "score", "score"]
-    assert rows[0].prompt == "Please answer with one word: A ball is round. What shape is ball 0?"
-
-
-def test_gsm8k_learns_the_solution_without_calculator_marks(tmp_path):
-    make_gsm8k(tmp_path)
-    example = load("gsm8k", tmp_path, "test")[0]
-    assert example.answer == "She has 3 + 4 = 7 nuts.\nThat is 7 * 1000 = $7,000.\n#### 7,000"
-    assert example.reference == "7000" and not example.images
-
-
-def test_every_answer_of_a_conversation_is_a_row_after_the_turns_before_it(tmp_path, processor):
-    make_llava(tmp_path)
-    first, second = load("llava", tmp_path, "train")[:2]
-    assert (first.prompt, first.answer, first.history) == ("What is it?", "a ring", ())
-    assert (second.prompt, second.answer, second.history) == ("Its colour?", "red", (("What is it?", "a ring"),))
-    ids, supervised, _ = processor.tokens(second)
-    text = processor.tokenizer.decode(ids, skip_special_tokens=False)
-    assert text.count("<|vision_start|>") == 1 and text.index("<|vision_end|>What is it?") > 0
-    assert "assistant\na ring<|im_end|>\n<|im_start|>user\nIts colour?<|im_end|>" in text
-    assert processor.tokenizer.decode(ids[supervised:], skip_special_tokens=False) == "red<|im_end|>"
-
-
-def test_an_image_comes_where_the_prompt_says(tmp_path, processor):
-    for name in "ab":
-        picture(60, 60, ord(name)).save(tmp_path / f"{name}.png")
-    row = {"images": ["a.png", "b.png"], "prompt": "Is <image> or <image> older?", "answer": "the first"}
-    write_lines(tmp_path / "train.jsonl", [row, row | {"prompt": "<image>\n<image> Which?"}])
-    inside, before = load("jsonl", tmp_path, "train")
-    text = processor.tokenizer.decode(processor.tokens(inside)[0], skip_special_tokens=False)
-    assert "user\nIs <|vision_start|>" in text and "<|vision_end|> or <|vision_start|>" in text
-    assert "<image>" not in text and "<|vision_end|> older?" in text
-    assert before.prompt == "Which?"
-    write_lines(tmp_path / "train.jsonl", [row | {"prompt": "Is <image> older?"}])
-    with pytest.raises(InputError, match=r"train.jsonl:1: 1 x <image> in the prompt, but 2 images in the row"):
-        load("jsonl", tmp_path, "train")
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
+def test_every_layout_of_the_refcoco_family_loads_as_it_is_unpacked(name, tmp_path):
+    make_refcoco(tmp_path / "flat", name)
+    make_refcoco(tmp_path / "zip", name, folder="rec_jsons_processed")  # VLM-R1's zip, beside COCO's images
+    make_refer(tmp_path / "refer", name)
+    make_qwen_vl(tmp_path / "qwen", name)
+    three = {(f"0{i}.jpg", (i, 10, i + 30, 50)) for i in range(3)}
+    for root in ("flat", "zip", "zip/rec_jsons_processed", "refer", "qwen", "qwen/data", f"qwen/data/{name}"):
+        rows = load(name, tmp_path / root, "val")
+        assert all(e.prompt == LOCATE.format(e.caption) for e in rows)
+        expected = {("01.jpg", (1, 10, 31, 50))} if root == "refer" else three  # its val is one image with two phrases
+        assert {(e.images[0].name[-6:], e.answer) for e in rows} == expected
+    shutil.move(tmp_path / "refer", tmp_path / "data")  # REFER's zip, unpacked in data/
+    assert [e.caption for e in load(name, tmp_path / "data" / name, "val")] == ["the 1 thing", "thing 1"]
 
 
 def test_the_json_forms_of_the_refcoco_family_agree(tmp_path):
     (tmp_path / "train2014").mkdir()
     picture(100, 80).save(tmp_path / "train2014/COCO_train2014_000000000007.jpg")
-    image, box = "train2014/COCO_train2014_000000000007.jpg", [10, 20, 40, 60]
-    question = f"<image>{VLM_R1.format('the red cup')}"
+    at, box, question = {"image": "train2014/COCO_train2014_000000000007.jpg"}, [10, 20, 40, 60], VLM_R1.format("the red cup")
+    talk = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": "[10, 20, 40, 60]"}]
     forms = {
-        "qwen": {"image": image, "sent": "the red cup", "bbox": box, "width": 100, "height": 80},
-        "vlmr1": {"image": image, "problem": question, "solution": box},
-        "bare": {"image": image, "problem": "the red cup.", "solution": box},
-        "talk": {
-            "image": image,
-            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "[10, 20, 40, 60]"}],
-        },
-        "xywh": {"img_id": "COCO_train2014_000000000007_3", "sents": "the red cup", "bbox": [10, 20, 30, 40], "width": 100, "height": 80},
-    }  # fmt: skip
+        "qwen": at | {"sent": "the red cup", "bbox": box, "width": 100, "height": 80},
+        "vlmr1": at | {"problem": question, "solution": box},
+        "bare": at | {"problem": "the red cup. ", "solution": box},
+        "talk": at | {"conversations": talk},
+        "xywh": {"img_id": "COCO_train2014_000000000007_3", "sents": "the red cup", "bbox": [10, 20, 30, 40]},
+    }
     for split, row in forms.items():
-        (tmp_path / f"refcocop_{split}.json").write_text(json.dumps([row]))
+        write_json(tmp_path / f"refcocop_{split}.json", [row])
         (e,) = load("refcoco+", tmp_path, split)
-        assert e.prompt == GROUNDING_PROMPT.format("the red cup") and e.answer == (10, 20, 40, 60)
-        assert e.images == [tmp_path / image]
+        assert (e.prompt, e.caption, e.answer) == (LOCATE.format("the red cup"), "the red cup", (10, 20, 40, 60))
 
 
-def test_one_full_stop_at_the_end_of_an_expression_is_dropped(tmp_path):
-    picture(50, 50).save(tmp_path / "a.png")
-    row = {"image": "a.png", "sent": "the cup. ", "bbox": [1, 2, 3, 4]}
-    (tmp_path / "val.jsonl").write_text(json.dumps(row))
-    (example,) = load("jsonl", tmp_path, "val")
-    assert example.prompt == "Locate the cup in this image and output the bbox coordinates in JSON format."
-    assert example.caption == "the cup"  # kept, for figures
-
-
-def test_rows_are_complete_so_that_an_example_is_made_of_them_as_they_are(tmp_path):
-    make_textvqa(tmp_path)
-    rows = tasks.load("textvqa", tmp_path, "val", limit=2)
-    assert [Example(**row) for row in rows] == load("textvqa", tmp_path, "val", limit=2)
-    assert all(row["caption"] == "" and row["images"][0].is_file() for row in rows)
-
-
-def test_own_rows_with_no_one_and_several_images(tmp_path):
-    picture(50, 50).save(tmp_path / "a.png")
-    rows = [
-        {"prompt": "2+2?", "answer": "4"},
-        {"image": "a.png", "prompt": "what?", "answer": "a cup"},
-        {"images": ["a.png", str(tmp_path / "a.png")], "prompt": "same?", "answer": "yes"},
-    ]
-    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    examples = load("jsonl", tmp_path, "val")
-    assert [len(e.images) for e in examples] == [0, 1, 2] and examples[2].source.endswith("val.jsonl:3")
-
-
-# -- real annotation files
+def test_an_annotation_without_its_image_names_both(tmp_path):
+    make_refer(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(InputError, match=r"refs\(unc\).p, item 1: its image COCO_train2014_000000000001.jpg is not in"):
+        load("refcoco", tmp_path, "val")
 
 
 @pytest.mark.parametrize(("split", "count"), [("val", 10834), ("testA", 5657), ("testB", 5095)])
-def test_the_real_refcoco_annotations_parse_completely(shared, split, count):
+def test_the_real_refcoco_annotations_parse_and_every_box_is_right_after_it_was_resized_and_clamped(shared, split, count):
     rows = list(TASKS["refcoco"].rows("refcoco", shared / "refcoco-annotations", split))
     assert len(rows) == count
-    outside = [
-        source
-        for row, source in rows
-        for x1, y1, x2, y2 in [row["bbox"]]
-        if not (-1 <= x1 < x2 <= row["width"] + 1 and -1 <= y1 < y2 <= row["height"] + 1)
-    ]
-    assert outside == []
+    for row, source in rows:
+        size = (row["width"], row["height"])
+        resized = resized_size(*size, 28, 3136, 401408)
+        answer = BOX_ANSWER.format(box_to_model(row["bbox"], size, resized))
+        assert score("iou", answer, row["bbox"], size, resized)["score"] == 1, source
 
 
-def test_the_real_gsm8k_parses_completely(shared):
+@pytest.mark.parametrize(("name", "split", "count"), [("refcoco", "testA", 36), ("refcoco+", "testB", 12), ("refcocog", "test", 8)])
+def test_the_refer_folder_of_real_photographs_loads(shared, name, split, count):
+    assert len(load(name, shared / "refcoco-mini", split)) == count
+
+
+# -- the others
+
+
+def test_the_real_gsm8k_screenspot_and_photographs_parse_completely(shared):
     rows = load("gsm8k", shared / "gsm8k", "test")
-    assert len(rows) == 1319
-    assert all(e.reference.lstrip("-").replace(".", "", 1).isdigit() for e in rows)
-
-
-def test_the_real_screenspot_annotations_parse_completely(shared):
-    rows = list(TASKS["screenspot-v2"].rows("screenspot-v2", shared / "screenspot", "test"))
-    counts = {group: sum(row["group"] == group for row, _ in rows) for group in ("desktop", "mobile", "web")}
-    assert counts == {"desktop": 334, "mobile": 501, "web": 437}
-    assert {row["kind"] for row, _ in rows} == {"text", "icon"}
-    assert all(x1 < x2 and y1 < y2 for row, _ in rows for x1, y1, x2, y2 in [row["bbox"]])
-
-
-def test_the_refer_folder_of_real_photographs_loads(shared):
-    root = shared / "refcoco-mini"
-    counts = {"refcoco": {}, "refcoco+": {}, "refcocog": {}}
-    for name, splits in counts.items():
-        for split in ("val", "test") if name == "refcocog" else ("val", "testA", "testB"):
-            try:
-                examples = load(name, root, split)
-            except InputError as error:
-                assert "no split" in str(error)
-                continue
-            splits[split] = len(examples)
-            for e in examples:
-                assert e.images[0].is_file() and e.prompt == GROUNDING_PROMPT.format(e.caption)
-                width, height = image_size(e.images[0])
-                assert 0 <= e.answer[0] < e.answer[2] <= width and 0 <= e.answer[1] < e.answer[3] <= height
-    assert {name: sum(s.values()) for name, s in counts.items()} == {"refcoco": 58, "refcoco+": 55, "refcocog": 12}
-
-
-def test_the_refer_pickle_and_the_json_form_of_the_same_rows_agree(shared, tmp_path):
-    """Boxes are x, y, w, h in instances.json, and x1, y1, x2, y2 in the JSON lines."""
-    root = shared / "refcoco-mini"
-    rows = [json.loads(line) for line in (root / "refcoco/all.jsonl").read_text().splitlines()]
-    for split in ("val", "testA", "testB"):
-        (tmp_path / f"refcoco_{split}.jsonl").write_text(
-            "".join(json.dumps(r) + "\n" for r in rows if r["split"] == split)
-        )
-        (tmp_path / "images").exists() or (tmp_path / "images").symlink_to(root / "images")
-        a, b = load("refcoco", root, split), load("refcoco", tmp_path, split)
-        assert [(e.prompt, e.images[0].name) for e in a] == [(e.prompt, e.images[0].name) for e in b]
-        for x, y in zip(a, b):
-            assert x.answer == pytest.approx(y.answer, abs=0.02)
-
-
-def test_the_real_photographs_with_boxes_load(shared):
+    assert len(rows) == 1319 and all(e.reference.lstrip("-").replace(".", "", 1).isdigit() for e in rows)
+    rows = [row for row, _ in TASKS["screenspot-v2"].rows("screenspot-v2", shared / "screenspot", "test")]
+    assert Counter(row["group"] for row in rows) == {"desktop": 334, "mobile": 501, "web": 437}
     assert [len(load("jsonl", shared / "coco-photos", split)) for split in ("train", "val")] == [245, 215]
-    assert len(load("jsonl", shared / "coco-photos", "val", limit=7)) == 7
+
+
+def test_nextqa_reads_frame_folders_and_animated_images(tmp_path):
+    make_nextqa(tmp_path)
+    file = tmp_path / "val.csv"
+    file.write_text(file.read_text(), encoding="utf-8-sig")  # with a byte order mark
+    folder, gif, _ = load("nextqa", tmp_path, "val")
+    assert [frame.stem for frame in folder.videos[0]] == [f"{i:05d}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
+    assert folder.fps == pytest.approx(8 / 10)  # 8 of 300 frames at 30 a second
+    assert gif.videos[0] == [Frame(str(tmp_path / "videos/4010069382.gif"), i) for i in range(5)]
+    assert gif.fps == pytest.approx(5 / 2.5)  # by its own clock
+
+
+def test_the_command_that_makes_frames_of_a_film_works_as_it_is_printed(tmp_path, monkeypatch):
+    """ffmpeg does not make folders, so the command does. Here a stand-in for ffmpeg writes the first frame."""
+    root = tmp_path / "a folder"
+    make_nextqa(root)
+    (root / "videos/4010069382.gif").unlink()
+    (root / "videos/4010069382.mp4").write_bytes(b"a film")
+    picture(60, 40).save(tmp_path / "frame.jpg")
+    program = tmp_path / "ffmpeg"
+    program.write_text(f'#!/bin/sh\n[ -f "$2" ] && cp "{tmp_path}/frame.jpg" "$(printf "$5" 1)"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(InputError) as error:
+        load("nextqa", root, "val")
+    subprocess.run(re.search(r"make one: (.*)", str(error.value))[1], shell=True, check=True)
+    assert len(load("nextqa", root, "val")) == 3
+
+
+def test_a_target_over_the_edge_of_its_image_costs_its_row_not_the_data_set(tmp_path, capsys):
+    make_screenspot_pro(tmp_path)
+    file = tmp_path / "annotations/autocad_windows.json"
+    for count, bad in ((10, 1), (10, 2), (1, 1)):
+        rows = [row | {"bbox": [180, 10, 230, 30]} if i < bad else row for i, row in enumerate(read_json(file)[:count])]
+        write_json(file, rows)
+        if (count, bad) == (10, 1):
+            assert len(load("screenspot-pro", tmp_path, "test")) == 9
+            assert "skipped  1 of 10 rows: " in capsys.readouterr().out
+        else:  # many: then something else is wrong
+            with pytest.raises(InputError, match="box .180, 10, 230, 30. does not lie in its image"):
+                load("screenspot-pro", tmp_path, "test")
+
+
+def test_targets_too_small_to_see_are_warned_of_when_they_are_read(tmp_path, processor, capsys):
+    make_screenspot_pro(tmp_path)  # targets of 40 x 20 pixels
+    for limit, warned in ((50176, False), (7840, True)):
+        small = Processor(processor.config, processor.tokenizer, processor.preprocessor, 784, limit)
+        load_examples(small, "screenspot-pro", tmp_path, "test", 0)
+        assert ("the shorter side of the median target is" in capsys.readouterr().out) == warned
+
+
+# -- names in annotations
+
+
+LEAD_OUT = ["../secret.png", "images/../../secret.png", "link/../secret.png", "FULL", "/proc/self/cwd/secret.png", "..", "/"]
+LEAD_OUT += ["..\\secret.png", "C:\\secret.png", "C:secret.png", "\\\\host\\share\\secret.png", "//?/C:/secret.png", "."]
+LEAD_NOWHERE = ["%2e%2e/secret.png", "~/secret.png", "file://FULL", "secret.png\0", "\0", "a" * 5000, "http://x/secret.png"]
+
+
+@pytest.mark.parametrize("name", [*LEAD_OUT, *LEAD_NOWHERE, 3, True, ["a.png"], {"a": 1}])
+def test_no_name_in_an_annotation_leads_out_of_the_root(tmp_path, name):
+    root = tmp_path / "root"
+    (root / "link").mkdir(parents=True)
+    picture(60, 60).save(tmp_path / "secret.png")
+    name = name.replace("FULL", str(tmp_path / "secret.png")) if isinstance(name, str) else name
+    ask = {"prompt": "What?", "answer": "x"}
+    target = {"img_filename": name, "bbox": [1, 2, 30, 40], "instruction": "x", "data_type": "icon"}
+    write_lines(root / "val.jsonl", [ask | {"images": [name]}])
+    write_lines(root / "film/val.jsonl", [ask | {"videos": [name]}])
+    write_json(root / "refcoco_val.json", [{"image": name, "sent": "cup", "bbox": [1, 2, 30, 40]}])
+    write_json(root / "screenspot_web_v2.json", [target])
+    write_json(root / "TextVQA_0.5.1_val.json", {"data": [{"image_id": name, "question": "?", "answers": ["x"] * 10}]})
+    make_nextqa(root / "next")
+    write_json(root / "next/map_vid_vidorID.json", {"4010069381": name})
+    sets = {"jsonl": root, "refcoco": root, "screenspot-v2": root, "textvqa": root, "nextqa": root / "next"}
+    for data, folder in [*sets.items(), ("jsonl", root / "film")]:
+        with pytest.raises(InputError, match=str(root)) as error:
+            load(data, folder, "test" if data == "screenspot-v2" else "val")
+        assert len(str(error.value)) < 2000
+
+
+def test_what_an_owner_linked_into_the_root_or_put_beside_it_is_used(tmp_path):
+    for folder in ("data/root", "linked"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(60, 60).save(tmp_path / folder / "inside.png")
+    root = tmp_path / "data/root"
+    (root / "link").symlink_to(tmp_path / "linked", target_is_directory=True)
+    (root.parent / "train2014").symlink_to(tmp_path / "linked", target_is_directory=True)
+    for name in ("inside.png", str(root / "inside.png"), "link/inside.png", "./inside.png", "link\\inside.png"):
+        write_lines(root / "val.jsonl", [{"image": name, "prompt": "What?", "answer": "x"}])
+        assert load("jsonl", root, "val")[0].images[0].is_file()
+    write_json(root / "refcoco_val.json", [{"image": "coco/inside.png", "sent": "cup", "bbox": [1, 2, 30, 40]}])
+    assert load("refcoco", root, "val")[0].images[0].samefile(tmp_path / "linked/inside.png")

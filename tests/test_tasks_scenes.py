@@ -1,11 +1,13 @@
 """The drawn world: its rows are a function of the seed, its boxes fit, its expressions name one thing."""
 
+import random
 from functools import cache
 from itertools import islice
+from statistics import pstdev
 
 import pytest
 from conftest import ROOT
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from data import Processor, load
 from parts.tasks.scenes import (
@@ -13,8 +15,10 @@ from parts.tasks.scenes import (
     KNOWN,
     LOOKS,
     SHAPES,
+    SIDE,
     draw,
     expressions,
+    in_look,
     paper,
     rows,
     scene_of,
@@ -44,6 +48,20 @@ def test_other_images_come_after_the_one_that_is_asked_about():
         assert (four.prompt, four.answer, len(four.images)) == (one.prompt, one.answer, 4)
         assert four.images[0].tobytes() == one.images[0].tobytes()
         assert len({image.tobytes() for image in four.images}) == 4
+
+
+SEEN = {"day": (200, 100, 0), "dusk": (200, 85, 0), "fog": (210, 140, 70), "negative": (55, 155, 255), "words": (200, 100, 0)}
+
+
+@pytest.mark.parametrize("look", SEEN)
+def test_a_look_changes_the_light_by_as_much_as_it_says(look):
+    image = Image.new("RGB", (3, 3), (200, 100, 0))
+    assert in_look(image, look, None).getcolors() == [(9, SEEN[look])]
+
+
+def test_noise_has_a_standard_deviation_of_52():
+    grey = in_look(Image.new("RGB", (SIDE, SIDE), (128, 128, 128)), "noise", random.Random(0))
+    assert pstdev(grey.tobytes()) == pytest.approx(52, abs=0.5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

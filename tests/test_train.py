@@ -1,97 +1,181 @@
-"""The training script: complete runs, reports, repeatability, resuming."""
+"""Lecture 5: a step, the loop, what is drawn from the seed, and complete runs with their reports."""
 
-import json
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, randomised
 from PIL import Image
-from short_run import SMALL_RUN, adapter_of, equal, run
+from short_run import adapter_of, equal, lines_of, run
 
 import train
-from data import Example
-from harness import report
+from data import Example, Processor, load
+from harness import state
 from harness.encodings import StepBatches
+from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.files import read_safetensors
 
-REPORT = {
-    "method", "seed", "data", "steps", "trainable_parameters", "adapter_flops_per_step", "train_seconds",
-    "peak_memory_bytes", "base", "tuned", "text_logit_max_change", "parse_failures", "heads", "versions", "command", "commit",
-}  # fmt: skip
+# -- one step
 
 
-def test_a_run_writes_everything_it_promises(finished):
-    out, report = finished
-    assert REPORT <= report.keys()
-    for name in ("adapter.safetensors", "log.jsonl", "predictions.jsonl", "heads.json"):
-        assert (out / name).stat().st_size > 0
-    for name in ("heads.png", "curve.png", "examples.png"):
-        with Image.open(out / name) as image:
-            assert min(image.size) > 200 and len(image.convert("RGB").resize((200, 200)).getcolors(40000)) > 10
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [0, 1, 2, 3] and {"loss", "lr", "ms", "wait_ms", "peak_mib"} <= log[
-        0
-    ].keys()
-    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == 2 * 12 and {"prompt", "text", "parsed", "reference", "score"} <= predictions[0].keys()
+def questions(*answers):
+    return [Example([picture(60, 60, i)], "What is it?", answer) for i, answer in enumerate(answers)]
 
 
-def test_the_report_says_what_was_measured(finished, checkpoint):
-    out, report = finished
-    assert report["method"] == "image-lora" and report["steps"] == 4 and report["data"] == "scenes-day"
-    assert report["trainable_parameters"] == sum(t.numel() for t in adapter_of(out).values())
-    assert sum(len(hs) for hs in report["heads"].values()) == 1  # a quarter of 6, rounded down
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    visual, (hs,) = sum(line["visual_tokens"] for line in log) / 4, report["heads"].values()
-    assert report["adapter_flops_per_step"] == pytest.approx(6 * visual * (64 * 8 + 8 * len(hs) * 16))
-    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    for when in ("base", "tuned"):
-        seen = [p["score"] for p in predictions if p["when"] == when and p["images"]]
-        assert report[when]["accuracy"] == sum(seen) / len(seen)
+def test_two_steps_are_adamw_on_the_clipped_mean_over_all_answer_tokens_by_hand(vlm, processor, monkeypatch):
+    """Batches of unequal answers. The loss is scaled, so that the first gradient is clipped and the second one is not."""
+    parameters = list(randomised(LoRA(vlm.config, ("v",), rank=2, alpha=1)).attach(vlm).parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    real, scales = vlm.loss, []
+    monkeypatch.setattr(vlm, "loss", lambda batch: scales[-1] * real(batch))
+
+    def flat(tensors):
+        return torch.cat([x.detach().flatten() for x in tensors])
+
+    p, m, v, norms = flat(parameters), 0, 0, []
+    for step, (scale, rate, texts) in enumerate([(1e3, 0.1, ("x", "a long answer")), (1e-3, 0.01, ("a ring", "no"))], 1):
+        scales.append(scale)
+        batches = [processor([example]) for example in questions(*texts)]
+        answers = sum(len(batch.answer_ids) for batch in batches)
+        total = sum(vlm.loss(batch) * len(batch.answer_ids) for batch in batches)
+        g = flat(torch.autograd.grad(total / answers, parameters))
+        norms.append(g.norm().item())
+        g *= min(1.0, 1.0 / norms[-1])
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
+        p = p - rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+
+        optimizer.param_groups[0]["lr"] = rate
+        numbers = train.training_step(vlm, batches, answers, parameters, optimizer, torch.float32)
+        torch.testing.assert_close(flat(parameters), p, rtol=1e-4, atol=1e-5)
+        assert numbers.tolist() == pytest.approx([(total / answers).item(), norms[-1]], rel=1e-3)
+    assert norms[0] > 1 > norms[1]
 
 
-def test_image_lora_does_not_change_text_and_lora_does(finished, checkpoint, tmp_path):
-    _, report = finished
-    assert report["text_logit_max_change"] == 0.0
-    assert report["base"]["text_accuracy"] == report["tuned"]["text_accuracy"]
-    lora = run(checkpoint, tmp_path, "--method", "lora")
-    assert lora["text_logit_max_change"] > 0
-    assert lora["trainable_parameters"] == 3 * 8 * (4 * 64 + 2 * 64 + 2 * 32)
-    assert lora["heads"] is None
+def loop(vlm, monkeypatch, tmp_path, rates):
+    """The optimisers' settings at each step of the loop of `train`."""
+    settings = []
+
+    def step(vlm, batches, answers, parameters, optimizer, dtype):
+        settings.append({name: optimizer.param_groups[0][name] for name in ("lr", "weight_decay")})
+        return torch.ones(2)
+
+    monkeypatch.setattr(train, "training_step", step)
+    record = state.Record(train.arguments(["--save-every=100", "--eval-every=0"]), tmp_path)
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    train.train(vlm, parameters, [[]] * len(rates), rates, torch.float32, record, None)
+    return settings, record
 
 
-def test_the_saved_adapter_gives_the_tuned_answers_again(finished, checkpoint, tmp_path):
-    out, report = finished
-    again = run(checkpoint, tmp_path, "--adapter", str(out / "adapter.safetensors"))
-    assert again["tuned"] == report["tuned"] and again["base"] == report["base"] and again["method"] == "image-lora"
-    tuned = [
-        [
-            (p["prompt"], p["text"])
-            for p in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
-            if p["when"] == "tuned"
-        ]
-        for folder in (out, tmp_path)
-    ]
-    assert tuned[0] == tuned[1]
+def test_every_step_has_its_own_rate_and_no_weight_decays(vlm, monkeypatch, tmp_path):
+    settings, record = loop(vlm, monkeypatch, tmp_path, [0.3, 0.2, 0.1])
+    assert [step["lr"] for step in settings] == [0.3, 0.2, 0.1] == [line["lr"] for line in record.log]
+    assert {step["weight_decay"] for step in settings} == {0.0}
 
 
-def test_full_training_writes_a_checkpoint_that_loads(checkpoint, tmp_path):
-    report = run(checkpoint, tmp_path, "--method", "full", "--lr", "1e-3")
-    tuned, base = VLM.from_pretrained(tmp_path / "checkpoint"), VLM.from_pretrained(checkpoint)
-    assert report["trainable_parameters"] == sum(p.numel() for p in base.parameters())
-    changed = [not torch.equal(a, b) for a, b in zip(tuned.parameters(), base.parameters())]
-    assert all(changed)
-    again = run(tmp_path / "checkpoint", tmp_path / "again", "--method", "none")
-    assert again["base"] == report["tuned"] and again["tuned"]["accuracy"] is None
+def test_the_numbers_are_read_every_tenth_step_and_each_step_has_its_line(vlm, monkeypatch, tmp_path):
+    reads, real = [], train.report.log_steps
+
+    def log_steps(record, lines, *more):
+        reads.append(len(lines))
+        return real(record, lines, *more)
+
+    monkeypatch.setattr(train.report, "log_steps", log_steps)
+    _, record = loop(vlm, monkeypatch, tmp_path, [0.1] * 23)
+    assert reads == [1, 10, 10, 2]
+    assert [line["step"] for line in record.log] == list(range(23))
+    assert record.log == lines_of(tmp_path / "log.jsonl")
 
 
-def test_method_none_only_evaluates(checkpoint, tmp_path):
-    report = run(checkpoint, tmp_path, "--method", "none")
-    assert report["tuned"] == {"accuracy": None, "text_accuracy": None, "by_kind": {}, "boxes": None}
-    assert report["steps"] == 0
-    assert not (tmp_path / "adapter.safetensors").exists()
+def test_the_rate_rises_over_a_twentieth_of_the_steps_then_follows_a_cosine_to_a_tenth():
+    rates = [train.learning_rate(step, 200, 1.0) for step in range(200)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(rates) == 1.0 and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[105] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
+    run(checkpoint, tmp_path / "whole", "--steps", "2")
+    run(checkpoint, tmp_path / "parts", "--steps", "2", "--batch", "2", "--accumulate", "2")
+    losses = [[line["loss"] for line in lines_of(tmp_path / name / "log.jsonl")] for name in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    whole, parts = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "parts")
+    assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-5) for name in whole)
+
+
+# -- what is drawn from the seed
+
+
+def test_every_epoch_has_every_row_once_and_rows_about_one_image_stay_together():
+    examples = [Example([f"{n}.png"] if n else [], "?") for n in (1, 2, 1, 0, 3, 0, 2, 1)]
+    first = list(islice(train.row_order(examples, seed=5), 16))
+    for epoch in (first[:8], first[8:]):
+        assert sorted(epoch) == list(range(8))
+        assert {"0,2,7", "1,6"} <= {",".join(map(str, epoch[i : i + k])) for i in range(8) for k in (2, 3)}
+    assert first[:8] != first[8:] and first != list(islice(train.row_order(examples, seed=6), 16))
+
+
+def test_the_rows_of_a_step_do_not_depend_on_where_the_run_was_interrupted():
+    examples = [Example([], str(i)) for i in range(7)]
+    whole = list(train.rows_of_steps(examples, 3, 0, 6, 4))
+    assert whole[4:] == list(train.rows_of_steps(examples, 3, 4, 6, 4))
+    assert [*chain(*whole)] == list(islice(train.row_order(examples, 3), 24))
+
+
+def test_a_and_the_order_of_the_rows_are_draws_from_the_seed(checkpoint, tmp_path, monkeypatch):
+    seen = {}
+
+    def steps(processor, examples, size):
+        seen["examples"] = examples
+        return StepBatches(processor, examples, size)
+
+    def loop(vlm, parameters, loader, rates, dtype, record, measure):
+        seen["A"] = [p.detach().clone() for p in parameters if p.dim() == 2]
+
+    monkeypatch.setattr(train, "StepBatches", steps)
+    monkeypatch.setattr(train, "train", loop)
+    monkeypatch.setattr(train, "step_loader", lambda steps, numbers, *more: seen.update(numbers=list(numbers)))
+    report = run(checkpoint, tmp_path, "--seed", "5", "--selection", "random", "--no-base")
+    assert seen["numbers"] == list(train.rows_of_steps(seen["examples"], 5, 0, 4, 4))
+    torch.manual_seed(5)
+    heads = {int(layer): hs for layer, hs in report["heads"].items()}
+    drawn = [layer.A for layer in ImageLoRA(VLM.from_pretrained(checkpoint).config, heads).layers.values()]
+    assert all(torch.equal(a, b) for a, b in zip(seen["A"], drawn, strict=True))
+
+
+def test_the_probe_sees_the_examples_that_the_seed_names_one_a_batch(vlm, processor, monkeypatch):
+    examples = [Example([picture(60, 60, i)] if i % 3 else [], f"{i}?", "x") for i in range(9)]
+    seen = []
+
+    def head_scores(vlm, batches, criterion, seed):
+        seen.append([batch.input_ids for batch in batches])
+        return torch.full((3, 2), float(seed))
+
+    monkeypatch.setattr(train.probe, "head_scores", head_scores)
+    scores = train.probe_scores(vlm, processor, examples, "rank1", samples=4, seed=2)
+    with_image = [e for e in examples if e.images]
+    order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(2)).tolist()[:4]
+    expected = [processor([with_image[i]]).input_ids for i in order]
+    assert len(seen[0]) == 4 and all(torch.equal(a, b) for a, b in zip(seen[0], expected))
+    assert scores.tolist() == [[2.0, 2.0]] * 3  # its A is drawn from the same seed
+
+
+def test_the_probe_sees_training_rows_alone(checkpoint, tmp_path, monkeypatch):
+    def probe_scores(vlm, processor, examples, criterion, samples, seed):
+        assert (criterion, samples, seed) == ("gate", 3, 7)
+        assert len(examples) == 12 and all(e.name.startswith("scenes-day train ") for e in examples)
+        return torch.ones(3, 2)
+
+    monkeypatch.setattr(train, "probe_scores", probe_scores)
+    run(checkpoint, tmp_path, "--selection", "gate", "--seed", "7", "--steps", "1")
+
+
+@pytest.mark.parametrize("selection", ["random", "all", "gate"])
+def test_heads_are_chosen_as_asked(checkpoint, tmp_path, selection):
+    report = run(checkpoint, tmp_path / selection, "--selection", selection, "--heads", "4", "--steps", "1")
+    assert sum(len(hs) for hs in report["heads"].values()) == (6 if selection == "all" else 4)
+    file = tmp_path / selection / "heads.json"
+    assert run(checkpoint, tmp_path / "again", "--selection", str(file), "--steps", "1")["heads"] == report["heads"]
 
 
 def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_another(finished, checkpoint, tmp_path):
@@ -102,53 +186,80 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_anoth
     assert not equal(adapter_of(out), adapter_of(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("method", ["image-lora", "full"])
-def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(
-    checkpoint, tmp_path, monkeypatch, capsys, method
-):
-    weights = "adapter.safetensors" if method == "image-lora" else "checkpoint/model.safetensors"
-    arguments = ("--save-every", "2", "--eval-every", "1", "--steps", "5", "--method", method)
-    run(checkpoint, tmp_path / "whole", *arguments)
-
-    real, calls = VLM.loss, []
-
-    def killed(self, batch):
-        calls.append(1)
-        if len(calls) == 4 + (3 if method == "image-lora" else 0):  # in the fourth step, behind the probe's three
-            raise KeyboardInterrupt
-        return real(self, batch)
-
-    monkeypatch.setattr(VLM, "loss", killed)
-    with pytest.raises(SystemExit) as stop:
-        run(checkpoint, tmp_path / "killed", *arguments)
-    assert stop.value.code == 130
-    assert f"python train.py --resume {tmp_path / 'killed'} continues from step 2" in capsys.readouterr().err
-    monkeypatch.setattr(VLM, "loss", real)
-    assert len((tmp_path / "killed/log.jsonl").read_text().splitlines()) == 2  # it grows while the run lives
-    assert not (tmp_path / "killed/report.json").exists() and (tmp_path / "killed/state.pt").exists()
-    train.main(["--resume", str(tmp_path / "killed")])
-    assert equal(
-        dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
-    )
-    whole, resumed = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed"))
-    for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change", "curve"):
-        assert whole[key] == resumed[key]
-    assert [step for step, _ in whole["curve"]] == [0, 1, 2, 3, 4, 5]
-    (tmp_path / "killed/state.pt").unlink()  # killed before anything was saved: begins again, with the same end
-    train.main(["--resume", str(tmp_path / "killed")])
-    assert equal(
-        dict(read_safetensors(tmp_path / "whole" / weights)), dict(read_safetensors(tmp_path / "killed" / weights))
-    )
+# -- complete runs
 
 
-def test_the_curve_has_the_accuracy_by_the_same_few_rows_at_every_point(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "CURVE_ROWS", 4)  # of six held-out rows
-    seen = []
-    real = report.accuracy_of
-    monkeypatch.setattr(report, "accuracy_of", lambda found: seen.append([p["source"] for p in found]) or real(found))
+def test_a_run_writes_everything_it_promises(finished):
+    out, report = finished
+    promised = "method seed data steps trainable_parameters adapter_flops_per_step train_seconds peak_memory_bytes base tuned"
+    promised += " text_logit_max_change parse_failures heads versions command commit"
+    assert {*promised.split()} <= report.keys()
+    for name in ("heads.png", "curve.png", "examples.png"):
+        with Image.open(out / name) as image:
+            assert len(image.convert("RGB").resize((200, 200)).getcolors(40000)) > 10
+    log = lines_of(out / "log.jsonl")
+    assert [line["step"] for line in log] == [0, 1, 2, 3] and {"loss", "lr", "ms", "wait_ms"} <= log[0].keys()
+    predictions = lines_of(out / "predictions.jsonl")
+    assert len(predictions) == 2 * 12 and {"prompt", "text", "parsed", "reference", "score"} <= predictions[0].keys()
+    assert sum(len(hs) for hs in report["heads"].values()) == 1  # a quarter of 6, rounded down
+
+
+def test_the_report_says_what_was_measured(finished):
+    out, report = finished
+    assert report["method"] == "image-lora" and report["steps"] == 4 and report["data"] == "scenes-day"
+    assert report["trainable_parameters"] == sum(t.numel() for t in adapter_of(out).values())
+    visual, (hs,) = sum(line["visual_tokens"] for line in lines_of(out / "log.jsonl")) / 4, report["heads"].values()
+    assert report["adapter_flops_per_step"] == pytest.approx(6 * visual * (64 * 8 + 8 * len(hs) * 16))
+    for when in ("base", "tuned"):
+        scores = [p["score"] for p in lines_of(out / "predictions.jsonl") if p["when"] == when and p["images"]]
+        assert report[when]["accuracy"] == sum(scores) / len(scores)
+
+
+def test_image_lora_does_not_change_text_and_lora_does(finished, checkpoint, tmp_path):
+    _, report = finished
+    assert report["text_logit_max_change"] == 0.0
+    assert report["base"]["text_accuracy"] == report["tuned"]["text_accuracy"]
+    lora = run(checkpoint, tmp_path, "--method", "lora")
+    assert lora["text_logit_max_change"] > 0 and lora["heads"] is None
+    assert lora["trainable_parameters"] == 3 * 8 * (4 * 64 + 2 * 64 + 2 * 32)
+
+
+def test_the_tuned_answers_are_those_of_the_saved_adapter_and_not_those_of_the_base(checkpoint, tmp_path):
+    run(checkpoint, tmp_path / "run", "--lr", "1", "--selection", "all", "--eval", "scenes-day")
+    vlm, processor = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint, max_pixels=401408)
+    rows = [example.question() for example in load("scenes-day", None, "val", 6)]
+    for when in ("base", "tuned"):
+        if when == "tuned":
+            load_adapter(tmp_path / "run/adapter.safetensors", vlm)
+        texts = [processor.decode(vlm.generate(processor([row]), 4)[0]) for row in rows]
+        answers = [p["text"] for p in lines_of(tmp_path / "run/predictions.jsonl") if p["when"] == when]
+        other = [p["text"] for p in lines_of(tmp_path / "run/predictions.jsonl") if p["when"] != when]
+        assert texts == answers != other
+
+
+def test_a_saved_adapter_is_evaluated_alone(finished, checkpoint, tmp_path):
+    out, report = finished
+    again = run(checkpoint, tmp_path, "--adapter", str(out / "adapter.safetensors"))
+    assert again["tuned"] == report["tuned"] and again["base"] == report["base"] and again["method"] == "image-lora"
+    assert not (tmp_path / "log.jsonl").read_text() and not (tmp_path / "adapter.safetensors").exists()
+
+
+def test_full_training_writes_a_checkpoint_that_loads(checkpoint, tmp_path):
+    report = run(checkpoint, tmp_path, "--method", "full", "--lr", "1e-3")
+    tuned, base = VLM.from_pretrained(tmp_path / "checkpoint"), VLM.from_pretrained(checkpoint)
+    assert report["trainable_parameters"] == sum(p.numel() for p in base.parameters())
+    assert not any(torch.equal(a, b) for a, b in zip(tuned.parameters(), base.parameters()))
+    again = run(tmp_path / "checkpoint", tmp_path / "again", "--method", "none")
+    assert again["base"] == report["tuned"] and again["tuned"]["accuracy"] is None and again["steps"] == 0
+
+
+def test_the_curve_has_the_accuracy_of_the_same_few_rows_at_every_point(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CURVE_ROWS", 4)  # of six held-out rows
+    monkeypatch.setattr(train.report, "CURVE_ROWS", 4)
+    seen, real = [], train.report.accuracy_of
+    monkeypatch.setattr(train.report, "accuracy_of", lambda rows: seen.append([p["source"] for p in rows]) or real(rows))
     measured = run(checkpoint, tmp_path, "--eval-every", "3")
-    assert [step for step, _ in measured["curve"]] == [0, 3, 4] and len(seen) == 3
-    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 4
+    assert [step for step, _ in measured["curve"]] == [0, 3, 4] and seen[0] == seen[1] == seen[2] and len(seen[0]) == 4
     without = run(checkpoint, tmp_path / "without", "--eval-every", "0")
     assert without["curve"] == [measured["curve"][0], measured["curve"][2]]  # looking changes nothing
     assert equal(adapter_of(tmp_path), adapter_of(tmp_path / "without"))
@@ -156,139 +267,27 @@ def test_the_curve_has_the_accuracy_by_the_same_few_rows_at_every_point(checkpoi
 
 def test_the_best_adapter_on_the_way_is_kept_beside_the_last(checkpoint, tmp_path, monkeypatch):
     accuracies = iter([0.2, 0.5, 0.5, *[0.1] * 9])
-    monkeypatch.setattr(report, "accuracy_of", lambda found: next(accuracies))
+    monkeypatch.setattr(train.report, "accuracy_of", lambda rows: next(accuracies))
     run(checkpoint, tmp_path, "--eval-every", "1", "--keep-states", "--save-every", "2")
-    best = dict(read_safetensors(tmp_path / "best.safetensors"))  # of step 2: 0.5, and no better one after it
-    saved = torch.load(tmp_path / "state-2.pt", weights_only=True)["parameters"]
-    assert sorted(t.sum().item() for t in best.values()) == sorted(t.sum().item() for t in saved)
-    assert not equal(best, adapter_of(tmp_path))
+    best = dict(read_safetensors(tmp_path / "best.safetensors"))
+    states = {n: torch.load(tmp_path / f"state-{n}.pt", weights_only=True) for n in (2, 4)}
+    assert {n: saved["step"] for n, saved in states.items()} == {2: 2, 4: 4}
+    sums = sorted(t.sum().item() for t in best.values())
+    assert sums == sorted(t.sum().item() for t in states[2]["parameters"])  # of step 2: no better one after it
+    assert sums != sorted(t.sum().item() for t in states[4]["parameters"])
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["--resume", "RUN", "--steps", "90"], "begun with --steps 4, now 90; leave it out"),
-        (["--resume", "RUN", "--seed", "1"], "begun with --seed 0, now 1; leave it out"),
-        (["--out", "RUN"], "holds a finished run; choose another folder"),
-        (["--out", "RUN", "--seed", "1"], "begun with --seed 0, now 1; continue that run with --resume RUN"),
-    ],
-)
-def test_a_folder_that_holds_a_run_is_not_used_for_another(finished, checkpoint, flags, said, capsys):
-    out, _ = finished
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    flags = [flag.replace("RUN", str(out)) for flag in flags]
-    if "--out" in flags:
-        flags += ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN]
-    with pytest.raises(SystemExit) as stop:
-        train.main(flags)
-    assert stop.value.code == 2 and said.replace("RUN", str(out)) in capsys.readouterr().err
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-
-
-def test_the_command_of_an_unfinished_run_continues_it(finished, checkpoint, tmp_path, capsys):
-    run(checkpoint, tmp_path, "--save-every", "2", "--keep-states")
-    (tmp_path / "report.json").unlink()
-    (tmp_path / "state-2.pt").replace(tmp_path / "state.pt")
-    run(checkpoint, tmp_path, "--save-every", "2", "--keep-states")
-    assert f"resume   {tmp_path}, from step 2" in capsys.readouterr().out
-    assert equal(adapter_of(finished[0]), adapter_of(tmp_path))
-
-
-def test_every_row_about_a_picture_stays_together_in_an_order_of_seed_and_epoch():
-    examples = [Example([f"{n}.png"] if n else [], "?") for n in (1, 2, 1, 0, 3, 0, 2, 1)]
-    first = list(islice(train.row_order(examples, seed=5), 16))
-    assert (
-        first == list(islice(train.row_order(examples, seed=5), 16)) != list(islice(train.row_order(examples, 6), 16))
-    )
-    assert sorted(first[:8]) == sorted(first[8:]) == list(range(8)) and first[:8] != first[8:]
-    for epoch in (first[:8], first[8:]):
-        assert {"0,2,7", "1,6"} <= {",".join(map(str, epoch[i : i + k])) for i in range(8) for k in (2, 3)}
-
-
-@pytest.mark.parametrize(
-    "flags", [["--cache-vision=0"], ["--cache-vision=0", "--workers=2"], ["--checkpointing"]], ids=str
-)
+@pytest.mark.parametrize("flags", [["--cache-vision=0"], ["--cache-vision=0", "--workers=2"], ["--checkpointing"]], ids=str)
 def test_what_only_saves_time_or_memory_changes_no_result(finished, checkpoint, tmp_path, flags):
-    out, report = finished  # pictures encoded once and kept, no workers, no checkpointing
+    out, report = finished  # images encoded once and kept, no workers, no checkpointing
     other = run(checkpoint, tmp_path, *flags)
     for name, tensor in adapter_of(out).items():
         assert torch.allclose(tensor, adapter_of(tmp_path)[name], rtol=1e-4, atol=1e-6), name
     assert other["base"] == report["base"]
 
 
-def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path):
-    """Parts are weighted by their supervised tokens: two of 2 rows equal one of 4."""
-    run(checkpoint, tmp_path / "whole", "--steps", "2")
-    run(checkpoint, tmp_path / "parts", "--steps", "2", "--batch", "2", "--accumulate", "2")
-    whole, parts = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "parts")
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-5) for name in whole)
-
-
-@pytest.mark.parametrize("selection", ["random", "all", "gate"])
-def test_heads_are_chosen_as_asked(checkpoint, tmp_path, selection):
-    report = run(checkpoint, tmp_path / selection, "--selection", selection, "--heads", "4", "--steps", "1")
-    assert sum(len(hs) for hs in report["heads"].values()) == (6 if selection == "all" else 4)
-    file = tmp_path / selection / "heads.json"
-    again = run(checkpoint, tmp_path / "again", "--selection", str(file), "--steps", "1")
-    assert again["heads"] == report["heads"]
-
-
-def test_rows_about_one_picture_stay_together_and_every_epoch_has_every_row_once():
-    images = [picture(30, 30, i) for i in range(5)]
-    examples = [Example([images[i // 3]], str(i), "x") for i in range(15)] + [Example([], "t", "x")] * 2
-    order = list(islice(train.row_order(examples, seed=3), 34))
-    for epoch in (order[:17], order[17:]):
-        assert sorted(epoch) == list(range(17))
-        for first in range(0, 15, 3):
-            at = epoch.index(first)
-            assert epoch[at : at + 3] == [first, first + 1, first + 2]
-    assert order[:17] != order[17:]
-    assert order == list(islice(train.row_order(examples, seed=3), 34))
-    assert order != list(islice(train.row_order(examples, seed=4), 34))
-
-
-def test_rows_of_like_length_share_a_batch_which_saves_padding_and_keeps_the_loss(vlm, processor):
-    lengths = (2, 60, 3, 55, 4, 58, 1, 62)
-    examples = [Example([], "word " * n, "yes") for n in lengths] + [Example([picture(60, 60)], "What?", "a ring")]
-    made = StepBatches(processor, examples, size=2)
-    together, again = made[list(range(9))], made[list(range(9))]
-    in_order = [processor(examples[i : i + 2]) for i in range(0, 9, 2)]
-
-    def of(batches, value):
-        return sum((batch.attention_mask == value).sum().item() for batch in batches)
-
-    def loss(batches):
-        return sum(vlm.loss(batch) * len(batch.answer_ids) for batch in batches)
-
-    assert of(together, 1) == of(in_order, 1)
-    assert of(together, 0) < of(in_order, 0) / 10
-    torch.testing.assert_close(loss(together), loss(in_order), rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(together, again, strict=True))
-
-
-def test_the_rate_rises_then_follows_a_cosine_to_a_tenth():
-    rates = [train.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert max(rates) == 1.0 and rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
-
-
-# -- real photographs
-
-
-def test_the_refer_folder_of_real_photographs_runs_through(shared, checkpoint, tmp_path):
+def test_real_photographs_run_through(shared, checkpoint, tmp_path):
     where = ["--data", f"refcoco={shared / 'refcoco-mini'}", "--train-split", "testA", "--eval-split", "val"]
     report = run(checkpoint, tmp_path, *where, "--eval", "refcoco", "--max-pixels", "50000")
     assert report["data"] == "refcoco" and report["parse_failures"] == {"base": 6, "tuned": 6}
     assert report["tuned"]["accuracy"] == 0 and report["tuned"]["text_accuracy"] is None
-
-
-def test_coco_photographs_with_boxes_run_through(shared, checkpoint, tmp_path):
-    where = ["--data", f"jsonl={shared / 'coco-photos'}", "--eval", "jsonl", "--max-pixels", "50000"]
-    report = run(checkpoint, tmp_path, *where)
-    assert report["steps"] == 4 and report["base"]["accuracy"] is not None

@@ -1,6 +1,4 @@
-"""What a model family is made of. A new family is one new file and one line of FAMILIES.
-
-A family's file has
+"""A model family is one file, and one line of FAMILIES. The file has
 
     Config          config.json -> what model.py builds (from_dict; by_axis shares out the rotary frequencies)
     VisionEncoder   (patches, grids) -> for each visual token its embedding and, after it, what is added to it later on

@@ -1,6 +1,6 @@
 """Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back.
 
-model.py hangs these functions on VLM: VLM.from_pretrained, VLM.from_scratch, vlm.save, vlm.fingerprint.
+model.py hangs these functions on VLM: VLM.from_pretrained, vlm.save, vlm.fingerprint.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from parts import files
 from parts.backbones import FAMILIES
@@ -38,17 +37,15 @@ def read_preprocessor(path_or_hub_id):
     file = folder / "preprocessor_config.json"
     if not file.exists():  # newer transformers writes one file for all processors
         file = folder / "processor_config.json"
-    with files.reading(file, "a preprocessor's configuration"):
+    with files.reading(file, "a preprocessor's configuration", RuntimeError):
         raw = files.read_json(file)
         raw = raw.get("image_processor", raw)
+        torch.tensor([raw["image_mean"], raw["image_std"]], dtype=torch.float32).view(2, 3)  # red, green, blue
         size = raw.get("size") or {}  # where newer files have the limits
         limits = {"min_pixels": size.get("shortest_edge") or 56 * 56}
         limits["max_pixels"] = size.get("longest_edge") or 28 * 28 * 1280
         settings = limits | {k: v for k, v in raw.items() if v is not None}
-        (_, _, _), (_, _, _) = (map(float, settings[name]) for name in ("image_mean", "image_std"))
-        if not 0 < settings["min_pixels"] <= settings["max_pixels"]:
-            raise ValueError("max_pixels is below min_pixels")
-    return settings
+        return settings | {name: int(settings[name]) for name in limits}
 
 
 def read_tokenizer(path_or_hub_id):
@@ -90,12 +87,9 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quan
                 raise files.InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
             if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN, if there is one
                 raise files.InputError(f"{file}: {name} holds NaN or infinity; copy or download it again")
-            if name in in_4_bits:
-                tensors[name] = in_4_bits[name].keep(tensor, sample(tensor))
-            else:
-                tensors[name] = tensor.to(dtype)
-    missing = [name for name in expected if name not in tensors]
-    if missing:
+            layer = in_4_bits.get(name)
+            tensors[name] = layer.keep(tensor, sample(tensor)) if layer else tensor.to(dtype)
+    if missing := [name for name in expected if name not in tensors]:
         raise files.InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
 
     vlm.load_state_dict({name: t for name, t in tensors.items() if name not in in_4_bits}, assign=True)
@@ -104,31 +98,13 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quan
 
 
 def our_name(name):
-    """A tensor's name in a file -> in model.py. Files have "visual." and "model.", newer ones "model.visual." and
-    "model.language_model."; whichever the family's are, both are read."""
+    """A tensor's name in a file -> in model.py. Both forms are read, whichever is the family's."""
     return re.sub(r"^model\.(visual\.)|^(model\.)language_model\.", r"\1\2", name)
 
 
 def hub_name(name, family):
-    """The other way round: as the family's checkpoints on the hub have it."""
+    """A tensor's name in model.py -> in the family's checkpoints on the hub."""
     return re.sub(r"^(visual|model)\.", lambda ours: FAMILIES[family].TOWERS[ours[1]], name)
-
-
-def from_scratch(cls, config, seed=0, dtype=torch.float32, device="cpu"):
-    """A model with random weights: normal with variance 1 / inputs, biases 0, norms 1; frozen and in eval mode, as
-    loaded ones. (The usual standard deviation of 0.02 suits wide models; small ones learn sooner with this.)"""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        vlm = cls(config)
-    vlm = vlm.to_empty(device="cpu")
-    for name, p in vlm.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(p)
-        elif p.dim() == 1:
-            nn.init.ones_(p)
-        else:
-            nn.init.normal_(p, std=p[0].numel() ** -0.5, generator=generator)
-    return vlm.to(dtype=dtype, device=device).requires_grad_(False).eval()
 
 
 def save(self, path):
@@ -147,12 +123,9 @@ def save(self, path):
 
 
 def fingerprint(self):
-    """Which model this is: a hash of the configuration and of 16 values of every tensor.
-
-    The values are hashed as bfloat16, so that one checkpoint has one fingerprint in every dtype. A model in 4 bits has the
-    hash of the weights that it was made of, and says that it is in 4 bits: it answers differently, so an adapter of the one
-    is refused by the other.
-    """
+    """Which model this is: a hash of the configuration and of 16 values of every tensor. They are hashed as bfloat16, so
+    that one checkpoint has one fingerprint in every dtype. A model in 4 bits has the hash of the weights that it was made
+    of, and says that it is in 4 bits: it answers differently, so an adapter of the one is refused by the other."""
     config = {k: v for k, v in asdict(self.config).items() if k not in ("raw", "generation", "end_tokens")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     in_4_bits = {name: layer.stored for name, layer in nf4_layers(self).items()}
@@ -163,8 +136,8 @@ def fingerprint(self):
 
 
 def sample(tensor, count=16):
-    """`count` values of a tensor, evenly spaced from its first to its last. The indices are integers throughout: a
-    float32 cannot tell the last of the 311 million indices of an embedding table from the next one."""
+    """`count` values of a tensor, evenly spaced from its first to its last. (float32 could not tell the last of the 311
+    million indices of an embedding table from the next one, so the indices are integers throughout.)"""
     index = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
     return tensor.reshape(-1)[index]
 
@@ -175,8 +148,7 @@ def checkpoint_folder(path_or_hub_id):
     folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder
-    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_hub_id)) and not folder.parent.exists()
-    if not looks_like_hub_id:
+    if folder.parent.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path_or_hub_id)):
         raise files.InputError(f"{path_or_hub_id}: no such checkpoint folder (a hub id has the form owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

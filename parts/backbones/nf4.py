@@ -4,10 +4,9 @@
     code     weight / scale lies between -1 and 1; it is rounded to the nearest of 16 levels, whose number takes 4 bits
     again    weight' = level[code] * scale, each time the weight is needed
 
-Trained weights are about normally distributed. So the levels are quantiles of the normal distribution, close together
-around 0 and far apart at the ends: all 16 are used. One of them is 0 itself, and the largest weight of a block is exact,
-up to bfloat16. Two codes fit in a byte. The scale is in bfloat16, as the weights on the hub are, and adds 16 / 64 bits:
-together 4.25 bits a weight in place of 16. (QLoRA rounds the scales a second time, for 4.127.)
+Trained weights are about normally distributed. So the levels are quantiles of the normal distribution: all 16 are used.
+One of them is 0, and the largest weight of a block is exact, up to bfloat16. Two codes fit in a byte. The scale is in
+bfloat16 and adds 16 / 64 bits: together 4.25 bits a weight in place of 16. (QLoRA rounds the scales too, for 4.127.)
 
 In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is: norms and
 biases are small, of the embedding table a few rows are read (and where it is also the head, its rounding would reach the
@@ -36,9 +35,8 @@ def quantize(weight):
     weight = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # [outputs, blocks, 64]
     scales = weight.abs().amax(dim=-1).bfloat16()
     share = weight / scales.float().clamp(min=1e-38)[..., None]  # a block of zeros has the scale 0
-    middles = (LEVELS[1:] + LEVELS[:-1]) / 2
-    codes = torch.bucketize(share, middles.to(weight.device), out_int32=True)  # how many of the 15 middles are below
-    codes = codes.to(torch.uint8).flatten(1)
+    middles = ((LEVELS[1:] + LEVELS[:-1]) / 2).to(weight.device)  # a code: how many of these 15 are below
+    codes = torch.bucketize(share, middles, out_int32=True).to(torch.uint8).flatten(1)
     return codes[:, 0::2] << 4 | codes[:, 1::2], scales
 
 

@@ -2,7 +2,7 @@
 
 A family's own file adds what only it has. The tests hold every number against transformers.
 
-Shapes: P image patches, W windows, S patches in the largest window, E hidden size of the encoder, K size of a head, T
+Letters: P image patches, W windows, S patches in the largest window, E hidden size of the encoder, K size of a head, T
 sequence length.
 """
 
@@ -16,8 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
 from parts.files import InputError, reading
 
-# ------------------------------------------------------------------------------------------------------- configuration
-
 
 def key(name):
     """A field of a configuration: its key in config.json."""
@@ -25,17 +23,15 @@ def key(name):
 
 
 def read_fields(cls, raw):
-    """{field: value} of a configuration class, from parsed JSON; lists become tuples. KeyError for a missing key, ValueError
-    for a value that is no number (or truth value) of the field's type."""
+    """{field: value} of a configuration class, from parsed JSON. KeyError for a missing key, ValueError for a value that is
+    of another type."""
     values = {}
     for f in fields(cls):
-        if "key" not in f.metadata:
-            continue
-        name, several = f.metadata["key"], f.type is tuple
-        for number in raw[name] if several else [raw[name]]:
-            if type(number) not in (int, f.type):
-                raise ValueError(f"{name} is {number!r:.60}")
-        values[f.name] = tuple(raw[name]) if several else raw[name]
+        if "key" in f.metadata:
+            value = raw[f.metadata["key"]]
+            values[f.name] = tuple(value) if f.type is tuple else value
+            if {type(number) for number in (value if f.type is tuple else [value])} - {int, f.type}:
+                raise ValueError(f"{f.metadata['key']} is {value!r:.60}")
     return values
 
 
@@ -77,7 +73,6 @@ class Config:
 
     @property
     def family(self):
-        """The key of FAMILIES that this configuration belongs to."""
         return self.raw["model_type"]
 
     @property
@@ -87,8 +82,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw, generation=None, source="config.json"):
-        """raw, generation: the parsed config.json and generation_config.json (or None); source: the file's name, for
-        messages. Raises InputError for a missing key, or a value not implemented here."""
+        """raw, generation: the parsed config.json and generation_config.json (or None); source: the file, for messages.
+        Raises InputError for a missing key, or a value not implemented here."""
         with reading(source, f"a complete {cls.name} configuration"):
             flat, vision = flattened(raw, generation)
             encoder = cls.Vision(**read_fields(cls.Vision, vision))
@@ -126,9 +121,6 @@ def flattened(raw, generation):
     return flat, {"in_chans": vision.get("in_channels", 3)} | vision
 
 
-# ------------------------------------------------------------------------------------------------------------- patches
-
-
 def patch_coordinates(grids, merge):
     """Slice, row and column of each patch, in the order in which data.py cuts them: merge x merge blocks stay together.
 
@@ -147,16 +139,15 @@ def patch_coordinates(grids, merge):
 def group_patches(labels, device="cpu"):
     """Lay out patches that attend to one another (equal `labels`, long [P], on the CPU) as lines of a table on `device`.
 
-    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; valid [W, S] bool, or None if
-    every group is full; slot [P]: where each patch is in the flattened table.
+    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; mask [W, 1, 1, S] bool: False there,
+    or None if every group is full; slot [P]: where each patch is in the flattened table.
     """
     order, sizes = labels.argsort(stable=True), labels.unique(return_counts=True)[1]
     table = pad_sequence(order.split(sizes.tolist()), batch_first=True, padding_value=-1)  # [W, S]
-    valid, slot = table >= 0, torch.empty_like(labels)
-    slot[table[valid]] = valid.flatten().nonzero()[:, 0]
-
-    table, slot = table.clamp(min=0).to(device, non_blocking=True), slot.to(device, non_blocking=True)
-    return table, None if valid.all() else valid.to(device, non_blocking=True), slot
+    full, slot = table >= 0, torch.empty_like(labels)
+    slot[table[full]] = full.flatten().nonzero()[:, 0]
+    mask = None if full.all() else full[:, None, None].to(device, non_blocking=True)
+    return table.clamp(min=0).to(device, non_blocking=True), mask, slot.to(device, non_blocking=True)
 
 
 def patch_rotary(rows, columns, size, device):
@@ -190,11 +181,10 @@ class VisionAttention(nn.Module):
         self.proj = Linear(c.hidden, c.hidden)
 
     def forward(self, x, cos, sin, groups):
-        table, valid, slot = groups
+        table, mask, slot = groups
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # [P, heads, K] each
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = (y[table].transpose(1, 2) for y in (q, k, v))  # [W, heads, S, K]
-        mask = None if valid is None else valid[:, None, None, :]
         out = fused_attention(q, k, v, mask, causal=False)  # all windows at once
         return self.proj(out.transpose(1, 2).flatten(2).flatten(0, 1)[slot])  # [P, E]
 
@@ -212,9 +202,6 @@ class VisionBlock(nn.Module):
     def forward(self, x, cos, sin, groups):
         x = x + self.attn(self.norm1(x), cos, sin, groups)
         return x + self.mlp(self.norm2(x))
-
-
-# ----------------------------------------------------------------------------------------------------------- positions
 
 
 def count_positions(config, ids, blocks):

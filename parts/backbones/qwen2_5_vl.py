@@ -1,9 +1,6 @@
-"""Qwen2.5-VL: its configuration, the vision encoder with its windows, multimodal positions, the scale of boxes.
+"""Qwen2.5-VL (arXiv 2502.13923): configuration, vision encoder with windows, multimodal positions, the scale of boxes.
 
-Sources: the Qwen2.5-VL report (arXiv 2502.13923) and the published configurations; the tests hold every number against
-transformers.
-
-Shapes: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
+Letters: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
 """
 
 from dataclasses import dataclass
@@ -98,8 +95,7 @@ class VisionEncoder(nn.Module):
 
 
 def spans(config, visual, grid, fps):
-    """How an image or a video stands in a prompt: (text before it, number of visual tokens) of each span between a
-    <|vision_start|> and its <|vision_end|>. Here one span, without a text."""
+    """An image or a video in a prompt: (text before it, number of visual tokens) of each span. Here one, without a text."""
     t, h, w = grid
     return [("", t * h * w // config.vision.merge**2)]
 

@@ -1,15 +1,11 @@
-"""Qwen3-VL: its configuration, the vision encoder with its table of positions, DeepStack, times of videos, the scale of
-boxes.
+"""Qwen3-VL (arXiv 2511.21631): configuration, vision encoder with a table of positions, DeepStack, times of videos.
 
-What an image shows goes into the decoder by two roads. Its embedding is in the input, as in Qwen2.5-VL. And DeepStack
-(arXiv 2406.04334) takes features from the middle of the encoder and adds them to the visual positions later on:
+An image's embeddings are in the decoder's input, as in Qwen2.5-VL. And DeepStack (arXiv 2406.04334) takes features from
+the middle of the encoder and adds them at the visual positions after the first layers:
 
     layer 0 -> + feature 0 -> layer 1 -> + feature 1 -> layer 2 -> + feature 2 -> layer 3 -> ...
 
-Sources: the Qwen3-VL report (arXiv 2511.21631) and the published configurations; the tests hold every number against
-transformers.
-
-Shapes: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
+Letters: P image patches, N visual tokens, E hidden size of the encoder, D hidden size of the decoder, K size of a head.
 """
 
 import math
@@ -31,11 +27,6 @@ BOX_END = 0  # how far below the scale of boxes the largest number of a side is:
 class VisionConfig(qwen.VisionConfig):
     table: int = qwen.key("num_position_embeddings")  # entries of the square table of positions: 48 x 48
     deepstack: tuple = qwen.key("deepstack_visual_indexes")  # the blocks after which a feature is taken
-
-    @property
-    def side(self):
-        """Rows, and columns, of the table of positions."""
-        return math.isqrt(self.table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +56,7 @@ class Config(qwen.Config):
             "attention_bias": flat.get("attention_bias", False),
             "mrope_interleaved": not flat.get("mrope_interleaved", True),
             "vision hidden_act": vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
-            "num_position_embeddings": c.side**2 != c.table,
+            "num_position_embeddings": math.isqrt(c.table) ** 2 != c.table,
             "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
         }
 
@@ -99,8 +90,8 @@ class PatchMerger(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches -> visual tokens: a transformer in which every patch attends to its complete image. Where a patch is, is
-    said twice: by an entry of a learned table that is added to it, and by 2-D rotary positions."""
+    """Patches -> visual tokens: a transformer in which every patch attends to its complete image. A patch has its position
+    twice: from a learned table, which is added to it, and as 2-D rotary positions."""
 
     def __init__(self, c, out):
         super().__init__()
@@ -130,7 +121,8 @@ class VisionEncoder(nn.Module):
 
     def table_positions(self, grids, rows, columns):
         """[P, E]: the table of positions, stretched over each image corner to corner (bilinear), at each patch."""
-        table = self.pos_embed.weight.float().unflatten(0, (self.config.side, -1)).permute(2, 0, 1)  # [E, side, side]
+        side = math.isqrt(self.config.table)
+        table = self.pos_embed.weight.float().unflatten(0, (side, side)).permute(2, 0, 1)  # [E, side, side]
         sizes, positions = grids.prod(dim=1).tolist(), []
         for (_, h, w), y, x in zip(grids.tolist(), rows.split(sizes), columns.split(sizes)):
             stretched = F.interpolate(table[None], (h, w), mode="bilinear", align_corners=True)[0]  # [E, h, w]
@@ -140,9 +132,8 @@ class VisionEncoder(nn.Module):
 
 
 def spans(config, visual, grid, fps):
-    """How an image or a video stands in a prompt: (text before it, number of visual tokens) of each span between a
-    <|vision_start|> and its <|vision_end|>. Each slice of a video is a span, and the text says its time: the mean of its
-    first and its last frame's."""
+    """An image or a video in a prompt: (text before it, number of visual tokens) of each span. Each slice of a video is a
+    span, and the text is its time: the mean of its first and its last frame's."""
     (t, h, w), c = grid, config.vision
     tokens, frames = h * w // c.merge**2, c.temporal_patch_size
     if not visual.is_video:

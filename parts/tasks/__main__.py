@@ -1,4 +1,8 @@
-"""Rows of a data set, checked, printed and drawn, before any training: python -m parts.tasks NAME=FOLDER"""
+"""Look at a data set before a model does: python -m parts.tasks NAME=FOLDER
+
+Checks every row, decodes every image and lists all that are wrong (exit code 2); prints the first rows, and draws the
+first twelve images with their boxes into runs/rows.png. Of drawn data, 100 rows are read.
+"""
 
 import argparse
 import sys
@@ -6,52 +10,70 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from parts.files import InputError
-from parts.tasks import default_root, load
+from parts.files import InputError, writing
+from parts.tasks import TASKS, read_rows, scenes
 from parts.tasks.boxes import draw_box
-from parts.tasks.images import open_image
+from parts.tasks.images import Visual, open_image
+from parts.tasks.rows import all_checked, checked
 
-SIDE = 320  # pixels of a tile
-ACROSS = 4
-
-
-def tile(row):
-    """The only image of a row, with its box."""
-    image = open_image(row["images"][0])
-    scale = SIDE / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size])
-    if not isinstance(row["answer"], str):
-        draw_box(ImageDraw.Draw(image), [c * scale for c in row["answer"]], "red")
-    return image
+SHOWN, COLUMNS, SIDE = 12, 4, 320
 
 
-def show(name, folder, split, out):
-    """Print twelve rows, and draw those with one image into OUT/rows.png."""
-    rows = load(name, default_root(name, folder), split, 12)
-    for row in rows:
-        print(f"{row['source']}: {row['prompt']!r} -> {row['answer']!r}")
-    drawn = [tile(row) for row in rows if len(row["images"]) == 1]
-    if drawn:
-        sheet = Image.new("RGB", (ACROSS * SIDE, -(-len(drawn) // ACROSS) * SIDE), "white")
-        for i, image in enumerate(drawn):
-            sheet.paste(image, (i % ACROSS * SIDE, i // ACROSS * SIDE))
-        out.mkdir(parents=True, exist_ok=True)
-        sheet.save(out / "rows.png")
-        print(f"drawn in {out / 'rows.png'}")
+def check(name, root, split):
+    """(good examples, lines about bad rows) of a split."""
+    rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
+    good, bad, decoded = [], [], set()
+    for row, source in rows:
+        try:
+            example = checked(row, source, TASKS[name], folder)
+            frames = {Visual(frame).key: frame for frame in sum(example.get("videos", []), example["images"])}
+            for key in frames.keys() - decoded:
+                open_image(frames[key])
+            decoded |= frames.keys()
+            good.append((row, source))
+        except InputError as error:
+            bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
+    try:
+        return all_checked(good, TASKS[name], folder), bad  # and what no single row shows
+    except InputError as error:
+        return [], [*bad, str(error)]
+
+
+def picture(examples):
+    """The images of some examples in a grid, each with its box and what is asked."""
+    grid = Image.new("RGB", (COLUMNS * SIDE, -(-len(examples) // COLUMNS) * SIDE), "white")
+    pen = ImageDraw.Draw(grid)
+    for i, example in enumerate(examples):
+        image = open_image(example["images"][0])
+        scale = (SIDE - 40) / max(image.size)
+        x, y = i % COLUMNS * SIDE + 10, i // COLUMNS * SIDE + 30
+        pen.text((x, y - 22), (example["caption"] or example["prompt"])[:45], "black", font_size=13)
+        grid.paste(image.resize([max(1, round(side * scale)) for side in image.size]), (x, y))
+        if not isinstance(example["answer"], str):
+            draw_box(pen, [start + c * scale for start, c in zip((x, y, x, y), example["answer"])], (0, 158, 115))
+    return grid
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(usage="python -m parts.tasks NAME=FOLDER [flags]", description=__doc__)
+    parser = argparse.ArgumentParser("python -m parts.tasks", description=__doc__.partition("\n")[0])
     parser.add_argument("data", metavar="NAME=FOLDER", help="data set, and where its files are")
-    parser.add_argument("--split", default="train", help="of the rows (default: train)")
-    parser.add_argument("--out", type=Path, default=Path("runs/rows"), help="folder of the picture (default: runs/rows)")
+    parser.add_argument("--split", help="of the rows (default: train; of a FILE all rows)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of rows.png (default: runs)")
     args = parser.parse_args(argv)
-    name, _, folder = args.data.partition("=")
+    name, _, root = args.data.partition("=")
     try:
-        show(name, folder or None, args.split, args.out)
+        good, bad = check(name, root or None, args.split or ("test" if Path(root).is_file() else "train"))
+        for example in good[:SHOWN]:
+            print(f"{example['source']}: {example['prompt']!r} -> {example['answer']!r}")
+        if shown := [example for example in good if example["images"]][:SHOWN]:
+            with writing(args.out / "rows.png") as part:
+                picture(shown).save(part, "png")
+            print(f"drawn in {args.out / 'rows.png'}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    print(f"{len(good)} rows are good, {len(bad)} are bad", *bad, sep="\n")
+    sys.exit(2 if bad else 0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from parts.files import InputError, reading, write_text, writing
 from parts.tasks.images import open_image
 
-ANNOTATIONS = ("omlab/VLM-R1", "rec_jsons_processed.zip")  # of RefCOCO, RefCOCO+ and RefCOCOg: on the hub, 38 MB
+ANNOTATIONS = ("rec_jsons_processed.zip", "omlab/VLM-R1")  # of RefCOCO, RefCOCO+ and RefCOCOg: on the hub, 38 MB
 COCO_IMAGES = "http://images.cocodataset.org/train2014/"  # its certificate is for another name, so https fails
 WORKERS, TIMEOUT = 16, 30  # images fetched at once; seconds without a byte until a connection counts as lost
 TRIES, PAUSE = 3, 2.0  # of one image, and seconds after a failed one
@@ -34,32 +34,26 @@ def cache_folder():
 @contextmanager
 def locked(folder):
     """Makes the folder and waits until no other process fetches into it."""
-    try:
+    with reading(folder, "a folder that can be written into; IMAGELORA_CACHE names another"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error}); IMAGELORA_CACHE names another folder") from None
     with lock:
         yield
 
 
 def fetch_annotations(folder):
     """Unpacks the JSON files of RefCOCO's archive into the folder, unless they are there."""
-    repo, name = ANNOTATIONS
     marker = folder / "annotations.txt"  # written last
     if marker.exists():
         return
     with locked(folder):
-        print(f"fetching {name} of {repo} into {folder}", flush=True)
+        print(f"fetching {' of '.join(ANNOTATIONS)} into {folder}", flush=True)
         from huggingface_hub import hf_hub_download
 
-        try:
-            archive = hf_hub_download(repo, name, repo_type="dataset")
-        except Exception as error:  # the hub's errors and those of its HTTP library have no common class
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"{repo}/{name}: the hub does not give it ({reason}); the same command tries again") from error
+        with reading("/".join(ANNOTATIONS[::-1]), "a file that the hub gives; the same command tries again"):
+            archive = hf_hub_download(*ANNOTATIONS[::-1], repo_type="dataset")
         unpack(archive, folder)
-        write_text(marker, f"{repo}/{name}\n")
+        write_text(marker, "fetched\n")
 
 
 def unpack(archive, folder):
@@ -76,16 +70,12 @@ def unpack(archive, folder):
 def fetch_images(names, folder):
     """Fetches the named images that are missing in folder/train2014; an annotation's name chooses no other folder.
     Raises InputError at the first that fails; those fetched until then stay."""
-    images = folder / "train2014"
-
-    def missing():
-        return sorted(name for name in {Path(name).name for name in names} if not (images / name).exists())
-
-    if not missing():
+    files = {folder / "train2014" / Path(name).name for name in names}
+    if all(file.exists() for file in files):
         return
     with locked(folder), ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(fetch_image, images / name) for name in missing()]
-        print(f"fetching {len(jobs):,} images from {COCO_IMAGES} into {images}", flush=True)
+        jobs = [pool.submit(fetch_image, file) for file in sorted(files) if not file.exists()]
+        print(f"fetching {len(jobs):,} images from {COCO_IMAGES} into {folder}", flush=True)
         try:
             for job in tqdm(as_completed(jobs), "images", len(jobs), leave=False):
                 job.result()

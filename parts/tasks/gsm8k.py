@@ -11,19 +11,20 @@ metric   "number": exact match of the number after "####" or, without one there,
 import re
 from decimal import Decimal
 
-from parts.files import reading
-from parts.tasks.rows import file_of, json_rows
+from parts.tasks.rows import entries, file_of, rows_of
 
 PROMPT = '{}\nThink step by step, and write the final number after "####" at the end.'
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "*.jsonl", "it is at github.com/openai/grade-school-math")
-    for row, source in json_rows(file):
-        with reading(source, "a row of GSM8K as known here"):
-            solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
-            found = {"prompt": PROMPT.format(row["question"]), "answer": solution}
-        yield found | {"metric": "number", "reference": answer_of(solution)}, source
+    file = file_of(root, split, "it is at github.com/openai/grade-school-math", "*.jsonl")
+    return rows_of(entries(file), row_of, "a row of GSM8K")
+
+
+def row_of(row):
+    solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
+    prompt = PROMPT.format(row["question"])
+    yield {"prompt": prompt, "answer": solution, "metric": "number", "reference": answer_of(solution)}
 
 
 def answer_of(solution):
@@ -37,9 +38,8 @@ def score(text, reference, *_):
     return number, float(number is not None and number == parse(answer_of(reference)))
 
 
-# A number: a minus that is no subtraction and no hyphen (after a digit, letter or bracket), a currency, digits with
-# commas by the thousand, decimals. Digits after a letter or ^ are part of a name or unit (m2, cm^2, CO2).
-# At most three marks of currency (as in "\$"): more would be counted again from each of them.
+# A minus that is no subtraction and no hyphen (after a digit, letter or bracket), at most three marks of currency (more
+# would be counted again from each), digits with commas by the thousand, decimals; but not the 2 of m2, cm^2, CO2.
 NUMERAL = re.compile(
     r"((?<![\w)\]%])-)?(?:[\\$£€]{1,3}(-?))?(?<![A-Za-z_^\d])(?<!\d\.)"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -47,24 +47,21 @@ NUMERAL = re.compile(
 
 
 def parse(text):
-    """The number after the last "####" that a number follows (headings, "#### Step 2" or "#### 2. The sum", do not
-    count) or, without one, the last number of the text. As a string that is equal for equal numbers ("$1,000.00" ->
-    "1000", "50%" -> "50"), or None."""
+    """The number after the last "####" that a number follows (but no heading, "#### Step 2" or "#### 2. The sum") or else
+    the last number of the text: as a string that is equal for equal numbers ("$1,000.00" -> "1000"), or None."""
     text = text.replace("−", "-")
     for tail in reversed(text.split("####")[1:]):
-        if not (found := NUMERAL.search(tail)):
-            continue
-        before, after = tail[: found.start()], tail[found.end() :]
-        heading = re.search(r"\w", before) or re.match(r"[.)] +[A-Za-z]", after)
-        if not heading:
-            return plain(found)
+        if number := NUMERAL.search(tail):
+            before, after = tail[: number.start()], tail[number.end() :]
+            if not re.search(r"\w", before) and not re.match(r"[.)] +[A-Za-z]", after):  # no heading
+                return plain(number)
     numbers = [*NUMERAL.finditer(text)]
     return plain(numbers[-1]) if numbers else None
 
 
-def plain(found):
-    """A NUMERAL that was found -> "-7.5": without commas, currency, zeros at the ends."""
-    *minus, digits = found.groups()
+def plain(number):
+    """A match of NUMERAL -> "-7.5": without commas, currency, zeros at the ends."""
+    *minus, digits = number.groups()
     digits = f"{Decimal(digits.replace(',', '')):f}"  # drops leading zeros
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")

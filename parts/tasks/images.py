@@ -1,4 +1,4 @@
-"""Images and videos: what is at one place of a prompt, its size, its pixels.
+"""Images and videos of a prompt: their files, sizes and pixels.
 
 A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width, height).
 """
@@ -6,15 +6,14 @@ A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width
 import math
 import os
 import shlex
-import struct
+import unicodedata
 import warnings
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PureWindowsPath
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from parts.files import InputError
 
@@ -25,15 +24,8 @@ ANIMATED = (".gif", ".webp", ".png", ".apng")  # image files that may hold many 
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")  # cannot be read here
 FRAMES = 8  # taken of a video
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows 40 more, and gives EPS to another program
-# A file of a few bytes can announce any size, and a pixel takes up to 16 bytes on its way: decoded, turned, laid on white.
-# So this many pixels stay below 1 GB. A photo of 48 megapixels is read.
-MAX_PIXELS = 50_000_000
-MAX_FRAMES = 10_000  # of an animated file, and as many pixels in all as a hundred of the largest images
-BROKEN = (  # all that Pillow is known to raise for a broken file; only its own calls are inside `opened`
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error),
-)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # Pillow gives EPS to another program
+MAX_PIXELS = 50_000_000  # a file of a few bytes can announce any size; decoded, turned, laid on white, these are 1 GB
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, and of large images: our limit is lower
 
 
@@ -46,11 +38,8 @@ class Frame:
 
 
 class Visual:
-    """An image, or a video as its frames, of a prompt.
-
-    key: equal for two Visuals of the same files or the same PIL objects. It is made at once and goes with the Visual into
-    other processes, where a PIL object has another id.
-    """
+    """An image, or a video as its frames, of a prompt. key: equal for two Visuals of the same files or the same PIL
+    objects. It is made at once and goes with the Visual into other processes, where a PIL object has another id."""
 
     def __init__(self, *frames, is_video=False):
         if not frames:
@@ -62,107 +51,104 @@ class Visual:
     @cached_property
     def size(self):
         """(width, height) of the first frame, as `open_image` gives it. Raises InputError for a strip of a useless shape."""
-        width, height = image_size(self.frames[0])
-        if max(width, height) > MAX_RATIO * min(width, height):
-            size = f"{width} x {height} pixels"
-            raise InputError(f"{self}: {size}; one side may be {MAX_RATIO} times the other at most")
-        return width, height
+        width, height = size = image_size(self.frames[0])
+        if max(size) > MAX_RATIO * min(size):
+            raise InputError(f"{self}: {width} x {height} pixels; one side may be {MAX_RATIO} times the other at most")
+        return size
 
     def __str__(self):
         """What messages and reports call it: the file of its first frame, or "drawn" for a PIL image."""
-        path, _ = file_of_frame(self.frames[0]) or ("drawn", 0)
-        return path
+        return (file_of_frame(self.frames[0]) or ("drawn", 0))[0]
 
 
 def file_of_frame(frame):
     """(path, index in that file) of a path or a Frame; None for a PIL image, which has its pixels in memory."""
     if isinstance(frame, Image.Image):
         return None
-    if isinstance(frame, Frame):
-        return str(frame.path), frame.index
-    return str(frame), 0
-
-
-# -- pixels
+    return (str(frame.path), frame.index) if isinstance(frame, Frame) else (str(frame), 0)
 
 
 def open_image(frame):
     """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
-    source = file_of_frame(frame)
-    if source is None:
-        return to_rgb(ImageOps.exif_transpose(frame))
-    path, index = source
+    if isinstance(frame, Image.Image):
+        frame.load()  # Pillow turns a TIFF itself when it is loaded
+        return to_rgb(ImageOps.exif_transpose(frame), "a drawn image")
+    path, index = file_of_frame(frame)
     with opened(path) as file:
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
+        file.load()
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-        return to_rgb(file)
+        return to_rgb(file, path)
 
 
 @contextmanager
 def opened(path):
-    """An image file, opened by Pillow; its header is read, its pixels are not. Raises InputError, naming the file, for
-    one that is missing, has another format or is too large, and for whatever Pillow finds wrong inside the block."""
+    """An image file, opened by Pillow, of which the header is read. Raises InputError, naming the file, for one that is
+    missing, has another format or is too large, and for whatever Pillow objects to inside the block."""
     if not os.path.isfile(path):  # nor a folder, nor a pipe, for which one would wait
         raise InputError(f"{path}: no such image")
     try:
         with Image.open(path, formats=FORMATS) as image:
             check_size(image, path)
             yield image
-    except InputError:  # says it already
+    except InputError:  # it has its line
         raise
-    except Image.DecompressionBombError as error:  # so large that Pillow itself refuses
-        raise InputError(f"{path}: {error} At most {MAX_PIXELS:,} pixels are read; resize it") from None
-    except BROKEN as error:
-        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise InputError(f"{path}: not a complete image in {formats} ({str(error) or repr(error)})") from None
+    except Exception as error:  # Pillow has many
+        heic = "; convert a HEIC photograph to JPEG" if str(path).lower().endswith((".heic", ".heif")) else ""
+        raise InputError(f"{path}: not a complete image in {', '.join(FORMATS)} ({error}){heic}") from error
 
 
-def check_size(image, path, frames=1):
+def check_size(image, path):
     """Raises InputError, naming the file, for an image that is empty or too large to be decoded."""
-    (width, height), most = image.size, MAX_PIXELS if frames == 1 else 100 * MAX_PIXELS
-    if not 0 < width * height * frames <= most or frames > MAX_FRAMES:
-        size = f"{width} x {height} pixels" + f" in {frames:,} frames" * (frames > 1)
-        raise InputError(f"{path}: {size}; 1 to {most:,} pixels in at most {MAX_FRAMES:,} frames are read; resize it")
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise InputError(f"{path}: {width} x {height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
 
 
-def to_rgb(image):
-    # 16 bits a pixel: keep the upper 8
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda v: v / 256).convert("L")
-    # transparent: lay it on white
+def to_rgb(image, path):
+    """A PIL image -> RGB, transparent pixels white."""
+    if image.mode[0] in "IF":
+        image = to_8_bits(image, path)
     if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
+        clear = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(clear, mask=clear)
     return image.convert("RGB")
 
 
-# -- sizes
+def to_8_bits(image, path):
+    """Integers of 16 or 32 bits, or floats, scaled by the smallest usual range that holds all: 0 to 1 (floats), 8, 12 or 16
+    bits. Raises InputError if none does."""
+    ranges = (1, 255) if image.mode == "F" else (255, 4095, 65535)
+    image = image if image.mode == "F" else image.convert("I").convert("F")
+    low, high = image.getextrema()
+    top = next((top for top in ranges if 0 <= low and high <= top), None)
+    if top is None:
+        raise InputError(f"{path}: values from {low:g} to {high:g}, not 0 to {ranges}; convert it to 8 bits a channel")
+    return image.point(lambda v: v * (255 / top) + 0.5).convert("L")
 
 
 def image_size(frame):
     """(width, height) of a path, Frame or PIL image, as `open_image` will give it; reads only the header of a file."""
-    source = file_of_frame(frame)
-    if source is None:
+    if isinstance(frame, Image.Image):
         return upright_size(frame)
-    path, _ = source
-    return file_size(path)
+    return file_size(file_of_frame(frame)[0], isinstance(frame, Frame))
 
 
 @lru_cache(maxsize=65536)
-def file_size(path):
+def file_size(path, is_video=False):
     with opened(path) as image:
+        if getattr(image, "is_animated", False) and image.format != "MPO" and not is_video:
+            print(f"note     {path}: has several pages or frames; the first one is taken")
         return upright_size(image)
 
 
 def upright_size(image):
-    """The size of a PIL image once it is turned as its EXIF tag says."""
+    """The size of a PIL image once it is turned as its EXIF tag says. (Of a TIFF, Pillow announces it.)"""
     width, height = image.size
-    if image.getexif().get(ORIENTATION, 1) in ON_ITS_SIDE:
-        return height, width
-    return width, height
+    turned = image.getexif().get(ORIENTATION) in ON_ITS_SIDE and image.format != "TIFF"
+    return (height, width) if turned else (width, height)
 
 
 def resized_size(width, height, factor, min_pixels, max_pixels):
@@ -180,67 +166,65 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
     return w, h
 
 
-# -- names in annotations
-
-
 def within(name, source, root):
-    """The path, in the folder `root`, that an annotation names. Raises InputError, naming the row, for one that would lead
-    out of it. Links in the folder are followed: they are its owner's."""
+    """The path, in the folder `root`, that a row names. Raises InputError, naming the row, for one that would lead out of
+    it. Links in the folder are followed: they are its owner's."""
     if not isinstance(name, str):
         raise InputError(f"{source}: a file's name must be a text, got {name!r:.60}")
-    path = Path(name)
+    path = Path(name.replace("\\", "/"))  # as written on Windows
     if path.is_relative_to(Path(root).absolute()):  # the complete path of a file that is in the folder
         path = path.relative_to(Path(root).absolute())
-    parts = PureWindowsPath(str(path))  # knows "/" and "\\", drives and shares, on every platform
+    parts = PureWindowsPath(path)  # knows drives and shares on every platform
     if parts.anchor or ".." in parts.parts or not parts.parts:
-        raise InputError(f"{source}: {name!r:.200} leads out of {root}; name a file in it (links there are followed)")
+        raise InputError(f"{source}: {name!r:.200} leads out of {root}; name a file in it (links in it are followed)")
     return path
 
 
-# -- videos
+def on_disk(folder, path):
+    """folder/path, in whichever of Unicode's spellings of accents it exists; None if in none."""
+    spelled = str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))
+    files = (Path(folder) / name for name in spelled)
+    return next((file for file in files if os.path.exists(file)), None)  # False for what cannot be a name
 
 
-def find_video(names, source, *folders):
-    """The folder of frames or the animated image of a video, by the first of its names that is in one of the folders.
-    "a.mp4" is looked for as "a", "a.gif", ...; if there is only the film, the error says how to cut it into frames."""
-    names = [within(name, source, folders[0]) for name in names]
-    films = [Path(folder) / name for name in names for folder in folders]
-    bare = [film.with_suffix("") if film.suffix.lower() in FILMS else film for film in films]
-    for path in bare:
-        for suffix in ("", *ANIMATED):
-            found = path.with_name(path.name + suffix)
-            if os.path.exists(found):  # False for what cannot be a name; Path.exists raises
-                return found
-    films += [path.with_name(path.name + suffix) for path in bare for suffix in FILMS]
-    film = next((film for film in films if os.path.isfile(film)), f"{bare[0].name}.mp4")
-    target, film = shlex.quote(str(bare[0])), shlex.quote(str(film))
-    hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg"
-    hint = hint if len(hint) < 600 else ""
-    raise InputError(f"{source}: no folder of frames or animated image {bare[0]!s:.300}{hint}")
+def find_image(name, source, root, task):
+    """The file of an image that a row names, in one of the task's folders of `root`."""
+    path = within(name, source, root)
+    if file := next(filter(None, (on_disk(Path(root) / folder, path) for folder in task.folders)), None):
+        return file
+    others = ", ".join(filter(None, task.folders))
+    raise InputError(f"{source}: its image {name:.200} is not in {root}{others and f' (nor in {others} of it)'}")
 
 
-def video_frames(path, wanted, rate=None):
-    """(frames, seconds or None) of a video: a folder of images in the order of their names, or an animated image file.
-    At most `wanted` frames, evenly spread. rate: frames a second of a video that does not say it. Raises InputError for
-    a folder without frames and a file with a single one."""
-    # a folder: it says nothing about time
+def find_video(name, source, root):
+    """The folder of frames or the animated image that a row names. "a.mp4" is looked for as "a", "a.gif", ...; if there is
+    only the film, the error says how to cut it into frames."""
+    film = within(name, source, root)
+    path = film.with_suffix("") if film.suffix.lower() in FILMS else film
+    if file := next(filter(None, (on_disk(root, f"{path}{suffix}") for suffix in ("", *ANIMATED))), None):
+        return file
+    target, film = (shlex.quote(f"{root}/{file}") for file in (path, film if film != path else f"{path}.mp4"))
+    hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg" if len(target) < 300 else ""
+    raise InputError(f"{source}: no folder of frames or animated image {path!s:.200}{hint}")
+
+
+def video_frames(path, wanted):
+    """(frames, number of all, seconds or None) of a video: a folder of images in the order of their names, or an animated
+    image file. At most `wanted` frames, evenly spread. A folder does not say how long it lasts."""
     if os.path.isdir(path):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
         if not files:
-            raise InputError(f"{path}: no frames (.jpg, .png, .webp) in this folder")
-        return [files[i] for i in sample(len(files), wanted)], len(files) / rate if rate else None
-    # an animated file: each frame says how long it is shown
+            raise InputError(f"{path}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
+        return [files[i] for i in sample(len(files), wanted)], len(files), None
+    milliseconds = []
     with opened(path) as file:
-        count, milliseconds = getattr(file, "n_frames", 1), 0
-        check_size(file, path, count)
-        for i in range(count):
-            file.seek(i)
-            check_size(file, path)
-            milliseconds += file.info.get("duration", 0)
+        for frame in ImageSequence.Iterator(file):  # each says how long it is shown
+            check_size(frame, path)
+            milliseconds.append(frame.info.get("duration", 0))
+    count = len(milliseconds)
     if count == 1:
         raise InputError(f"{path}: a still image, not a video")
-    seconds = milliseconds / 1000 or (count / rate if rate else None)
-    return [Frame(str(path), i) for i in sample(count, wanted)], seconds
+    return [Frame(str(path), i) for i in sample(count, wanted)], count, sum(milliseconds) / 1000 or None
 
 
 def sample(count, wanted):

@@ -4,20 +4,18 @@
     4010069381,369,640,480,how do the two men play the instrument,0,6,CH,roll the handle,tap their feet,...
 
 files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or an animated image VIDEO.gif, named as
-         the row says or, if map_vid_vidorID.json is there, as that says (github.com/doc-doc/NExT-QA)
+         the row says or, if map_vid_vidorID.json exists, as that says (github.com/doc-doc/NExT-QA)
 frames   8, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's rate)
 prompt   that of LLaVA: the options with their letters
 splits   train, val, test
-metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive. TN (what is next)
-         counts TP (what was before) too, as in the official script
+metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive
 """
 
 import csv
 import re
 
 from parts.files import read_json, reading
-from parts.tasks.images import FRAMES, find_video, video_frames
-from parts.tasks.rows import file_of
+from parts.tasks.rows import file_of, rows_of
 
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -26,35 +24,25 @@ FRAME_RATE = 30
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "*.csv", "it is at github.com/doc-doc/NExT-QA")
-    names, names_file = {}, root / "map_vid_vidorID.json"  # video -> the name of its folder or file
-    if names_file.exists():
-        with reading(names_file, "names of videos"):
-            names |= read_json(names_file)
+    file = file_of(root, split, "it is at github.com/doc-doc/NExT-QA", "*.csv")
     with reading(file, "a table of NExT-QA"), open(file, encoding="utf-8-sig", newline="") as lines:
         table = list(csv.DictReader(lines))
-    for i, row in enumerate(table, start=2):
-        source = f"{file}:{i}"
-        with reading(source, "a row of NExT-QA as known here"):
-            found = question(row)
-            video, seconds_said = row["video"], int(row["frame_count"]) / FRAME_RATE
-            if not 0 <= seconds_said < 1e6:
-                raise ValueError(f"frame_count {row['frame_count']}")
-            path = find_video((video, names.get(video, video)), source, root / "videos")
-            frames, seconds = video_frames(path, FRAMES)
-        yield found | {"videos": [frames], "fps": len(frames) / (seconds or seconds_said or 1)}, source
+    named = root / "map_vid_vidorID.json"
+    names = read_json(named) if named.exists() else {}  # video -> the name of its folder or file
 
+    def row_of(row):
+        options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
+        yield {
+            "video": f"videos/{names.get(row['video'], row['video'])}",
+            "seconds": int(row["frame_count"]) / FRAME_RATE,
+            "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
+            "answer": LETTERS[int(row["answer"])],
+            "metric": "choice",
+            "kind": "TN" if row["type"] == "TP" else row["type"],  # as in the official script
+            "group": GROUPS[row["type"][0]],
+        }
 
-def question(row):
-    """What a row asks: the options in lines, the answer as a letter."""
-    options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
-    return {
-        "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
-        "answer": LETTERS[int(row["answer"])],
-        "metric": "choice",
-        "kind": "TN" if row["type"] == "TP" else row["type"],
-        "group": GROUPS[row["type"][0]],
-    }
+    return rows_of(((row, f"{file}:{i}") for i, row in enumerate(table, 2)), row_of, "a row of NExT-QA")
 
 
 def score(text, reference, *_):
@@ -67,7 +55,7 @@ ALONE = r"(?<![\w-])(?<!\w['’])(?:%s)(?![\w+#]|[-'’]\w)"  # "B", "(B)", "B:"
 LETTER = ALONE % "[A-E]"
 CHOICE = ALONE % r"[B-E]|A(?! +(?!is\b|because\b)[a-z])"  # "A dog" has an article, "A is right" a choice
 MARKS = r"""[\s:*"'`(\[]*"""  # what may come before the letter: bold, quotes, brackets
-PATTERNS = [  # the first that is found counts
+PATTERNS = [  # the first that matches counts
     rf"^{MARKS}({CHOICE})",
     rf"(?i:\b(?:answer(?:\s+is)?|(?:option|choice)\s+is)(?:\s+(?:option|choice))?){MARKS}({CHOICE})",
     rf"(?i:\b(?:option|choice)){MARKS}({LETTER})|\(({LETTER})\)",
@@ -76,14 +64,10 @@ PATTERNS = [  # the first that is found counts
 
 
 def parse(text):
-    """The letter A..E that generated text chooses, or None.
-
-    In this order: the letter at the start ("B", "(B) a cup"), the one after "answer" ("The answer is (B)."), the one
-    after "option" or in parentheses, any capital letter alone. "A" before a lower-case word is an article. A lower-case
-    letter counts if it is the complete text."""
+    """The letter A..E that generated text chooses, or None. In this order: the letter at the start ("B", "(B) a cup"), the
+    one after "answer" ("The answer is (B)."), the one after "option" or in parentheses, any capital letter alone. "A" before
+    a lower-case word is an article. A lower-case letter counts if it is the complete text."""
     if small := re.fullmatch(r"\W*([a-e])\W*", text):
         return small[1].upper()
-    for pattern in PATTERNS:
-        if found := re.search(pattern, text.strip()):
-            return next(letter for letter in found.groups() if letter)
-    return None
+    matches = (re.search(pattern, text.strip()) for pattern in PATTERNS)
+    return next((next(filter(None, match.groups())) for match in matches if match), None)

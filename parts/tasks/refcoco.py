@@ -16,69 +16,62 @@ metric   accuracy@0.5: the predicted box and the reference have an IoU of at lea
 
 import pickle
 import re
+from itertools import product
+from pathlib import PurePosixPath
 
 from parts.files import InputError, read_json, reading
 from parts.tasks.boxes import corners, parse_box
-from parts.tasks.rows import json_rows
+from parts.tasks.rows import entries, file_of, rows_of
 
 FILES = {  # name -> its REFER pickle, and how its JSON files begin
     "refcoco": ("refs(unc).p", ("refcoco",)),
     "refcoco+": ("refs(unc).p", ("refcoco+", "refcocop")),
     "refcocog": ("refs(umd).p", ("refcocog",)),
 }
+COCO = ("train2014", "coco/train2014", "coco2014/train2014", "images/mscoco/images/train2014")
+IMAGES = (*COCO, *(f"../{folder}" for folder in COCO), "data/coco2014/train2014", "images/train2014", "")  # may be beside
 
 
 def rows(name, root, split):
-    """Rows of REFER's folder if it is there, else of the JSON file of the split."""
+    """Rows of REFER's folder if it exists, else of the JSON file of the split."""
     pickle_name, prefixes = FILES[name]
     for folder in (root / name, root):  # the folder of REFER, or of this one set in it
         if folder.name == name and (folder / pickle_name).exists():
-            yield from refer_rows(folder, pickle_name, split)
-            return
-    # split -> its file
-    files = {}
-    for folder in (root, root / "rec_jsons_processed", root / name, root / "data" / name):
-        for prefix in prefixes:
-            for suffix in ("jsonl", "json"):
-                for file in sorted(folder.glob(f"{prefix}_*.{suffix}")):
-                    files.setdefault(file.stem.removeprefix(f"{prefix}_"), file)
-    if not files:
-        raise InputError(
-            f"{root}: no {name} here; put {name}/{pickle_name} and {name}/instances.json of REFER "
-            f"(github.com/lichengunc/refer), or {prefixes[-1]}_<split>.json of VLM-R1 (hub data set omlab/VLM-R1, "
-            f"rec_jsons_processed.zip), into this folder and COCO's train2014 images into {root}/images/train2014"
-        )
-    if split not in files:
-        raise InputError(f"{root}: no split {split!r} of {name}; present: {', '.join(sorted(files))}")
-    for row, source in json_rows(files[split]):
-        yield json_row(row, source), source
+            return refer_rows(folder, pickle_name, split)
+    folders = ("", "rec_jsons_processed/", f"{name}/", f"data/{name}/")
+    patterns = [f"{folder}{prefix}_*.json{l}" for folder, prefix, l in product(folders, prefixes, ("l", ""))]
+    hint = (
+        f"put {name}/{pickle_name} and {name}/instances.json of REFER (github.com/lichengunc/refer), or VLM-R1's files (hub "
+        f"data set omlab/VLM-R1, rec_jsons_processed.zip), into it and COCO's train2014 images into {root}/images/train2014"
+    )
+    return rows_of(entries(file_of(root, split, hint, *patterns)), row_of, f"a row of {name}")
 
 
-def json_row(row, source):
+def row_of(row):
     """The four JSON forms of the family -> one."""
-    with reading(source, "a row of RefCOCO as known here"):
-        # VLM-R1, to train: a conversation
-        if "conversations" in row:
-            ask, answer = (turn["value"] for turn in row["conversations"])
-            return {"image": row["image"], "caption": described(ask), "bbox": parse_box(answer)}
-        # VLM-R1, to evaluate
-        if "problem" in row:
-            return {"image": row["image"], "caption": described(row["problem"]), "bbox": row["solution"]}
-        size = {key: row[key] for key in ("width", "height") if key in row}
-        # the annotations themselves: the box is x, y, width, height
-        if "img_id" in row:
-            image = re.sub(r"_\d+$", "", row["img_id"]) + ".jpg"
-            return size | {"image": image, "caption": row["sents"], "bbox": corners(row["bbox"])}
-        # Qwen-VL's evaluation
-        return size | {"image": row["image"], "caption": row["sent"], "bbox": row["bbox"]}
+    if "conversations" in row:  # VLM-R1, to train
+        ask, answer = (turn["value"] for turn in row["conversations"])
+        yield target(row["image"], described(ask), parse_box(answer))
+    elif "problem" in row:  # VLM-R1, to evaluate
+        yield target(row["image"], described(row["problem"]), row["solution"])
+    elif "img_id" in row:  # the annotations themselves: the box is x, y, width, height
+        yield target(re.sub(r"_\d+$", "", row["img_id"]) + ".jpg", row["sents"], corners(row["bbox"]), **size_of(row))
+    else:  # Qwen-VL's evaluation
+        yield target(row["image"], row["sent"], row["bbox"], **size_of(row))
+
+
+def size_of(row):
+    return {key: row[key] for key in ("width", "height") if key in row}
+
+
+def target(image, sent, box, **size):
+    """The lists name other folders than those in which COCO's images are, so the name alone counts."""
+    return {"image": PurePosixPath(image).name, "sent": sent, "bbox": box} | size
 
 
 def described(ask):
     """VLM-R1 puts each phrase into its own prompt: take what comes after "describes:"."""
     return ask.replace("<image>", "").rpartition("describes:")[2].strip()
-
-
-# -- REFER's original layout
 
 
 def refer_rows(folder, pickle_name, split):
@@ -87,29 +80,23 @@ def refer_rows(folder, pickle_name, split):
     refs, instances = read_pickle(file), read_json(instances_file)
     with reading(file, "references of REFER"):
         present = sorted({ref["split"] for ref in refs})
-        if split not in present:
-            raise InputError(f"{file}: no split {split!r}; present: {', '.join(present)}")
+    if split not in present:
+        raise InputError(f"{file}: no split {split!r}; present: {', '.join(present)}")
     with reading(instances_file, "annotations as COCO's"):
         boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
         images = {image["id"]: image for image in instances["images"]}
-    for i, ref in enumerate(refs):
-        if ref["split"] != split:
-            continue
-        with reading(f"{file}, item {i}", "a reference of REFER"):
-            source = f"{file}, ref {ref['ref_id']}"
-            if ref["ann_id"] not in boxes or ref["image_id"] not in images:
-                raise InputError(f"{source}: annotation {ref['ann_id']} is not in instances.json")
-            # the file_name of a ref has a suffix that its image's name has not, so the id names the image
-            image = images[ref["image_id"]]
-            found = {"image": f"COCO_train2014_{ref['image_id']:012d}.jpg", "bbox": corners(boxes[ref["ann_id"]])}
-            found |= {"width": image["width"], "height": image["height"]}
-            captions = [sentence["sent"] for sentence in ref["sentences"]]
-        for caption in captions:
-            yield found | {"caption": caption}, source
+
+    def row_of(ref):
+        # the file_name of a ref has a suffix that its image's name has not, so the id names the image
+        name = f"COCO_train2014_{ref['image_id']:012d}.jpg"
+        for sentence in ref["sentences"] if ref["split"] == split else ():
+            yield target(name, sentence["sent"], corners(boxes[ref["ann_id"]]), **size_of(images[ref["image_id"]]))
+
+    return rows_of(((ref, f"{file}, item {i}") for i, ref in enumerate(refs)), row_of, "a reference of REFER")
 
 
 class PlainData(pickle.Unpickler):
-    """A pickle is a small program and can call any function. This one looks none up: lists, dicts, numbers, texts remain."""
+    """A pickle is a program that can call any function. This one looks none up: lists, dicts, numbers, texts remain."""
 
     def find_class(self, module, name):
         raise ValueError(f"it asks for {module}.{name}")

@@ -1,204 +1,220 @@
-"""Rows: read from JSON files, checked, their images found.
+"""Rows: read from files, checked, their images and videos looked up.
 
-A loader yields (row, source) pairs. A row is a dict with these keys, from which `checked` makes what an Example takes;
-source says where it is from ("val.jsonl:17"), so that every complaint can name it.
-
-    image or images     names of files, or PIL images; none: text only
-    videos, fps         lists of frames, and their frames a second
-    clips, rate         or names of videos, and the frames a second of those that are folders of frames
-    prompt              the text to ask; or caption: what to find, which is put into GROUNDING_PROMPT
-    answer              the text to learn; or bbox: a box (x1, y1, x2, y2) in pixels of the only image
-    width, height       of that image, if the file says so: then it must be true
-    metric, reference   a metric by name, and what it compares with (by default exact or iou, and the answer)
-    kind, group         accuracy is also counted by these
-    history             earlier turns of the conversation, (prompt, answer) each
+A loader yields (row, source) pairs. A row is a dict with the keys of ROW; source says where it is from ("val.jsonl:17"),
+so that every complaint can name it. `checked` makes of a row what an Example takes.
 """
 
-import itertools
-import os
+import json
+import re
 import zlib
-from contextlib import suppress
-from functools import partial
+from pathlib import Path, PurePath
 
 from PIL import Image
 
 from parts.files import InputError, parse_json, read_json, reading
-from parts.tasks.boxes import OutsideImage, ask_for_sizes, check_box
-from parts.tasks.images import FRAMES, find_video, image_size, video_frames, within
+from parts.tasks.boxes import OutsideImage, ask_about_units, check_box
+from parts.tasks.images import FRAMES, find_image, find_video, image_size, video_frames
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
-MB = 2**20
-LINE, MOST = 16 * MB, 2048 * MB  # the longest line of a .jsonl file, and the largest file, that is read
-FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
-PLACE = "<image>"  # where an image is in a prompt that says so
-IMAGE_FOLDERS = (
-    "",
-    "images",
-    "train2014",
-    "images/train2014",
-    "images/mscoco/images/train2014",
-    "coco/train2014",
-    "coco2014/train2014",
-    "../train2014",  # COCO's images are often beside the folder of the annotations
-    "../coco/train2014",
-    "../coco2014/train2014",
-    "../images/mscoco/images/train2014",
-    "train_images",
-    "screenspotv2_image",
-)
-AS_THEY_ARE = ("kind", "group", "metric", "reference", "videos", "fps", "history")  # keys that are taken as they are
-NUMBER_WORDS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen twenty
-"""
-DIGITS = {word: str(n) for n, word in enumerate(NUMBER_WORDS.split())}  # "seven" -> "7"
+PLACE, FILM = "<image>", "<video>"  # where an image and a video are in a prompt that says so
+SPLITS = ("train", "val", "test")  # where a data set has none of its own
+WORDS = read_json(Path(__file__).parent / "words.json")  # what the official evaluators take for the same word
+
+ROW = {  # key: the types of its value, and what they are in words. A row may hold nothing else; null is like no key
+    "image": ((str, list, Image.Image), "a file's name or a list of names"),  # or a PIL image
+    "images": (list, "a list of files' names"),  # none: text only
+    "video": ((str, list), "the name of a folder of frames or of an animated image"),
+    "videos": (list, "a list of such names"),
+    "fps": ((int, float), "a number"),  # frames a second of a folder of frames (2)
+    "seconds": ((int, float), "a number"),  # or how long a video lasts, if its file does not say it
+    "prompt": (str, "a text"),  # the text to ask
+    "sent": (str, "a text"),  # or what to find, which is put into GROUNDING_PROMPT
+    "answer": (str, "a text"),  # the text to learn
+    "bbox": ((list, tuple), "four numbers"),  # or a box (x1, y1, x2, y2) in pixels of the only image
+    "width": ((int, float), "a number"),  # of that image, if the file says it: then it must be true
+    "height": ((int, float), "a number"),
+    "metric": (str, "a text"),  # by default exact or, for a box, iou
+    "reference": ((str, list, tuple), "a text or a list"),  # what the metric compares with; by default the answer
+    "kind": (str, "a text"),  # accuracy is also counted by kind
+    "group": (str, "a text"),  # and by group
+    "history": ((list, tuple), "a list of [prompt, answer] pairs"),  # earlier turns of the conversation
+}
 
 
-# -- files
-
-
-def json_rows(file):
-    """Yield (row, "file:line") of a .jsonl file, or (row, "file, row i") of a .json list."""
+def entries(file):
+    """Yields (line, "file:line") of a .jsonl file, as bytes, or (row, "file, row i") of a .json list."""
     if file.suffix == ".json":
         rows = read_json(file)
         if not isinstance(rows, list):
             raise InputError(f"{file}: expected a JSON list of rows")
-        for i, row in enumerate(rows, start=1):
-            yield row, f"{file}, row {i}"
+        yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
         return
     with reading(file, "lines of JSON"), open(file, "rb") as lines:
-        for i, line in enumerate(iter(partial(lines.readline, LINE + 1), b""), start=1):
-            with reading(f"{file}:{i}", "JSON"):
-                if len(line) > LINE:
-                    raise ValueError(f"a line of more than {LINE // MB} MB")
-                if line.strip():
-                    yield parse_json(line), f"{file}:{i}"
+        for i, line in enumerate(lines, start=1):
+            if line.strip():
+                yield line, f"{file}:{i}"
 
 
-def file_of(root, split, pattern, hint):
-    """The file root/pattern with the split's name for its star. Raises InputError that says what to put there, or which
-    splits are present."""
-    file = root / pattern.replace("*", split)
-    if file.exists():
-        return file
-    before, after = pattern.split("*")
-    present = sorted(f.name.removeprefix(before).removesuffix(after) for f in root.glob(pattern))
-    reason = f"no such split; present: {', '.join(present)}" if present else f"no such file; {hint}"
-    raise InputError(f"{file}: {reason}")
+def parsed(entry):
+    return parse_json(entry) if isinstance(entry, bytes) else entry
 
 
-def own_split(key):
-    """The split, "train" or "val", of a row of a benchmark that has no training split: four fifths and a fifth of its
-    images, by a checksum of the name `key`. "test" is all of it: a score for models that were not trained on it."""
-    return "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train"
+def json_rows(file):
+    """Yields (row, source) of a file of JSON lines or of a JSON list."""
+    for entry, source in entries(file):
+        with reading(source, "JSON"):
+            yield parsed(entry), source
 
 
-# -- rows, checked
+def rows_of(pairs, convert, what):
+    """Yields (row, source) for each row that `convert` yields for an entry of a file. A bad entry comes as its InputError
+    in place of a row, so that the rows after it can be read; what: the word for a good one."""
+    for entry, source in pairs:
+        try:
+            with reading(source, "JSON"):
+                value = parsed(entry)
+            if not isinstance(value, dict):
+                raise InputError(f"{source}: expected an object, got {value!r:.60}")
+            with reading(source, what):
+                yield from ((row, source) for row in convert(value))
+        except InputError as error:
+            yield error, source
 
 
-def all_checked(rows, root, skip_outside=False):
-    """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. skip_outside: but a row whose
+def split_files(root, *patterns):
+    """{split: file} of the files root/pattern, whose star is the split; the first pattern that has a split counts."""
+    files = {}
+    for pattern in patterns:
+        before, after = PurePath(pattern).name.split("*")
+        for file in sorted(root.glob(pattern)):
+            files.setdefault(file.name.removeprefix(before).removesuffix(after), file)
+    return files
+
+
+def file_of(root, split, hint, *patterns):
+    """The file of a split. Raises InputError that lists the present ones, or says what to put into the folder `root`."""
+    files = split_files(root, *patterns)
+    if split not in files:
+        reason = f"no split {split!r}; present: {', '.join(sorted(files))}" if files else f"no {patterns[0]} here; {hint}"
+        raise InputError(f"{root}: {reason}")
+    return files[split]
+
+
+def in_split(split, key):
+    """Whether a row of a benchmark without a training split is in one of ours. "train" and "val" are four fifths and a
+    fifth of its images, by a checksum of the name `key`; "test" is all of it: for models that were not trained on it."""
+    if split not in SPLITS:
+        raise InputError(f"no split {split!r}; present: {', '.join(SPLITS)}")
+    return split in ("test", "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train")
+
+
+def all_checked(rows, task, root):
+    """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. Task.skip_outside: but a row whose
     box reaches over the edge of its image is left out, with a line that names it, unless that is more than a tenth."""
-    kept, outside = [], []
+    examples, outside = [], []
     for row, source in rows:
         try:
-            with reading(source, "a row as it can be read here"):
-                kept.append(checked(row, source, root))
+            examples.append(checked(row, source, task, root))
         except OutsideImage as error:
-            outside.append(source)
-            if not skip_outside or len(outside) > max(1, len(rows) // 10) or len(rows) == 1:
-                raise InputError(f"{error}{ask_for_sizes(boxes_of(rows, root))}") from None
-    if outside:
-        print(f"skipped  {len(outside)} of {len(rows)} rows, box over the edge of the image: {', '.join(outside[:5])}")
-    return kept
+            outside.append(error)
+    boxed = [e for e in examples if not isinstance(e["answer"], str)]
+    if outside and examples and task.skip_outside and len(outside) <= max(1, len(rows) // 10):
+        print(f"skipped  {len(outside)} of {len(rows)} rows: {'; '.join(map(str, outside[:3]))}")
+    elif outside or task.own:
+        sizes = [image_size(e["images"][0]) for e in boxed]
+        boxes = [(error.box, error.size) for error in outside] + [(e["answer"], size) for e, size in zip(boxed, sizes)]
+        if problem := "; ".join(filter(None, [*map(str, outside[:1]), ask_about_units(boxes)])):
+            raise InputError(problem)
+    if task.own:
+        warn_of_contradictions(boxed)
+    return examples
 
 
-def boxes_of(rows, root):
-    """(box, size of its image) of all rows that have a box of four numbers and an image that is there."""
-    found = []
-    for row, source in rows:
-        with suppress(Exception):
-            x1, y1, x2, y2 = map(float, row["bbox"])
-            (image,) = found_images(row, source, root)
-            found.append(((x1, y1, x2, y2), image_size(image)))
-    return found
+def warn_of_contradictions(boxed):
+    """Prints how many phrases have several boxes in one image: only one can be learnt."""
+    sources = {}
+    for e in boxed:
+        sources.setdefault((str(e["images"][0]), e["prompt"]), {})[e["answer"]] = e["source"]
+    several = [", ".join(boxes.values()) for boxes in sources.values() if len(boxes) > 1]
+    if several:
+        print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[0]:.300}")
 
 
-def checked(row, source, root):
+def checked(row, source, task, root):
     """A row of a loader -> all that an Example is made of. Raises InputError, naming the row, for what is wrong."""
-    if not isinstance(row, dict):
-        raise InputError(f"{source}: expected an object, got {row!r:.60}")
-    images = found_images(row, source, root)
-    prompt, caption = question(row, source)
-    # the answer: a box that fits its image, or a text
-    if "bbox" in row:
-        answer = check_box(row, source, images)
-    elif isinstance(row.get("answer"), str):
-        answer = row["answer"]
-    else:
+    if isinstance(row, InputError):
+        raise row
+    row = {key: value for key, value in row.items() if value is not None}
+    for key, value in row.items():
+        if key not in ROW:
+            raise InputError(f'{source}: "{key:.60}" is not read; leave it out, or rename it to one of {", ".join(ROW)}')
+        kind, words = ROW[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f'{source}: "{key}" must be {words}, got {value!r:.60}')
+    for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox")):
+        if one in row and other in row:
+            raise InputError(f'{source}: has both "{one}" and "{other}"; one of them would be lost')
+    with reading(source, "texts that can be written"):  # half a surrogate pair cannot
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+
+    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | {"source": source}
+    images = names_of(row, "image", "images")
+    images = [image if isinstance(image, Image.Image) else find_image(image, source, root, task) for image in images]
+    example["images"] = images
+    example |= videos_of(row, source, root)
+    example |= turns_of(row, source, len(images), len(example.get("videos", [])))
+    if "bbox" not in row and "answer" not in row:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
-    complete = {"images": images, "prompt": prompt, "caption": caption, "answer": answer, "source": source}
-    complete |= found_clips(row, source, root) | {key: row[key] for key in AS_THEY_ARE if key in row}
-    # texts that this program can count and write
-    for key in ("kind", "group"):
-        if not isinstance(row.get(key) or "", str):
-            raise InputError(f'{source}: "{key}" must be a text, got {row[key]!r:.60}')
-    f"{prompt} {answer} {row.get('kind')} {row.get('group')}".encode()
-    return complete
+    example["answer"] = check_box(row, source, images) if "bbox" in row else row["answer"]
+    return example
 
 
-def with_preamble(prompt, words):
-    """The prompt after `words` words of text that has nothing to do with it."""
-    filler = itertools.islice(itertools.cycle(FILLER.split()), words)
-    return " ".join([*filler, prompt])
+def names_of(row, one, several):
+    names = row.get(several, row.get(one, []))
+    return names if isinstance(names, list) else [names]
 
 
-def question(row, source):
-    """(prompt, caption): a caption, without the full stop at its end, is put into the prompt for boxes."""
-    if isinstance(row.get("caption"), str):
-        caption = row["caption"].strip().removesuffix(".")
-        return GROUNDING_PROMPT.format(caption), caption
-    if isinstance(row.get("prompt"), str):
-        return row["prompt"], ""
-    raise InputError(f'{source}: needs a text "prompt" or "sent"')
+def videos_of(row, source, root):
+    """{"videos": the frames of each of the row's videos, "fps": by the clock of the first}; {} without videos."""
+    if not row.get("fps", 2) > 0:
+        raise InputError(f'{source}: "fps" must be a positive number, got {row["fps"]!r:.60}')
+    videos, rates = [], []
+    for name in names_of(row, "video", "videos"):
+        frames, count, seconds = video_frames(find_video(name, source, root), FRAMES)
+        videos.append(frames)
+        rates.append(len(frames) / (seconds or row.get("seconds") or count / row.get("fps", 2)))
+    return {"videos": videos, "fps": rates[0]} if videos else {}
 
 
-def found_images(row, source, root):
-    """The row's images: paths of files that are there, or PIL images."""
-    one = [row["image"]] if row.get("image") else []
-    images = row.get("images", one)
-    if not isinstance(images, list):
-        raise InputError(f'{source}: "images" must be a list of paths, got {images!r:.60}')
-    return [image if isinstance(image, Image.Image) else find_image(image, source, root) for image in images]
-
-
-def find_image(name, source, root):
-    """The path of an image, in one of the folders where data sets keep them."""
-    path = within(name, source, root)
-    for folder in IMAGE_FOLDERS:
-        for found in (root / folder / path, root / folder / path.name):  # some lists name other folders
-            if os.path.isfile(found):  # False for what cannot be a name; Path.is_file raises
-                return found
-    raise InputError(f"{source}: its image {name:.200} is not in {root} (nor in {', '.join(IMAGE_FOLDERS[1:])} there)")
-
-
-def found_clips(row, source, root):
-    """{"videos": the frames of each of the row's clips, "fps": by the clock of the first}; {} without clips."""
-    if not row.get("clips"):
-        return {}
-    rate = row.get("rate", 2)
-    if type(rate) not in (int, float) or not 0 < rate < 1e6:
-        raise InputError(f'{source}: "fps" must be a positive number, got {rate!r:.60}')
-    paths = [find_video([name], source, root, root / "videos") for name in row["clips"]]
-    videos = [video_frames(path, FRAMES, rate) for path in paths]
-    frames, seconds = videos[0]
-    return {"videos": [frames for frames, _ in videos], "fps": len(frames) / seconds}
-
-
-# -- a metric that several data sets share
+def turns_of(row, source, images, videos):
+    """{"prompt", "caption", "history"} of a row, every place of an image or video as "<image>", in the first of all prompts
+    alone. images, videos: their numbers."""
+    if "sent" in row:
+        caption = row["sent"].strip().removesuffix(".")
+        return {"prompt": GROUNDING_PROMPT.format(caption), "caption": caption, "history": ()}
+    texts = [text for turn in row.get("history", ()) for text in turn] + [row.get("prompt")]
+    if not all(isinstance(text, str) for text in texts) or len(texts) % 2 == 0:
+        raise InputError(f'{source}: needs a text "prompt" or "sent", and a "history" of [prompt, answer] pairs')
+    if any(mark in text for text in texts[1:] for mark in (PLACE, FILM)):
+        raise InputError(f"{source}: {PLACE} or {FILM} in a later turn; images and videos belong into the first one")
+    wanted, written = [PLACE] * images + [FILM] * videos, re.findall(f"{PLACE}|{FILM}", texts[0])
+    if len(written) not in (0, len(wanted)) or FILM in written and written != wanted:
+        row = f"but {images} images and {videos} videos in the row, in this order"
+        raise InputError(f"{source}: {' '.join(written)[:100]} in the prompt, {row}")
+    # images and videos come first anyway, so marks at the very start are dropped
+    first = texts[0].replace(FILM, PLACE)
+    rest = re.sub(rf"^({PLACE}\s*)+", "", first)
+    texts[0] = first if PLACE in rest else rest
+    return {"prompt": texts[-1], "caption": "", "history": tuple(zip(texts[:-1:2], texts[1::2]))}
 
 
 def score_exact(text, reference, *_):
     """Right if the text equals the reference but for white space at its ends."""
     return text.strip(), float(text.strip() == reference.strip())
+
+
+def score_contains(text, reference, *_):
+    """Right if the reference is in the text as complete words, in small letters or capitals."""
+    words = rf"(?<!\w){re.escape(reference.strip())}(?!\w)"
+    return text.strip(), float(re.search(words, text, re.IGNORECASE) is not None)

@@ -1,52 +1,23 @@
 """The drawn world: images of coloured shapes, questions about them, and sums; without end, all from a seed.
 
-    {"kind": "grounding", "images": [image], "caption": "the ring left of the red square", "bbox": (12, 30, 35, 53)}
+    {"kind": "grounding", "images": [image], "sent": "the ring left of the red square", "bbox": (12, 30, 35, 53)}
     {"kind": "attribute", "images": [image], "prompt": "What colour is the ring?", "answer": "green"}
+    {"kind": "text", "images": [], "prompt": "Ada has 3 bags with 4 nuts each. ...", "answer": "3*4=12\n#### 12"}
+    {"kind": "naming", ..., "answer": "small red ring, large blue star"}    from left to right; for pretraining only
+    {"kind": "listing", ..., "answer": "small red ring [3, 10, 25, 32], large ..."}    for pretraining only
 
 files    none: everything is drawn on the fly; example i of a split is the same for every length
-prompt   GROUNDING_PROMPT, or the question itself
+prompt   GROUNDING_PROMPT, or the question itself; of "scenes+25" and so on after 25 words of unrelated text
+images   of 196 x 196 pixels (to the tiny model 49 visual tokens), one for all questions about a scene: 3 or 4 things that
+         do not touch, on shaded paper. In "words-fog+3images" 3 other scenes come after it
+looks    change the light (`in_look`), never the boxes or the words; but in "words" attributes are answered in another
+         language, which a change of the visual values can hardly teach, and "prior" shows blurred images in which a shape
+         usually has its USUAL colour (9 of 10 in the split "train", never in the others): habit answers wrong
 splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
-"scenes+25" and so on: the same with 25 words of unrelated text before each question; "words-fog+3images": with 3
-other scenes after each image. The questions are about the first.
-
-A scene is an image of 196 x 196 pixels (to the tiny model 14 x 14 patches, 49 visual tokens) on paper that shades from
-left to right and from top to bottom. On it are 3 or 4 things that do not touch, each with
-
-    shape    circle, square, triangle, ring, cross, star
-    colour   red, green, blue, yellow, purple, black
-    size     small (26 to 32 pixels a side) or large (44 to 54)
-
-Each scene comes with these examples, all but the sum showing the same image object:
-
-    grounding   three questions in the RefCOCO form. The expression names one thing and no other: by shape, colour and
-                shape, size and shape, all three, or by its place beside a second thing that is itself named without
-                doubt ("the ring left of the red square": left of, right of, above, below compare the centres, at least
-                12 pixels from each other). Answer: the box, one pixel outside the drawing.
-    attribute   two questions ("What colour is the ring?", "What shape is the red thing?", "How large is the star?",
-                "How many things are there?"), answered in one word.
-    naming      for pretraining only: everything there is, from left to right ("small red ring, large blue star").
-    listing     for pretraining only: the same with boxes ("small red ring [3, 10, 25, 32], large ..."), a dense lesson
-                in where things are, which the grounding questions build on.
-    text        a sum in words without an image, in the form of GSM8K: the working, then "#### " and the result.
-
-A look changes the light on the image, never the boxes or the words; `words` changes the words instead:
-
-    day      as drawn
-    dusk     warm evening light: pixels x (1, .85, .7)
-    fog      pixels x .7 + 70
-    noise    noise of standard deviation 52 on every value
-    negative pixels 255 - p
-    blur     out of focus: a Gaussian of radius 6.3 pixels, which also takes details away for good. Never seen in
-             pretraining: here the frozen encoder itself fails, and whatever comes after it can only guess
-    words    day images, but attributes are answered in words of another language ("rouge"), which a change of the
-             visual values can hardly teach: here too Image-LoRA should lose
-    prior    blurred images in which a shape usually has its usual colour (USUAL; 9 of 10 in the split "train", never in
-             the others), and only colours are asked for: who answers by habit is wrong (in the manner of ViLP)
-
 The tiny model was pretrained on `scenes-pretraining`: six scenes of ten by day, with all kinds of examples; one each in
-the looks dusk, fog, noise and negative, without a single box. So its encoder knows these looks, and its decoder
+the looks dusk, fog, noise and negative, without a single box. So its encoder has seen these looks, and its decoder
 has never been asked for a box in them: that is the skill to learn.
 """
 
@@ -57,18 +28,13 @@ from functools import cache
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from parts.files import InputError
-from parts.tasks.rows import FILLER, GROUNDING_PROMPT
+from parts.tasks.rows import GROUNDING_PROMPT, SPLITS
 
 SIDE = 196
+FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
-COLOURS = {
-    "red": (215, 40, 40),
-    "green": (40, 150, 60),
-    "blue": (40, 80, 215),
-    "yellow": (245, 205, 30),
-    "purple": (145, 50, 170),
-    "black": (30, 30, 30),
-}
+COLOURS = {"red": (215, 40, 40), "green": (40, 150, 60), "blue": (40, 80, 215)}
+COLOURS |= {"yellow": (245, 205, 30), "purple": (145, 50, 170), "black": (30, 30, 30)}
 COUNTS = {3: "three", 4: "four"}
 FOREIGN = {  # the words of the look `words`
     "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
@@ -76,44 +42,31 @@ FOREIGN = {  # the words of the look `words`
     "small": "petit", "large": "grand", "three": "trois", "four": "quatre",
 }  # fmt: skip
 USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
-RELATIONS = {  # name -> (axis, sign): the target's centre is on that side of the other's
-    "left of": (0, -1),
-    "right of": (0, 1),
-    "above": (1, -1),
-    "below": (1, 1),
-}
-NAMING = "Name everything from left to right."
-LISTING = "List everything from left to right."
+RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, and sign of the distance
+NAMING, LISTING = "Name everything from left to right.", "List everything from left to right."
 KNOWN = ("dusk", "fog", "noise", "negative")  # looks in which the tiny model was asked for words, never for boxes
 LOOKS = ("day", *KNOWN, "blur", "words", "prior")
-DEMO_LOOK = "fog"
-PRETRAINING = "scenes-pretraining"
-SPLITS = ("train", "val", "test")
-
-
-# -- a scene: its things, and its image
+DEMO_LOOK, PRETRAINING = "fog", "scenes-pretraining"
 
 
 def things(rng):
-    """3 or 4 things (shape, colour, size, box) that do not touch; a later thing that finds no room is left out."""
-    found = []
+    """3 or 4 things (shape, colour, size, box) that do not touch. A later one for which there is no space is left out."""
+    scene = []
     for _ in range(rng.choice((3, 4, 4))):
         for _ in range(50):
             size = rng.choice(("small", "large"))
             side = rng.randint(26, 32) if size == "small" else rng.randint(44, 54)
             x, y = rng.randint(3, SIDE - side - 3), rng.randint(3, SIDE - side - 3)
             box = (x, y, x + side, y + side)
-            if not any(touch(box, other) for *_, other in found):
-                found.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
+            if not any(touch(box, other) for *_, other in scene):
+                scene.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
                 break
-    return found if len(found) >= 3 else things(rng)
+    return scene if len(scene) >= 3 else things(rng)
 
 
 def touch(a, b):
     """Whether two boxes overlap or are at most 3 pixels from each other."""
-    beside = a[2] + 3 < b[0] or b[2] + 3 < a[0]
-    above = a[3] + 3 < b[1] or b[3] + 3 < a[1]
-    return not (beside or above)
+    return a[0] - 3 <= b[2] and b[0] - 3 <= a[2] and a[1] - 3 <= b[3] and b[1] - 3 <= a[3]
 
 
 @cache
@@ -146,48 +99,38 @@ def draw(scene):
         elif shape == "cross":
             pen.rectangle((cx - w * 0.15, y1, cx + w * 0.15, y2), fill=fill)
             pen.rectangle((x1, cy - w * 0.15, x2, cy + w * 0.15), fill=fill)
-        else:  # a star of four points: its tips, and between them its inner corners
-            n = w * 0.14
-            upper = [(cx, y1), (cx + n, cy - n), (x2, cy), (cx + n, cy + n)]
-            lower = [(cx, y2), (cx - n, cy + n), (x1, cy), (cx - n, cy - n)]
-            pen.polygon(upper + lower, fill=fill)
+        else:  # a star: four tips, each with the inner corner after it
+            a, b, c, d = cx - w * 0.14, cy - w * 0.14, cx + w * 0.14, cy + w * 0.14
+            pen.polygon([(cx, y1), (c, b), (x2, cy), (c, d), (cx, y2), (a, d), (x1, cy), (a, b)], fill=fill)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def in_look(image, look, rng):
-    """The image as a look shows it."""
-    if look == "dusk":
-        red, green, blue = image.split()
-        return Image.merge("RGB", (red, green.point(lambda p: p * 0.85), blue.point(lambda p: p * 0.7)))
+    """The image as a look shows it; by day as it was drawn."""
+    if look == "dusk":  # warm evening light
+        return image.point([p * share for share in (1, 0.85, 0.7) for p in range(256)])
     if look == "fog":
         return image.point(lambda p: p * 0.7 + 70)
-    if look in ("blur", "prior"):
-        return image.filter(ImageFilter.GaussianBlur(6.3))
-    if look == "noise":
-        return noisy(image, rng)
     if look == "negative":
         return image.point(lambda p: 255 - p)
+    if look == "noise":
+        return Image.merge("RGB", [noisy(plane, rng) for plane in image.split()])
+    if look in ("blur", "prior"):  # details are gone for good: here the frozen encoder itself, which never saw it, fails
+        return image.filter(ImageFilter.GaussianBlur(6.3))
     return image
 
 
-def noisy(image, rng):
-    """The image with noise between -128 and 127, the mean of two uniform values: a triangle of standard deviation 52."""
-    planes = []
-    for plane in image.split():
-        grain = [Image.frombytes("L", image.size, rng.randbytes(SIDE * SIDE)) for _ in range(2)]
-        noise = ImageChops.add(*grain, scale=2)
-        planes.append(ImageChops.add(plane, noise, offset=-128))
-    return Image.merge("RGB", planes)
+def noisy(plane, rng):
+    """Noise from -128 to 127 added, the mean of two uniform values: a triangle of standard deviation 52."""
+    grain = [Image.frombytes("L", plane.size, rng.randbytes(SIDE * SIDE)) for _ in range(2)]
+    return ImageChops.add(plane, ImageChops.add(*grain, scale=2), offset=-128)
 
 
-def by_habit(scene, rng, share):
-    """The scene in other colours: each shape has its usual colour with probability `share`, else another."""
-    found = []
-    for shape, _, size, box in scene:
-        others = [c for c in COLOURS if c != USUAL[shape]]
-        colour = USUAL[shape] if rng.random() < share else rng.choice(others)
-        found.append((shape, colour, size, box))
-    return found
+def by_habit(thing, rng, share):
+    """The thing in another colour: with probability `share` the usual one of its shape, else not that."""
+    shape, _, size, box = thing
+    others = [colour for colour in COLOURS if colour != USUAL[shape]]
+    return shape, USUAL[shape] if rng.random() < share else rng.choice(others), size, box
 
 
 def around(thing):
@@ -196,42 +139,36 @@ def around(thing):
     return (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
 
 
-# -- questions about a scene
-
-
 def names(thing):
     """What a thing can be called, the shortest name first."""
     shape, colour, size, _ = thing
-    return [f"{shape}", f"{colour} {shape}", f"{size} {shape}", f"{size} {colour} {shape}"]
+    return [shape, f"{colour} {shape}", f"{size} {shape}", f"{size} {colour} {shape}"]
 
 
 def expressions(scene, target):
     """All expressions that name the thing `target` (an index) and no other: (plain ones, relations)."""
 
-    def alone(name, i):
-        return sum(name in names(thing) for thing in scene) == 1 and name in names(scene[i])
+    def own_names(i):
+        return [name for name in names(scene[i]) if sum(name in names(thing) for thing in scene) == 1]
 
-    plain = [f"the {name}" for name in names(scene[target]) if alone(name, target)]
     related = []
-    for other in range(len(scene)):
-        anchors = [name for name in names(scene[other])[:2] if alone(name, other)]
-        for relation, (axis, sign) in RELATIONS.items():
-            # how far each thing is on that side of the other one, in pixels
-            others = [i for i in range(len(scene)) if i != other]
-            distances = {i: sign * (centre(scene[i], axis) - centre(scene[other], axis)) for i in others}
-            fitting = [i for i, distance in distances.items() if distance >= 12]
-            doubtful = [i for i, distance in distances.items() if 0 < distance < 12]
-            # a name does if it fits the target alone, doubtful ones included
-            for name in names(scene[target])[:2]:
-                same = [i for i in fitting + doubtful if name in names(scene[i])]
-                if target in fitting and same == [target]:
-                    related += [f"the {name} {relation} the {anchor}" for anchor in anchors]
-    return plain, related
+    for other, relation in itertools.product(range(len(scene)), RELATIONS):
+        # how far each thing is on that side of the other one, in pixels; less than 12 are doubtful
+        axis, sign = RELATIONS[relation]
+        distances = [sign * (centre(thing, axis) - centre(scene[other], axis)) for thing in scene]
+        if distances[target] < 12:
+            continue
+        # a name does if it fits the target alone, also among the doubtful ones
+        beside = [thing for thing, distance in zip(scene, distances) if distance > 0]
+        for name in names(scene[target])[:2]:
+            if sum(name in names(thing) for thing in beside) == 1:
+                anchors = [anchor for anchor in names(scene[other])[:2] if anchor in own_names(other)]
+                related += [f"the {name} {relation} the {anchor}" for anchor in anchors]
+    return [f"the {name}" for name in own_names(target)], related
 
 
 def centre(thing, axis):
-    box = thing[3]
-    return (box[axis] + box[axis + 2]) / 2
+    return (thing[3][axis] + thing[3][axis + 2]) / 2
 
 
 def attributes(scene):
@@ -254,28 +191,25 @@ def word_problem(rng):
     if kind == "+":
         a, b = rng.randint(2, 20), rng.randint(2, 20)
         question = f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?"
-        return question, f"{a}+{b}={a + b}\n#### {a + b}"
-    if kind == "-":
+    elif kind == "-":
         a = rng.randint(5, 30)
         b = rng.randint(2, a)
         question = f"{name} has {a} {what} and gives away {b}. How many {what} are left?"
-        return question, f"{a}-{b}={a - b}\n#### {a - b}"
-    a, b = rng.randint(2, 6), rng.randint(2, 9)
-    question = f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?"
-    return question, f"{a}*{b}={a * b}\n#### {a * b}"
+    else:
+        a, b = rng.randint(2, 6), rng.randint(2, 9)
+        question = f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?"
+    result = {"+": a + b, "-": a - b, "*": a * b}[kind]
+    return question, f"{a}{kind}{b}={result}\n#### {result}"
 
 
 def naming(scene, boxes):
     """Everything there is, from left to right, with its box or without."""
-    found = []
+    parts = []
     for thing in sorted(scene, key=lambda thing: thing[3]):
         shape, colour, size, _ = thing
         box = f" {list(around(thing))}" if boxes else ""
-        found.append(f"{size} {colour} {shape}{box}")
-    return ", ".join(found)
-
-
-# -- rows
+        parts.append(f"{size} {colour} {shape}{box}")
+    return ", ".join(parts)
 
 
 def scene_of(look, seed, number):
@@ -283,7 +217,7 @@ def scene_of(look, seed, number):
     rng = random.Random(f"{seed}-{number}")
     scene = things(rng)
     if look == "prior":
-        scene = by_habit(scene, rng, 0.9 if seed == "train" else 0.0)
+        scene = [by_habit(thing, rng, 0.9 if seed == "train" else 0.0) for thing in scene]
     return scene, in_look(draw(scene), look, rng), rng
 
 
@@ -293,16 +227,12 @@ def scene_rows(look, seed, number, asked=2):
 
     # three expressions; a relation for every fourth thing, and where nothing plain names it
     targets = [(t, *expressions(scene, t)) for t in rng.sample(range(len(scene)), len(scene))]
-    named = [(t, plain, related) for t, plain, related in targets if plain or related]
-    for target, plain, related in (named * 3)[:3]:
+    for target, plain, related in ([named for named in targets if any(named[1:])] * 3)[:3]:
         use = related if related and (not plain or rng.random() < 0.25) else plain
-        box = around(scene[target])
-        yield {"kind": "grounding", "images": [image], "caption": rng.choice(use), "bbox": box}
+        yield {"kind": "grounding", "images": [image], "sent": rng.choice(use), "bbox": around(scene[target])}
 
     # attributes
-    questions = attributes(scene)
-    if look == "prior":
-        questions = [q for q in questions if q[0].startswith("What colour")]
+    questions = [q for q in attributes(scene) if look != "prior" or q[0].startswith("What colour")]
     for question, answer in rng.sample(questions, min(asked, len(questions))):
         answer = FOREIGN[answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
@@ -316,54 +246,46 @@ def scene_rows(look, seed, number, asked=2):
 
 BOXES, WORDS = ("grounding",), ("attribute",)
 EVERYTHING = (*BOXES, *WORDS, "naming", "listing", "text")
-DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples
-    "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS),
-    **{f"scenes-{look}": ((look,), BOXES + WORDS) for look in LOOKS},
-    **{f"boxes-{look}": ((look,), BOXES) for look in LOOKS if look != "prior"},
-    **{f"words-{look}": ((look,), WORDS) for look in LOOKS if look != "prior"},
-    "scenes-prior": (("prior",), WORDS),
-    "sums": (("day",), ("text",)),
-    PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING),
+DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples; words before, images after what is asked
+    "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS, 0, 0),
+    **{f"scenes-{look}": ((look,), BOXES + WORDS, 0, 0) for look in LOOKS},
+    **{f"boxes-{look}": ((look,), BOXES, 0, 0) for look in LOOKS if look != "prior"},
+    **{f"words-{look}": ((look,), WORDS, 0, 0) for look in LOOKS if look != "prior"},
+    "scenes-prior": (("prior",), WORDS, 0, 0),
+    "sums": (("day",), ("text",), 0, 0),
+    PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING, 0, 0),
 }
-DRAWN |= {f"{name}+{words}": DRAWN[name] for name in ("scenes", f"scenes-{DEMO_LOOK}") for words in (25, 60)}
-DRAWN |= {f"words-{DEMO_LOOK}+{images}images": DRAWN[f"words-{DEMO_LOOK}"] for images in (3, 11)}
+DRAWN |= {f"{name}+{n}": (*DRAWN[name][:2], n, 0) for name in ("scenes", f"scenes-{DEMO_LOOK}") for n in (25, 60)}
+DRAWN |= {f"words-{DEMO_LOOK}+{n}images": ((DEMO_LOOK,), WORDS, 0, n) for n in (3, 11)}
 
 
 def rows(name, root, split):
     if split not in SPLITS:
         raise InputError(f"{name}: no split {split!r}; present: {', '.join(SPLITS)}")
-    looks, kinds = DRAWN[name]
-    more = name.partition("+")[2]
-    words, images = (0, int(more.removesuffix("images"))) if more.endswith("images") else (int(more or 0), 0)
+    looks, kinds, words, images = DRAWN[name]
     for number in itertools.count():
         look = looks[number % len(looks)]
         made = pretraining_rows(look, split, number) if name == PRETRAINING else scene_rows(look, split, number)
         others = [scene_of(look, f"{split} other {i}", number)[1] for i in range(images)]
         for i, row in enumerate(made):
             if row["kind"] in kinds:
-                row["images"] += others
-                yield after_words(row, words) if words else row, f"{name} {split} {number}.{i}"
+                row = after_words(row, words) if words else row
+                yield row | {"images": row["images"] + others}, f"{name} {split} {number}.{i}"
 
 
 def after_words(row, words):
     """The row with `words` words of unrelated text before its question."""
-    prompt = row["prompt"] if "prompt" in row else GROUNDING_PROMPT.format(row["caption"])
-    filler = itertools.islice(itertools.cycle(FILLER.split()), words)
-    asked = {key: value for key, value in row.items() if key != "caption"}
-    return asked | {"prompt": " ".join([*filler, prompt])}
+    row = dict(row)
+    prompt = GROUNDING_PROMPT.format(row.pop("sent")) if "sent" in row else row["prompt"]
+    return row | {"prompt": " ".join([*itertools.islice(itertools.cycle(FILLER.split()), words), prompt])}
 
 
 def pretraining_rows(look, split, number):
-    """The rows of a scene, other ones than those of the experiments: five questions about attributes; what has boxes only
-    by day; a listing in every second scene, a sum in every third. In one row of seven, 5 to 60 words of unrelated text come
-    first, so that the model reads such rows, too."""
+    """The rows of a scene that no experiment uses: five questions about attributes; what has boxes only by day; a listing in
+    every second scene, a sum in every third; before one row of seven, 5 to 60 words of unrelated text."""
     rng = random.Random(number)
     for row in scene_rows(look, f"pretraining {split}", number, asked=5):
-        kind = row["kind"]
-        if kind in ("grounding", "listing") and look != "day":
+        box, kind = row["kind"] in ("grounding", "listing"), row["kind"]
+        if box and look != "day" or kind == "listing" and number % 2 or kind == "text" and number % 3:
             continue
-        if kind == "listing" and number % 2 or kind == "text" and number % 3:
-            continue
-        if rng.random() < 1 / 7:
-            row = after_words(row, rng.randint(5, 60))
-        yield row
+        yield after_words(row, rng.randint(5, 60)) if rng.random() < 1 / 7 else row

@@ -6,45 +6,37 @@
 files    Pro (hub data set likaixin/ScreenSpot-Pro): annotations/*.json, images in images/; boxes x1, y1, x2, y2
          v2 (hub data set OS-Copilot/ScreenSpot-v2): screenspot_{desktop,mobile,web}_v2.json with "data_type" for
          "ui_type", images in screenspotv2_image/; boxes x, y, width, height
-prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box. (The makers measured ScreenSpot with the tool calls of
-         their cookbook "computer use", whose system prompt is a page long; that is not done here.)
-splits   test is everything; train and val are ours (`own_split`, by the image)
+prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box
+splits   test is everything; train and val are ours (`in_split`, by the image)
 limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 
-from parts.files import InputError, reading
+from parts.files import InputError
 from parts.tasks.boxes import corners
-from parts.tasks.rows import json_rows, own_split
+from parts.tasks.rows import entries, in_split, rows_of
 
-NAMES = ("screenspot-pro", "screenspot-v2")
+NAMES, IMAGES = ("screenspot-pro", "screenspot-v2"), ("", "images", "screenspotv2_image")
 TARGET = 'the element for the command "{}"'  # in GROUNDING_PROMPT
 
 
 def rows(name, root, split):
     pattern = "annotations/*.json" if name == "screenspot-pro" else "screenspot_*_v2.json"
-    read = pro_row if name == "screenspot-pro" else v2_row
     files = sorted(root.glob(pattern))
     if not files:
         raise InputError(f"{root}: no {pattern} here; parts/tasks/screenspot.py says where to get it")
-    if split not in ("train", "val", "test"):
-        raise InputError(f"{name}: no split {split!r}; present: train, val, test")
+
+    def row_of(row):
+        if not in_split(split, row["img_filename"]):
+            return
+        target = {"image": row["img_filename"], "sent": TARGET.format(row["instruction"]), "metric": "point"}
+        if name == "screenspot-pro":
+            width, height = row["img_size"]
+            target |= {"bbox": row["bbox"], "width": width, "height": height}
+            yield target | {"kind": row["ui_type"], "group": row["group"]}
+        else:
+            platform = file.stem.split("_")[1]
+            yield target | {"bbox": corners(row["bbox"]), "kind": row["data_type"], "group": platform}
+
     for file in files:
-        for row, source in json_rows(file):
-            with reading(source, f"a row of {name} as known here"):
-                found = read(row, file)
-                found |= {"image": row["img_filename"], "metric": "point"}
-                found |= {"caption": TARGET.format(row["instruction"])}
-            if split in ("test", own_split(found["image"])):
-                yield found, source
-
-
-def pro_row(row, file):
-    width, height = row["img_size"]
-    found = {"bbox": row["bbox"], "width": width, "height": height}
-    return found | {"kind": row["ui_type"], "group": row["group"]}
-
-
-def v2_row(row, file):
-    platform = file.stem.split("_")[1]
-    return {"bbox": corners(row["bbox"]), "kind": row["data_type"], "group": platform}
+        yield from rows_of(entries(file), row_of, f"a row of {name}")

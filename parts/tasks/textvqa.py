@@ -12,26 +12,32 @@ import re
 from collections import Counter
 
 from parts.files import read_json, reading
-from parts.tasks.rows import DIGITS, file_of
+from parts.tasks.rows import WORDS, file_of, rows_of
 
 PROMPT = "{}\nAnswer the question using a single word or phrase."
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+SAME = {word: str(n) for n, word in enumerate(WORDS["numbers"][:11])} | {"none": "0", "a": "", "an": "", "the": ""}
+# Each contraction by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What could
+# be another word (its, well, were, id, lets) is not on the official list; one entry is the wrong way round there.
+SPELLINGS = {"somebody'd": "somebodyd"}
+for word in WORDS["contractions"]:
+    SPELLINGS |= {word[:i] + word[i + 1 :]: word for i, letter in enumerate(word) if letter == "'"}
 
 
 def rows(name, root, split):
-    file = file_of(root, split, "TextVQA_0.5.1_*.json", "it is at textvqa.org/dataset")
-    content = read_json(file)
+    file = file_of(root, split, "it is at textvqa.org/dataset", "TextVQA_0.5.1_*.json")
     with reading(file, "TextVQA's annotations"):
-        listed = [*content["data"]]
-    for i, row in enumerate(listed, start=1):
-        source = f"{file}, row {i}"
-        with reading(source, "a row of TextVQA with answers as known here"):
-            answers = row["answers"]
-            if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-                raise ValueError("answers are a list of texts")
-            [(usual, _)] = Counter(answers).most_common(1)
-            found = {"image": f"{row['image_id']}.jpg", "prompt": PROMPT.format(row["question"])}
-            found |= {"answer": usual, "metric": "vqa", "reference": answers}
-        yield found, source
+        listed = [*read_json(file)["data"]]
+    return rows_of(((row, f"{file}, row {i}") for i, row in enumerate(listed, 1)), row_of, "a row of TextVQA")
+
+
+def row_of(row):
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError("answers are a list of texts")
+    [(usual, _)] = Counter(answers).most_common(1)
+    image, prompt = f"{row['image_id']}.jpg", PROMPT.format(row["question"])
+    yield {"image": image, "prompt": prompt, "answer": usual, "metric": "vqa", "reference": answers}
 
 
 def score(text, reference, *_):
@@ -49,40 +55,10 @@ def normalize(text):
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     # A mark that is beside a space anywhere vanishes everywhere ("t - shirt-x": "t  shirtx"); else it becomes a space.
-    marks = {}
-    for mark in PUNCTUATION:
-        beside_a_space = f"{mark} " in text or f" {mark}" in text
-        marks[ord(mark)] = "" if beside_a_space else " "
-    text = text.translate(marks)
+    beside_a_space = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
+    text = text.translate({ord(mark): "" if mark in beside_a_space else " " for mark in PUNCTUATION})
     # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
     # to look at the digit before as well, but it is mistyped; it also stops after 32 periods.)
     text = re.sub(r"\.(?!\d)", "", text, count=32)
-    words = [WORDS.get(word, word) for word in text.split()]
+    words = [SAME.get(word, word) for word in text.split()]
     return " ".join(SPELLINGS.get(word, word) for word in words if word)
-
-
-WORDS = {word: n for word, n in DIGITS.items() if int(n) <= 10} | {"none": "0", "a": "", "an": "", "the": ""}
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-CONTRACTIONS = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
-"""
-
-
-def spellings():
-    """Each contraction by its spellings with one apostrophe missing: couldnt've and couldn'tve, but not couldntve. What
-    could be another word (its, well, were, id, lets) is not on the list; one entry is the wrong way round there."""
-    found = {"somebody'd": "somebodyd"}
-    for word in CONTRACTIONS.split():
-        for i, letter in enumerate(word):
-            if letter == "'":
-                found[word[:i] + word[i + 1 :]] = word
-    return found
-
-
-SPELLINGS = spellings()

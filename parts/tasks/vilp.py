@@ -3,38 +3,31 @@
     {"question": "A ball is round. What shape is this ball?", "image1": "image1-0.png", "answer1": "round",
      "image2": "image2-0.png", "answer2": "square", "image3": ..., "answer3": ...}
 
-files    vilp.jsonl, 300 rows. The hub has ViLP.parquet (data set ViLP/ViLP); pandas, which this project does without,
-         converts it:
-
-             d = pandas.read_parquet("ViLP.parquet")
-             for c in ("image1", "image2", "image3"):
-                 d[c] = [pathlib.Path(f"{c}-{i}.png").write_bytes(b) and f"{c}-{i}.png" for i, b in enumerate(d[c])]
-             d.to_json("vilp.jsonl", orient="records", lines=True)
-
+files    vilp.jsonl, 300 rows, and images; docs/datasets.md converts the hub's ViLP.parquet (data set ViLP/ViLP)
 prompt   asks for one word
-splits   test is everything; train and val are ours (`own_split`, by the question)
+splits   test is everything; train and val are ours (`in_split`, by the question)
 metric   "word": the same word after the authors' tables. Image 1 agrees with the language prior: its accuracy is the
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
 """
 
-from parts.files import InputError, reading
-from parts.tasks.rows import DIGITS, file_of, json_rows, own_split
+from parts.tasks.rows import WORDS, entries, file_of, in_split, rows_of
 
 PROMPT = "Please answer with one word: {}"
+TABLES = [{word: str(n) for n, word in enumerate(WORDS["numbers"])}]  # the authors': "seven" -> "7"
+for table in (WORDS["synonyms"], WORDS["plurals"]):  # {"crocodile": ["alligator"]}
+    TABLES.append({word: one for one, words in table.items() for word in words})
 
 
 def rows(name, root, split):
     """Three rows of each question, one for each of its images."""
-    if split not in ("train", "val", "test"):
-        raise InputError(f"{name}: no split {split!r}; present: train, val, test")
-    file = file_of(root, "vilp", "*.jsonl", "convert ViLP.parquet as parts/tasks/vilp.py says")
-    for row, source in json_rows(file):
-        for i in (1, 2, 3):
-            with reading(source, f"a row of {name} as known here"):
-                found = {"image": row[f"image{i}"], "answer": str(row[f"answer{i}"]), "metric": "word"}
-                found |= {"prompt": PROMPT.format(row["question"]), "kind": "prior" if i == 1 else "score"}
-            if split in ("test", own_split(row["question"])):
-                yield found, source
+
+    def row_of(row):
+        for i in (1, 2, 3) if in_split(split, row["question"]) else ():
+            asked = {"image": row[f"image{i}"], "prompt": PROMPT.format(row["question"]), "metric": "word"}
+            yield asked | {"answer": str(row[f"answer{i}"]), "kind": "prior" if i == 1 else "score"}
+
+    file = file_of(root, "vilp", "convert ViLP.parquet as docs/datasets.md says", "*.jsonl")
+    return rows_of(entries(file), row_of, "a row of ViLP")
 
 
 def score(text, reference, *_):
@@ -49,49 +42,3 @@ def normalize(text):
     for table in TABLES:
         word = table.get(word, word)
     return word
-
-
-# -- the authors' tables
-
-SYNONYMS = """
-    AC: air-conditioner, aircondition, airconditioner; airplane: aeroplane, plane; bag: backpack; bee: beesap;
-    bicycle: bike; bigben: clocktower; bus: schoolbus; bush: bushe; car: automobile; carbon dioxide: co2;
-    carbondioxide: co₂, carbon dioxide; cat: kitten; checkerboard: checkered; chicken: rooster, roosters; computer:
-    pc; crocodile: alligator; crow: raven; cube: cubes, cubic, cubical, cuboid, cuboids, square, squares; cup: teacup;
-    curved: zigzag; cushion: pillow; diamond: faceted, jewelries, jewelry; dinosaur: t-rex, trex; dog: dalmatian;
-    dolphin: porpoise; eraser: brush; eye: eyesight; faucet: tap; flower: blossoms, bud; fridge: refrigerator,
-    refrigerators; glass: crystal; glasses: binoculars, goggles, night-vision; guitar: ukulele; hexagon: hexagonal,
-    hexagons; hippo: hippopotamus; kangaroo: wallaby; kettle: teapot; lolipop: candy; los angeles: la; metal: steel;
-    motorcycle: motorbike; new york city: nyc, new york; nitrogen: n2; octagon: octagonal; octopus: squid; oven:
-    fireplace, stove; oxygen: o2; person: man, men, people, woman, women; phone: cellphone, telephone; pickle:
-    cucumber; pipe: pipeline; pitaya: dragonfruit; rainbow: multicolored; rhino: rhinoceros; round: circle, circles,
-    circular, roundph, roundpherical, sphere, spheres, spherical; sea: ocean, underwater; seismometer: seismograph;
-    ship: airship, boat, boats, sailboat; shoe: slipper, slippers; snake: serpent; space: galaxy; spots: dots,
-    polka-dots; straw: hay, thatch; stripes: striped; television: tv; torus: donut, donuts; triangle: triangles,
-    triangular; turtle: tortoise; united states: usa; vine: vineyard; violin: cello; water: h2o; wood: logs
-"""
-
-PLURALS = """
-    ant antelope beak bee bicycle bird book brick bubble camel carrot cat chameleon chicken clock cloud cow crayon
-    diamond dog dolphin drum earthquake elephant eye feather field flower fork gill giraffe goat horse kangaroo key
-    koala lemon lion lolipop lung needle panda pencil petal pipe porcupine pumpkin rabbit rocket rope scale seahorse
-    seal shark shoe shrub skyscraper spinner spinneret squirrel stripe tiger tree turbine wasp whale wheel wind wombat
-"""
-
-OTHER_PLURALS = """
-    bush: bushes; butterfly: butterflies; cactus: cacti; child: children; fire: flame; firefly: fireflies; foot: feet;
-    fungus: fungi; goose: geese; knife: knives; leaf: leaves; lolipop: lollipop, lollipops; medium: media; mouse:
-    mice; octopus: octopi; ostrich: ostriches; stimulus: stimuli; tooth: teeth; watch: watches; wolf: wolves
-"""
-
-
-def invert(table):
-    """The text "cat: kitten; ship: boat, boats" -> {"kitten": "cat", "boat": "ship", "boats": "ship"}."""
-    found = {}
-    for entry in " ".join(table.split()).split("; "):
-        one, words = entry.split(": ")
-        found |= dict.fromkeys(words.split(", "), one)
-    return found
-
-
-TABLES = [DIGITS, invert(SYNONYMS), {f"{word}s": word for word in PLURALS.split()} | invert(OTHER_PLURALS)]

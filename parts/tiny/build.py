@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from parts.backbones.qwen2_5_vl import SYSTEM
-from parts.tasks.rows import BOX_ANSWER, FILLER, GROUNDING_PROMPT
-from parts.tasks.scenes import COLOURS, COUNTS, FOREIGN, SHAPES, scene_rows
+from parts.tasks.rows import BOX_ANSWER, GROUNDING_PROMPT
+from parts.tasks.scenes import COLOURS, COUNTS, FILLER, FOREIGN, SHAPES, scene_rows
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 BOX_BEGINS, BOX_ENDS = BOX_ANSWER.format("[|]").split("|")
@@ -40,7 +40,7 @@ def corpus():
     text += [FILLER, f" {FILLER}", GROUNDING_PROMPT.format("the"), BOX_ANSWER.format([1, 2, 3, 4])]
     for number in range(500):
         for row in scene_rows("day", "train", number):
-            text += [row.get("prompt", ""), row.get("caption", ""), row.get("answer", "")]
+            text += [row.get("prompt", ""), row.get("sent", ""), row.get("answer", "")]
     text += [*SHAPES, *COLOURS, *COUNTS.values(), *FOREIGN.values(), "small", "large"]
     return [t for t in text for _ in range(3)]
 

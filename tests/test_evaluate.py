@@ -1,0 +1,141 @@
+"""Questions -> answers -> predictions -> accuracies; text logits; scores again."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import picture
+from short_run import run
+
+from data import Example, Processor, load
+from harness import evaluate
+from harness.evaluate import (
+    TEXT_PROMPTS,
+    score_again,
+    summary,
+    text_change,
+    text_logits,
+)
+from imagelora import load_adapter
+from model import VLM
+
+
+def echo(batch, max_new_tokens):
+    """A stub of `vlm.generate`: the answer to a question is what is asked, word for word."""
+    answers = []
+    for row, segment in batch.examples:
+        ids, segments = batch.input_ids[row], batch.segments[row]
+        answers.append(ids[(segments == 0) | (segments == segment)].tolist())
+    return answers
+
+
+def test_every_prediction_is_the_answer_to_its_own_question(processor):
+    """Rows are batched by length and share images, so answers come in another order than the questions."""
+    shared, other = picture(112, 112), picture(140, 84, 1)
+    examples = [Example([], f"Sum {i}? {'long ' * (40 - 7 * i)}", "x", source=f"text {i}") for i in range(4)]
+    examples += [Example([shared], f"Where is {i}? {'far ' * (3 * i % 7)}", "x", source=f"image {i}") for i in range(5)]
+    examples += [Example([other], "What is last?", "x", source="other")]
+    examples = examples[::2] + examples[1::2]
+    stub = SimpleNamespace(generate=echo, device=torch.device("cpu"))
+    for size in (3, 32):
+        predictions = evaluate.evaluate(stub, processor, examples, "d", 300, size)
+        assert [p["source"] for p in predictions] == [e.source for e in examples]
+        for p in predictions:
+            asked = [e.prompt for e in examples if e.prompt.strip() in p["text"]]
+            assert asked == [p["prompt"]]
+
+
+def test_tuned_answers_are_those_of_the_model_with_the_adapter_and_base_answers_those_without(checkpoint, tmp_path):
+    run(checkpoint, tmp_path, "--method=lora", "--lr=0.1", "--eval=scenes-day")
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    texts = {when: [line["text"] for line in lines if line["when"] == when] for when in ("base", "tuned")}
+    assert texts["base"] != texts["tuned"]
+
+
+    vlm, processor = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint)
+    for when in ("base", "tuned"):
+        if when == "tuned":
+            load_adapter(tmp_path / "adapter.safetensors", vlm)
+        for example, text in zip(load("scenes-day", None, "val", 6), texts[when]):
+            (ids,) = vlm.generate(processor([example.question()]), 4)
+            assert processor.decode(ids) == text
+
+
+def test_the_change_of_text_logits_is_the_largest_of_all_prompts_in_either_direction(vlm, processor):
+    same, moved = torch.zeros(1, 2, 3), torch.tensor([[[0.0, 1, 0], [0, 0, -3]]])
+    assert text_change([same, same], [same, moved]) == text_change([same, same], [moved, same]) == 3
+    assert text_change([same, same], [-moved, same]) == text_change([same], [same]) + 3 == 3
+    with pytest.raises(ValueError, match="not finite"):
+        text_change([same], [same / 0])
+    logits = text_logits(vlm, processor)
+    assert len(logits) == len(TEXT_PROMPTS)
+    for prompt, of_prompt in zip(TEXT_PROMPTS, logits):
+        assert torch.equal(of_prompt, vlm(processor([Example([], prompt)])))
+
+
+# -- accuracies
+
+
+def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **more):
+    """A prediction as far as `summary` reads it."""
+    answer = {"metric": "exact", "score": score, "parsed": parsed, "failed": parsed is None, "text": str(parsed)}
+    return {"data": data, "kind": kind, "group": group, "images": images, "videos": 0, "resized": None} | answer | more
+
+
+def test_a_summary_of_nothing_has_no_means():
+    result = summary([])
+    assert result["accuracy"] is result["text_accuracy"] is None and result["by_kind"] == {}
+
+
+def test_the_prior_does_not_count_into_the_accuracy_but_by_kind():
+    rows = [row("vilp", "prior", score=1.0), row("vilp", "test", score=0.0), row("vilp", "test", score=0.5)]
+    result = summary(rows)
+    assert result["accuracy"] == 0.25 and result["by_kind"] == {"vilp prior": 1, "vilp test": 0.25}
+    assert summary(rows[:1])["accuracy"] is None
+
+
+def test_rows_without_image_and_video_make_the_text_accuracy_and_the_others_the_accuracy():
+    texts = [row(images=[], score=1.0), row(images=[], score=0.0), row(images=[], score=0.0)]
+    rows = [*texts, row(score=0.75), row(images=[], videos=1, score=0.25)]
+    assert summary(rows)["text_accuracy"] == pytest.approx(1 / 3) and summary(rows)["accuracy"] == 0.5
+    assert summary(rows[3:])["text_accuracy"] is None
+    assert summary(texts)["accuracy"] == summary(texts)["text_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_the_accuracy_can_be_that_of_one_data_set():
+    rows = [row("a", score=1.0), row("b", score=0.0), row("b", "prior", score=1.0), row("c", images=[], score=0.5)]
+    assert [summary(rows, data)["accuracy"] for data in ("a", "b", "c", "d", None)] == [1, 0, 0.5, None, 0.5]
+    assert summary(rows, "a")["by_kind"] == summary(rows)["by_kind"] == {"a": 1, "b": 0, "b prior": 1, "c": 0.5}
+
+
+def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_same():
+    rows = [
+        row("screen", "icon", "web", score=1.0),
+        row("screen", "text", "web", score=0.0),
+        row("screen", "text", "text", score=0.0, parsed=None),
+        row("plain", score=1.0),
+    ]
+    assert summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
+    assert summary(rows)["parse_failures"] == 1
+
+
+def test_boxes_in_another_scale_are_counted():
+    """Qwen's checkpoints, asked in other words, often answer in shares or thousandths of the sides: such boxes score 0."""
+    texts = ("[10, 20, 300, 401]", "[0.1, 0.2, 0.5, 1]", "[100, 200, 500, 399]", "[0, 0, 9, 999]", "none")
+    rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
+    assert [summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
+    assert summary([*rows, row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 3  # the last is no box
+
+
+# -- scores again
+
+
+def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):
+    line = row("sums", parsed="42", metric="number", text="so 41 + 1 = 42.", reference="42", size=None, when="tuned")
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(line | {"score": score}) for score in (1.0, 0.0)))
+    assert score_again(tmp_path / "p.jsonl") == 1
+    assert "tuned  sums                                      100.0%" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(tmp_path / "absent.jsonl")])
+    assert stop.value.code == 2 and "absent.jsonl: no such file" in capsys.readouterr().err

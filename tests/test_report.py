@@ -1,0 +1,48 @@
+"""What a run says at its end, and which answers it shows."""
+
+import pytest
+from conftest import picture
+
+from data import Example
+from harness import report
+
+
+def answers(data, scores):
+    """A prediction for each score."""
+    return [{"data": data, "score": score, "metric": "iou", "parsed": [0, 0, 9, 9]} for score in scores]
+
+
+def test_examples_show_where_base_and_tuned_differ_a_failure_and_a_row_of_each_other_data_set():
+    rows = {data: [Example([picture(9, 9)], f"{data} {i}", "x") for i in range(20)] for data in ("fog", "day")}
+    held_out = rows | {"sums": [Example([], "1 + 1", "2")]}
+    base = answers("fog", [1] * 10 + [0] * 10) + answers("day", [1] * 20) + answers("sums", [1])
+    tuned = answers("fog", [1] * 9 + [0] + [1] * 9 + [0]) + answers("day", [1] * 20) + answers("sums", [1])
+    shown = report.telling_rows(held_out, {"base": base, "tuned": tuned}, "fog")
+    asked = [example.prompt for example, _ in shown]
+    assert asked == [*(f"fog {i}" for i in range(9, 19)), "fog 19", "day 0"]
+    assert [pair["tuned"]["score"] for _, pair in shown] == [0] + [1] * 9 + [0, 1]
+    first = report.tile(*shown[0], "fog")
+    assert first["right"] == {"base": True, "tuned": False} and first["caption"] == "fog 9"
+    assert report.tile(*shown[-1], "fog")["caption"] == "day: day 0"
+    assert len(report.telling_rows(held_out, {"base": [], "tuned": tuned}, "fog")) == 12  # --no-base
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "images", "meaning"),
+    [
+        ("image-lora", "fog", ["a"], "to learn"),
+        ("image-lora", "day", ["a"], "at risk"),
+        ("image-lora", "sums", [], "cannot change: it has no image"),
+        ("lora", "sums", [], "at risk"),
+    ],
+)
+def test_an_accuracy_is_of_what_is_to_be_learnt_or_at_risk_or_cannot_change(method, data, images, meaning):
+    assert report.meaning_of({"data": data, "images": images, "videos": 0}, "fog", method) == meaning
+
+
+def test_only_pictures_that_were_drawn_are_pointed_at(finished, tmp_path, capsys):
+    out, measured = finished
+    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", out)
+    assert "look at examples.png (what it answers), heads.png (which heads), curve.png" in capsys.readouterr().out
+    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", tmp_path)
+    assert "png (" not in capsys.readouterr().out
