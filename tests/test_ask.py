@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import picture
+from short_run import stopped
 
 import train
 from data import Processor
@@ -22,15 +23,6 @@ def adapter(vlm, checkpoint, tmp_path):
     return tmp_path / "adapter.safetensors"
 
 
-def refused(capsys, command, *arguments):
-    """The only line on stderr that is ours, of a command that ends with code 2."""
-    with pytest.raises(SystemExit) as stop:
-        command.main([*map(str, arguments)])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert stop.value.code == 2
-    return line
-
-
 def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_and_with_it(adapter, tmp_path, capsys):
     picture(112, 112).save(tmp_path / "photo.png")
     ask.main(f"--adapter {adapter} --image {tmp_path}/photo.png --find star --max-new-tokens 4 --out {tmp_path}/out".split())
@@ -40,12 +32,12 @@ def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_an
 
 
 def test_an_adapter_that_names_no_base_is_not_given_another_one(adapter, tmp_path, capsys):
-    metadata = read_metadata(adapter) | {"model": ""}
-    write_safetensors(tmp_path / "old.safetensors", dict(read_safetensors(adapter)), metadata)
     old = tmp_path / "old.safetensors"
-    assert f"{old}: does not name its base; add --model" in refused(capsys, ask, "--adapter", old, "--prompt", "Why?")
-    assert f"{old}: does not name its base; add --model" in refused(capsys, train, "--adapter", old)
-    assert "which model?" in refused(capsys, ask, "--prompt", "Why?")
+    write_safetensors(old, dict(read_safetensors(adapter)), read_metadata(adapter) | {"model": ""})
+    for main, more in ((ask.main, ["--prompt", "Why?"]), (train.main, [])):
+        code, line = stopped(capsys, main, ["--adapter", str(old), *more])
+        assert code == 2 and f"{old}: does not name its base; add --model" in line
+    assert "which model?" in stopped(capsys, ask.main, ["--prompt", "Why?"])[1]
 
 
 def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys):
@@ -61,8 +53,8 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out
     assert "more" in printed and "._a.jpg" in printed and "answers  to 4 images" in printed and "left out: 1 images, the folder more" in printed
-    empty = folder / "more"
-    assert f"--folder {empty}: no image" in refused(capsys, ask, "--model", checkpoint, "--folder", empty, "--prompt", "?")
+    empty = f"--model {checkpoint} --folder {folder}/more --prompt ?".split()
+    assert f"--folder {folder}/more: no image" in stopped(capsys, ask.main, empty)[1]
 
 
 def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):

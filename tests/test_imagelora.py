@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
-from imagelora import METHODS, ImageLoRA, LoRA, load_adapter
+from imagelora import METHODS, ImageLoRA, LoRA, LoRALayer, load_adapter
 from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
@@ -49,15 +51,14 @@ def test_the_gathered_path_equals_the_formula_and_so_do_its_gradients(vlm, mixed
 def test_shapes_names_and_starting_values_are_those_of_the_design(vlm):
     torch.manual_seed(0)
     adapter, K = ImageLoRA(vlm.config, HEADS, rank=4), vlm.config.head_size
-    assert {name: tuple(p.shape) for name, p in adapter.named_parameters()} == {
-        "layers.0.A": (64, 4), "layers.0.B": (1, 4, K), "layers.0.gamma": (),
-        "layers.2.A": (64, 4), "layers.2.B": (2, 4, K), "layers.2.gamma": (),
-    }  # fmt: skip
+    shapes = {"layers.0.A": (64, 4), "layers.0.B": (1, 4, K), "layers.0.gamma": ()}
+    shapes |= {"layers.2.A": (64, 4), "layers.2.B": (2, 4, K), "layers.2.gamma": ()}
+    assert {name: tuple(p.shape) for name, p in adapter.named_parameters()} == shapes
     assert adapter.layers["2"].B.abs().max() == 0 and adapter.layers["2"].gamma.item() == pytest.approx(0.01)
     assert adapter.layers["2"].A.std().item() == pytest.approx(1 / 4, rel=0.2)
 
 
-@pytest.mark.parametrize("heads", [{}, {0: []}, {3: [0]}, {-1: [0]}, {0: [2]}, {0: [-1]}, {0: [1, 1]}])
+@pytest.mark.parametrize("heads", [{0: []}, {3: [0]}, {-1: [0]}, {0: [2]}, {0: [-1]}, {0: [1, 1]}])
 def test_heads_that_do_not_exist_are_refused(vlm, heads):
     with pytest.raises(ValueError, match="head"):
         ImageLoRA(vlm.config, heads)
@@ -138,31 +139,20 @@ def test_gradients_are_central_differences_of_the_loss(vlm, processor, adapter, 
 
 def test_only_the_adapter_learns_and_its_parameters_are_float32_in_a_bfloat16_model_too(checkpoint, mixed):
     vlm = VLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    adapter, graph = randomised(ImageLoRA(vlm.config, {1: [0], 2: [1]})).attach(vlm), []
+    for module in (vlm.visual, *vlm.model.layers):
+        module.register_forward_hook(lambda module, args, out: graph.append(out.requires_grad))
     vlm.loss(mixed).backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert all(p.grad is None for p in vlm.parameters())
-
-
-def test_no_graph_is_built_below_the_lowest_adapted_layer(vlm, mixed):
-    ImageLoRA(vlm.config, {1: [0], 2: [1]}).attach(vlm)
-    outputs = []
-    for module in (vlm.visual, *vlm.model.layers):
-        module.register_forward_hook(lambda module, args, out: outputs.append(out.requires_grad))
-    vlm.loss(mixed)
-    assert outputs == [False, False, True, True]
+    assert graph == [False, False, True, True]  # nothing is kept below the lowest adapted layer
 
 
 def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows(vlm, processor, adapter):
     one, two = picture(90, 60), picture(60, 120, 1)
-    examples = [
-        Example([one], "Where is the ring?", "[1, 2, 3, 4]"),
-        Example([one], "What colour?", "red"),
-        Example([], "2+2?", "4"),
-        Example([one], "And the star?", "[5, 6, 7, 80]"),
-        Example([two, one], "Which?", "the left one"),
-        Example([two, one], "How many things are there in all?", "four"),
-    ]
+    asked = [([one], "Where is the ring?", "[1, 2, 3, 4]"), ([one], "What colour?", "red"), ([], "2+2?", "4")]
+    asked += [([one], "And the star?", "[5, 6, 7, 80]"), ([two, one], "Which?", "the left one"), ([two, one], "Why?", "no")]
+    examples = [Example(*parts) for parts in asked]
     parameters = list(adapter.attach(vlm).parameters())
     separate, shared = processor(examples), processor(examples, share_images=True)
     assert shared.examples == [(0, 1), (0, 2), (1, 0), (2, 0), (3, 1), (3, 2)]
@@ -173,26 +163,20 @@ def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows
     assert [loss.item() for loss in losses] == pytest.approx([losses[0].item()] * 3, rel=1e-5)
     # As one vector: the gradient of a gamma alone is a sum whose terms may cancel, down to the rounding of the terms.
     a, b, c = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses)
-    assert (a - b).norm() <= 1e-5 * a.norm() and (a - c).norm() <= 1e-5 * a.norm()
+    assert max((a - b).norm(), (a - c).norm()) <= 1e-5 * a.norm()
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, {1: [0], 2: [1]}), LoRA], ids=["image-lora", "lora"])
 def test_checkpointing_changes_no_gradient_and_keeps_less_for_the_backward_pass(vlm, mixed, make):
     adapter = randomised(make(vlm.config)).attach(vlm)
     gradients, kept = [], []
-
-    def count(tensor):
-        kept[-1] += tensor.numel()
-        return tensor
-
-    for twice in (False, True):
-        if twice:
-            compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-        kept.append(0)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    for blocks in ([], [*vlm.visual.blocks, *vlm.model.layers[:-1]]):
+        compute_twice(blocks)
+        kept.append(sizes := [])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
             loss = vlm.loss(mixed)
         gradients.append(torch.autograd.grad(loss, list(adapter.parameters())))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients)) and kept[1] < 0.85 * kept[0]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients)) and sum(kept[1]) < 0.85 * sum(kept[0])
 
 
 # -- LoRA, for comparison
@@ -213,74 +197,63 @@ def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, 
     assert (tuned - vlm(mixed)).abs().max() <= 1e-4
 
 
-def test_lora_starts_with_a_uniform_A_of_width_1_over_the_root_of_its_inputs_and_a_zero_B(vlm):
-    torch.manual_seed(0)
-    for (_, target), update in LoRA(vlm.config, rank=64).updates.items():
-        bound = {"o": 4 * vlm.config.head_size}.get(target, 64) ** -0.5
-        assert update.A.abs().max() <= bound and update.A.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-        assert update.B.abs().max() == 0
+def test_lora_starts_and_computes_as_pefts():
+    """A uniform within 1 / sqrt(inputs), B zero; afterwards the same numbers from the same A and B."""
+    peft = pytest.importorskip("peft", reason="peft is not installed (tests/requirements.txt)")
+    plain, x = nn.Linear(64, 48), torch.randn(2, 7, 64)
+    config = peft.LoraConfig(r=32, lora_alpha=12, target_modules=["0"])
+    theirs, ours = peft.get_peft_model(nn.Sequential(plain), config), LoRALayer(64, 48, 32, 12)
+    A, B = (getattr(theirs.base_model.model[0], f"lora_{name}").default.weight for name in "AB")
+    assert ours.B.abs().max() == B.abs().max() == 0 and ours.A.abs().max() <= 1 / 8 >= A.abs().max()
+    assert ours.A.std().item() == pytest.approx(A.std().item(), rel=0.1)
+    A.data, B.data = randomised(ours).A.T, ours.B.T
+    torch.testing.assert_close(ours(F.linear(x, plain.weight, plain.bias), x, torch.arange(5)), theirs(x))
 
 
 # -- costs
 
 
-def counted(adapter, sizes, index):
-    """FLOPs of one step, by torch's counter. sizes {projection: (inputs, outputs)}; 20 tokens."""
-    with FlopCounterMode(display=False) as counter:
-        for (_, projection), update in adapter.updates.items():
-            inputs, outputs = sizes[projection]
-            x = torch.randn(1, 20, inputs, requires_grad=True)
-            update(torch.randn(1, 20, outputs), x, index).sum().backward()
-    return counter.get_total_flops()
-
-
-def test_the_flop_formulas_equal_torchs_counter(vlm, adapter):
-    K, lora = vlm.config.head_size, randomised(LoRA(vlm.config, rank=4))
-    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}
-    for n in (1, 7, 20):
-        assert adapter.flops(20, n) == counted(adapter, sizes, torch.arange(n)) == n * adapter.flops(99, 1)
-    assert adapter.flops(20, 7) == sum(6 * 7 * (64 * 4 + 4 * len(hs) * K) for hs in HEADS.values())
-    assert lora.flops(20, 7) == counted(lora, sizes, None)
+@pytest.mark.parametrize("n", [1, 7, 20])
+def test_the_flop_formulas_equal_torchs_counter(vlm, adapter, n):
+    K = vlm.config.head_size
+    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}  # inputs, outputs
+    for kind in (adapter, randomised(LoRA(vlm.config, rank=4))):
+        with FlopCounterMode(display=False) as counter:
+            for (_, projection), update in kind.updates.items():
+                inputs, outputs = sizes[projection]
+                x = torch.randn(1, 20, inputs, requires_grad=True)
+                update(torch.randn(1, 20, outputs), x, torch.arange(n)).sum().backward()
+        assert kind.flops(20, n) == counter.get_total_flops()
+    assert adapter.flops(20, n) == sum(6 * n * (64 * 4 + 4 * len(hs) * K) for hs in HEADS.values())
 
 
 # -- attached, detached, saved, loaded
 
 
-def test_one_adapter_at_a_time_and_detaching_it_restores_the_frozen_model_exactly(vlm, mixed, adapter):
-    frozen = vlm(mixed)
-    adapter.attach(vlm)
-    with pytest.raises(ValueError, match="attached already"):
-        LoRA(vlm.config).attach(vlm)
-    adapter.detach()
-    assert torch.equal(vlm(mixed), frozen)
-
-
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
 def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint, vlm, mixed, make):
-    adapter, file = randomised(make(vlm.config)).attach(vlm), tmp_path / "a.safetensors"
+    adapter, frozen = randomised(make(vlm.config)).attach(vlm), VLM.from_pretrained(checkpoint)
     adapter.notes = {"max_pixels": 1234}
     adapted = vlm(mixed)
-    adapter.save(file)
-    fresh = VLM.from_pretrained(checkpoint)
-    again = load_adapter(file, fresh)
-    assert torch.equal(fresh(mixed), adapted)
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    assert torch.equal(vlm(mixed), frozen(mixed))  # exactly what it was
+    again = load_adapter(tmp_path / "a.safetensors", vlm)
+    assert torch.equal(vlm(mixed), adapted)
     assert again.notes == {"max_pixels": 1234} and type(again) is type(adapter)
+    with pytest.raises(ValueError, match="attached already"):
+        adapter.attach(vlm)
 
 
-def test_a_file_says_its_base_where_that_is_from_and_its_settings_as_text(tmp_path, checkpoint, vlm, adapter):
-    adapter.attach(vlm).save(tmp_path / "a.safetensors")
-    metadata = read_metadata(tmp_path / "a.safetensors")
-    assert metadata["base"] == vlm.fingerprint() and metadata["model"] == str(checkpoint)
-    settings = {"heads": {"0": [1], "2": [0, 1]}, "rank": 4, "alpha": 12, "gamma": 0.01}
-    assert json.loads(metadata["settings"]) == settings and metadata["format_version"] == "2"
-
-
-def test_an_adapter_file_that_carries_a_checksum_and_no_model_loads(tmp_path, vlm, adapter):
-    """Those written up to 76fa6e7 do."""
+def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_too(tmp_path, checkpoint, vlm, adapter):
+    """These name no model and carry a checksum."""
     file = tmp_path / "a.safetensors"
     adapter.attach(vlm).save(file)
     adapter.detach()
-    metadata = {name: text for name, text in read_metadata(file).items() if name != "model"}
+    metadata = read_metadata(file)
+    assert metadata["base"] == vlm.fingerprint() and metadata.pop("model") == str(checkpoint)
+    settings = {"heads": {"0": [1], "2": [0, 1]}, "rank": 4, "alpha": 12, "gamma": 0.01}
+    assert json.loads(metadata["settings"]) == settings and metadata["format_version"] == "2"
     write_safetensors(file, dict(read_safetensors(file)), metadata | {"checksum": "12345678"})
     assert torch.equal(load_adapter(file, vlm).layers["0"].A, adapter.layers["0"].A)
 
@@ -296,9 +269,7 @@ def test_an_adapter_refuses_another_base(tmp_path, vlm, adapter):
     ("tensors", "metadata", "message"),
     [
         ({"layers.0.gamma": None}, {}, r"not an adapter that fits this model .*layers\.0\.gamma"),
-        ({"layers.1.A": torch.zeros(2)}, {}, r"not an adapter that fits this model .*layers\.1\.A"),
         ({"layers.0.A": torch.zeros(64, 3)}, {}, r"not an adapter that fits this model .*layers\.0\.A"),
-        ({}, {"settings": "{"}, "not an adapter that fits this model"),
         ({}, {"method": "other"}, "its method is 'other', not image-lora, lora"),
         ({}, {"format_version": "1"}, "another version .format 1.; train it again"),
     ],
@@ -317,11 +288,8 @@ def test_a_method_is_saved_under_the_name_on_its_class_also_where_it_is_not_in_M
     class Other(LoRA):
         name = "other"
 
+    with pytest.raises(ValueError, match="attach the adapter"):  # else there is no base to name
+        Other(vlm.config).save(tmp_path / "a.safetensors")
     Other(vlm.config).attach(vlm).save(tmp_path / "a.safetensors")
     assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
     assert all(method.name == name for name, method in METHODS.items())
-
-
-def test_saving_an_adapter_that_was_never_attached_is_refused(tmp_path, adapter):
-    with pytest.raises(ValueError, match="attach the adapter"):
-        adapter.save(tmp_path / "a.safetensors")

@@ -13,18 +13,15 @@ def answers(data, scores):
 
 
 def test_examples_show_where_base_and_tuned_differ_a_failure_and_a_row_of_each_other_data_set():
-    rows = {data: [Example([picture(9, 9)], f"{data} {i}", "x") for i in range(20)] for data in ("fog", "day")}
-    held_out = rows | {"sums": [Example([], "1 + 1", "2")]}
+    held_out = {data: [Example([picture(9, 9)], f"{data} {i}", "x") for i in range(20)] for data in ("fog", "day")}
+    held_out["sums"] = [Example([], "1 + 1", "2")]
     base = answers("fog", [1] * 10 + [0] * 10) + answers("day", [1] * 20) + answers("sums", [1])
     tuned = answers("fog", [1] * 9 + [0] + [1] * 9 + [0]) + answers("day", [1] * 20) + answers("sums", [1])
     shown = report.telling_rows(held_out, {"base": base, "tuned": tuned}, "fog")
-    asked = [example.prompt for example, _ in shown]
-    assert asked == [*(f"fog {i}" for i in range(9, 19)), "fog 19", "day 0"]
-    assert [pair["tuned"]["score"] for _, pair in shown] == [0] + [1] * 9 + [0, 1]
-    first = report.tile(*shown[0], "fog")
+    assert [example.prompt for example, _ in shown] == [*(f"fog {i}" for i in range(9, 20)), "day 0"]
+    first, last = report.tile(*shown[0], "fog"), report.tile(*shown[-1], "fog")
     assert first["right"] == {"base": True, "tuned": False} and first["caption"] == "fog 9"
-    assert report.tile(*shown[-1], "fog")["caption"] == "day: day 0"
-    assert len(report.telling_rows(held_out, {"base": [], "tuned": tuned}, "fog")) == 12  # --no-base
+    assert last["caption"] == "day: day 0"
 
 
 @pytest.mark.parametrize(
