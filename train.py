@@ -1,7 +1,6 @@
 """Lecture 5. A training step, the training loop around it, and one run from its arguments to its report.
 
-You will see first what one step is: the loss over the answers' tokens, its gradient, clipped, and AdamW. Then the loop;
-then `run`, whose numbered stations say what happens in which order.
+You will see first what one step is; then the loop; then `run`, whose numbered stations say what happens in which order.
 
     python train.py                                              the tiny model, offline, on a laptop
     python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
@@ -28,10 +27,16 @@ import torch
 import probe
 from harness import ablations, criteria, ending, report, state
 from harness.arguments import data_set, evaluation_sets, parse_args, planned_steps
-from harness.encodings import StepBatches, by_image, encode_images, load_examples
+from harness.encodings import (
+    StepBatches,
+    encode_images,
+    load_examples,
+    row_order,
+    rows_of_steps,
+)
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
-from harness.loading import load_model
-from harness.processes import RANK, choose_device, progress, sum_over_processes, total
+from harness.loading import choose_device, load_model
+from harness.processes import RANK, progress, sum_over_processes, total
 from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from parts.files import InputError
@@ -39,9 +44,6 @@ from parts.files import InputError
 CLIP = 1.0  # largest norm of a step's gradient
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 READ_EVERY = 10  # steps: so often the CPU waits for the numbers of the GPU
-
-
-# ---------------------------------------------------------------------------------------------------------- one step
 
 
 def training_step(vlm, batches, answers, parameters, optimizer, dtype):
@@ -65,32 +67,12 @@ def training_step(vlm, batches, answers, parameters, optimizer, dtype):
     return torch.stack([loss / answers, norm])
 
 
-# ------------------------------------------------------------------------------------------------------ all the steps
-
-
 def learning_rate(step, steps, peak):
     """Linear rise over the first WARMUP of the steps, then a cosine down to a tenth of the peak."""
     rise = max(1, round(WARMUP * steps))
     if step < rise:
         return peak * (step + 1) / rise
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def row_order(examples, seed):
-    """Numbers of examples without end, a pure function of the seed. Every epoch shuffles the images again; all examples
-    about one image stay together, so that a batch has few images, each of which is encoded once."""
-    groups = by_image(examples)
-    for epoch in itertools.count():
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
-        for g in torch.randperm(len(groups), generator=generator).tolist():
-            yield from groups[g]
-
-
-def rows_of_steps(examples, seed, first, steps, rows):
-    """The numbers of the examples of each step, from the step `first` on; each has so many rows."""
-    order = itertools.islice(row_order(examples, seed), first * rows, None)
-    for _ in range(first, steps):
-        yield list(itertools.islice(order, rows))
 
 
 def train(vlm, parameters, loader, rates, dtype, record, measure):
@@ -118,11 +100,10 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
             answers, tokens, visual_tokens = total(answers, tokens, visual_tokens)
 
             # The step, at its own rate.
-            for group in optimizer.param_groups:
-                group["lr"] = rates[step]
+            optimizer.param_groups[0]["lr"] = rates[step]
             numbers.append(training_step(vlm, batches, answers, parameters, optimizer, dtype))
-            lines.append({"step": step, "lr": rates[step], "tokens": tokens, "visual_tokens": visual_tokens})
-            lines[-1]["wait_ms"] = 1000 * waited
+            lines.append({"step": step, "lr": rates[step], "wait_ms": 1000 * waited})
+            lines[-1] |= {"tokens": tokens, "visual_tokens": visual_tokens}
             bar.update()
 
             # What is due after it?
@@ -143,11 +124,6 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
                 raise KeyboardInterrupt
             ready = time.perf_counter()
             begun = begun if lines else ready
-    if record.step < steps:
-        raise RuntimeError(f"the batches ended after step {record.step} of {steps}")
-
-
-# ------------------------------------------------------------------------------------------- what is trained, and where
 
 
 def probe_scores(vlm, processor, examples, criterion, samples, seed):
@@ -155,26 +131,20 @@ def probe_scores(vlm, processor, examples, criterion, samples, seed):
     with_image = [e for e in examples if e.visuals]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     chosen = [with_image[i] for i in order[:samples].tolist()]
-
-    def scores_of(examples):
-        batches = (processor([e]).to(vlm.device) for e in examples)
-        return probe.head_scores(vlm, batches, criterion, seed)
-
     with progress(chosen, desc="probe") as bar:
-        scores = scores_of(bar)
+        scores = probe.head_scores(vlm, (processor([e]).to(vlm.device) for e in bar), criterion, seed)
     if not scores.isfinite().all():
-        bad = [e.name for e in chosen if not scores_of([e]).isfinite().all()] or ["the sum over all rows"]
-        raise InputError(f"probe scores are not finite: {', '.join(bad[:5])}; leave them out, or use --dtype float32")
+        raise InputError("the probe's scores are not finite; use --dtype float32")
     return scores
 
 
 def choose_heads(args, vlm, processor, examples):
     """(heads {layer: [heads]}, scores [L][G] or None) by --selection and --heads."""
     config = vlm.config
-    total = config.layers * config.value_heads
-    budget = max(1, total // 4) if args.heads is None else args.heads
-    if budget > total:
-        raise InputError(f"--heads {budget}: the model has {total} value heads, choose 1 to {total}")
+    all_heads = config.layers * config.value_heads
+    budget = max(1, all_heads // 4) if args.heads is None else args.heads
+    if budget > all_heads:
+        raise InputError(f"--heads {budget}: the model has {all_heads} value heads, choose 1 to {all_heads}")
     if args.selection == "all":
         return {layer: list(range(config.value_heads)) for layer in range(config.layers)}, None
     if args.selection == "random":
@@ -184,10 +154,6 @@ def choose_heads(args, vlm, processor, examples):
         return probe.load_selection(args.selection, config)
     scores = probe_scores(vlm, processor, examples, criterion, args.probe_samples, args.seed)
     return probe.select_heads(scores, budget, args.tau), scores.tolist()
-
-
-def takes_heads(method):
-    return method in METHODS and "heads" in METHODS[method].options
 
 
 def build_method(args, vlm, heads):
@@ -201,9 +167,6 @@ def build_method(args, vlm, heads):
     options = {name: settings[name] for name in method.options if name in settings}
     adapter = method(vlm.config, **options).attach(vlm)
     return adapter, [p for p in adapter.parameters() if p.requires_grad]
-
-
-# ----------------------------------------------------------------------------------------------------------- one run
 
 
 def run(args, command):
@@ -222,22 +185,21 @@ def run(args, command):
     if args.method != "none":
         examples = load_examples(processor, *data_set(args.data), args.train_split, args.limit)
         report.show_example(processor, examples[0])
-    if takes_heads(args.method) and not any(e.visuals for e in examples):
+    takes_heads = args.method in METHODS and "heads" in METHODS[args.method].options
+    if takes_heads and not any(e.visuals for e in examples):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
     steps, rows = planned_steps(args, len(examples)), args.batch * args.accumulate
     record.begin(vlm, {"training": examples, **held_out})
-
     # The encoder is frozen: each image that the run needs is encoded once.
     first = itertools.islice(row_order(examples, args.seed), min(steps * rows, len(examples)))
     needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in sorted(first))]
     encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
 
     # ========== 4. Which heads: the probe ==========
-    if takes_heads(args.method):
-        if record.heads is None:
-            record.heads, record.scores = choose_heads(args, vlm, processor, examples)
-        if RANK == 0:
-            probe.save_selection(record.folder / "heads.json", record.heads, record.scores)
+    if takes_heads and record.heads is None:
+        record.heads, record.scores = choose_heads(args, vlm, processor, examples)
+    if takes_heads and RANK == 0:
+        probe.save_selection(record.folder / "heads.json", record.heads, record.scores)
     if args.probe_only:
         return report.show_probe(record.folder, record.heads, record.scores)
 
@@ -269,7 +231,6 @@ def run(args, command):
     def measure():
         """The accuracy on the way, on a few rows. The best adapter so far is kept beside the last."""
         accuracy = report.accuracy_of(answers(sets[:1], CURVE_ROWS))
-        state.check_finite(parameters)
         if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in record.curve):
             adapter.save(record.folder / "best.safetensors")
         return accuracy
@@ -277,9 +238,8 @@ def run(args, command):
     if examples:
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
         numbers = rows_of_steps(examples, args.seed, record.step, steps, rows)
-        batches = StepBatches(processor, examples, args.batch)
         workers = fitting_workers(args.workers, processor, rows)
-        loader = step_loader(batches, numbers, workers, vlm.device)
+        loader = step_loader(StepBatches(processor, examples, args.batch), numbers, workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
 

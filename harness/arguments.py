@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from harness.ablations import CHOICES, parse_ablations
 from parts.files import InputError
@@ -16,11 +15,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
-LEARNING_RATES = {  # of real data, of drawn data: a small model takes larger steps
-    "image-lora": (5e-3, 2e-2),
-    "lora": (1e-3, 4e-3),
-    "full": (1e-5, 5e-4),
-}
+LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
 POSITIVE = ("steps", "epochs", "heads", "lr", "batch", "accumulate", "max_pixels", "min_pixels", "save_every")
 POSITIVE += ("max_new_tokens", "rank", "alpha", "gamma", "probe_samples")  # other numbers may also be 0
 EXAMPLES = """
@@ -40,21 +35,12 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-class ByData(NamedTuple):
-    """A default that depends on the data: drawn data have small images, which are in memory anyway."""
-
-    real: float
-    drawn: float
-
-    def __str__(self):
-        return f"{self.real}; drawn data: {self.drawn}"
-
-
 def make_parser(methods, criteria):
-    """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given."""
+    """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given. A pair
+    is a default for real data and one for drawn data, whose images are small and in memory anyway."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
-    form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(usage="python train.py [flags]", description=about, epilog=EXAMPLES, formatter_class=form)
+    options = {"description": about, "epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(usage="python train.py [flags]", **options)
     usual = {}
     yes_no = argparse.BooleanOptionalAction
 
@@ -64,7 +50,7 @@ def make_parser(methods, criteria):
         def add(name, help, default=None, **options):
             usual[name.removeprefix("--").replace("-", "_")] = default
             if default not in (None, []):
-                help += f" (default: {default})"
+                help += " (default: {}; drawn data: {})".format(*default) if type(default) is tuple else f" (default: {default})"
             if options.get("type") in (int, float):
                 options["metavar"] = "N" if options["type"] is int else "X"
             g.add_argument(name, help=help, **options)
@@ -82,7 +68,7 @@ def make_parser(methods, criteria):
     add("--epochs", "instead of --steps: passes over the training rows", type=float)
     rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items())
     add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
-    add("--batch", "examples of one forward and backward pass; of an evaluation four times as many", ByData(8, 32), type=int)
+    add("--batch", "examples of one forward and backward pass; of an evaluation four times as many", (8, 32), type=int)
     add("--accumulate", "passes of one optimiser step", 1, type=int)
     add("--seed", "draws initial weights, the order of the data, and the probe's rows and A", 0, type=int)
 
@@ -95,8 +81,8 @@ def make_parser(methods, criteria):
     add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
     add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--workers", "processes that read and cut images ahead of the steps", ByData(min(8, CORES - 1), 0), type=int)
-    add("--cache-vision", "GiB for embeddings of images, each encoded once", ByData(0.0, 1.0), type=float)
+    add("--workers", "processes that read and cut images ahead of the steps", (min(8, CORES - 1), 0), type=int)
+    add("--cache-vision", "GiB for embeddings of images, each encoded once", (0.0, 1.0), type=float)
 
     add = group("the folder of the run")
     add("--out", "where (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
@@ -106,14 +92,14 @@ def make_parser(methods, criteria):
 
     add = group("data and evaluation")
     add("--train-split", "split to probe and train on", "train", metavar="NAME")
-    add("--limit", "training rows; 0: all", ByData(2000, 4800), type=int)
+    add("--limit", "training rows; 0: all", (2000, 4800), type=int)
     held_out = "data sets to evaluate on; the first one counts as the run's (default: --data; of scenes: its parts)"
     add("--eval", held_out, nargs="+", metavar="NAME")
     add("--eval-split", "split of the first one (default: by data set, mostly val)", metavar="NAME")
-    add("--eval-limit", "evaluation rows of each data set; 0: all", ByData(500, 300), type=int)
+    add("--eval-limit", "evaluation rows of each data set; 0: all", (500, 300), type=int)
     add("--max-new-tokens", "longest answer (default by data set: 48, llava 200, gsm8k 400)", type=int)
     by_now = "steps between measurements on a few held-out rows, for the curve; 0: none"
-    add("--eval-every", by_now, ByData(0, 100), type=int)
+    add("--eval-every", by_now, (0, 100), type=int)
     add("--base", "also evaluate the model before it is trained", True, action=yes_no)
     add("--adapter", "train nothing: evaluate this adapter, at the resolution it was trained at", metavar="FILE")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
@@ -121,7 +107,7 @@ def make_parser(methods, criteria):
     add = group("method")
     add("--rank", "R", 8, type=int)
     add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
-    add("--gamma", "gamma at the start; the tiny model learns faster from 1", ByData(0.01, 1.0), type=float)
+    add("--gamma", "gamma at the start; the tiny model learns faster from 1", (0.01, 1.0), type=float)
     selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
     add("--selection", selections, "probe", metavar="NAME")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
@@ -144,8 +130,7 @@ def parse_args(argv, methods, criteria):
         parser.error(problem)
 
     # What is only evaluated, and on what data.
-    only_evaluated = "adapter" in given or given.get("method") == "none"
-    if only_evaluated:
+    if "adapter" in given or given.get("method") == "none":
         usual |= {"method": "none", "data": given.get("eval", [usual["data"]])[0]}
     data = given.get("data", usual["data"])
     for name in [data, *given.get("eval", [])]:
@@ -154,9 +139,7 @@ def parse_args(argv, methods, criteria):
 
     # Every flag that was not given has its default. Some depend on the data, the model and the method.
     drawn = data_set(data)[0] in DRAWN
-    for name, default in usual.items():
-        if isinstance(default, ByData):
-            usual[name] = default[drawn]
+    usual |= {name: default[drawn] for name, default in usual.items() if type(default) is tuple}
     usual["lr"] = LEARNING_RATES.get(given.get("method", "image-lora"), LEARNING_RATES["lora"])[drawn]
     if drawn and "epochs" not in given:
         usual["steps"] = 300
@@ -207,25 +190,12 @@ def nonsense(given):
 
 def planned_steps(args, rows):
     """Optimiser steps of a run on so many examples: --steps, or those of --epochs (1) passes over them."""
-    if not rows:
-        return 0
-    return args.steps or math.ceil((args.epochs or 1) * rows / (args.batch * args.accumulate))
-
-
-class EvaluationSet(NamedTuple):
-    """One data set to evaluate on."""
-
-    name: str
-    folder: str | None
-    split: str
-    max_new_tokens: int
+    return (args.steps or math.ceil((args.epochs or 1) * rows / (args.batch * args.accumulate))) if rows else 0
 
 
 def evaluation_sets(args):
-    """What is evaluated: [EvaluationSet]. The accuracy of the first is the run's.
-
-    --eval-split is the split of the first one and of drawn data; others may have other splits. A file of one's own that
-    is not trained on is evaluated completely."""
+    """What is evaluated: [(data set, its folder or None, split, max_new_tokens)]. The accuracy of the first is the run's.
+    --eval-split is the split of the first one and of drawn data. A file that is not trained on is evaluated completely."""
     trained = data_set(args.data)
     names = args.eval or (DEMO_SETS if args.data == "scenes" else [args.data])
     sets = []
@@ -237,8 +207,8 @@ def evaluation_sets(args):
         trained_on = args.method != "none" and (name, folder) == trained
         if args.eval and not split and not trained_on and folder and Path(folder).is_file():
             split = "test"
-        if any(name == other.name for other in sets):
+        if any(name == other for other, *_ in sets):
             raise InputError(f"--eval: {name} is named twice; evaluate its folders one after another")
         task = TASKS[name]
-        sets.append(EvaluationSet(name, folder, split or task.eval_split, args.max_new_tokens or task.new_tokens))
+        sets.append((name, folder, split or task.eval_split, args.max_new_tokens or task.new_tokens))
     return sets

@@ -1,5 +1,6 @@
 """What is done before the steps: examples are read and counted, images encoded once, examples put into batches."""
 
+import itertools
 from itertools import accumulate
 from statistics import median
 
@@ -64,6 +65,23 @@ def by_image(examples):
         keys = tuple(visual.key for visual in example.visuals)
         groups.setdefault(keys or i, []).append(i)
     return list(groups.values())
+
+
+def row_order(examples, seed):
+    """Numbers of examples without end, a pure function of the seed. Every epoch shuffles the images again; all examples
+    about one image stay together, so that a batch has few images, each of which is encoded once."""
+    groups = by_image(examples)
+    for epoch in itertools.count():
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
+        for g in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[g]
+
+
+def rows_of_steps(examples, seed, first, steps, rows):
+    """The numbers of the examples of each step, from the step `first` on; each has so many rows."""
+    order = itertools.islice(row_order(examples, seed), first * rows, None)
+    for _ in range(first, steps):
+        yield list(itertools.islice(order, rows))
 
 
 def like_batches(processor, examples, size):

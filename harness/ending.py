@@ -25,8 +25,7 @@ now = SimpleNamespace(signals=[], training=False, folder=None, step=0)  # of thi
 
 @contextmanager
 def in_one_line():
-    """Around a complete program, with the other processes of its run: what a user can mend, and signals, end it with one
-    line and an exit code."""
+    """Around a complete program and its processes: signals, and what a user can mend, end it with one line and a code."""
     vars(now).update(signals=[], training=False, folder=None, step=0)
     listens = threading.current_thread() is threading.main_thread()  # no other thread gets signals
     before = {number: signal.signal(number, on_signal) for number in SIGNALS if listens}
@@ -40,7 +39,8 @@ def in_one_line():
             stop()
         if (line := explained(error)) is None:
             raise
-        end(f"error: {line}", 2)
+        print(f"error: {one_line(line)}", file=sys.stderr)
+        sys.exit(2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -54,7 +54,6 @@ def explained(error):
         return "out of memory; lower --batch or --max-pixels, or add --checkpointing"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
-    return None
 
 
 def on_signal(number, frame):
@@ -84,14 +83,8 @@ def stop():
     """The end by a signal. Further ones change nothing."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    line = "stopped; nothing was saved yet"
-    if now.folder:
-        step = f"step {now.step}" if now.step else "the beginning"
-        line = f"stopped; python train.py --resume {shlex.quote(str(now.folder))} continues from {step}"
-    end(line if RANK == 0 else "", 128 + (now.signals or [signal.SIGINT])[0])
-
-
-def end(line, code):
-    if line:
-        print(one_line(line), file=sys.stderr)
-    sys.exit(code)
+    step = f"step {now.step}" if now.step else "the beginning"
+    resume = f"python train.py --resume {shlex.quote(str(now.folder))} continues from {step}"
+    if RANK == 0:
+        print(f"stopped; {resume if now.folder else 'nothing was saved yet'}", file=sys.stderr)
+    sys.exit(128 + (now.signals or [signal.SIGINT])[0])

@@ -1,5 +1,6 @@
-"""The frozen model and its processor, as the flags ask for them."""
+"""The device, the frozen model and its processor, as the flags ask for them."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -7,7 +8,6 @@ import torch
 from data import Processor
 from harness import report
 from harness.arguments import MAX_PIXELS
-from harness.processes import choose_device
 from model import VLM
 from parts.backbones.layers import compute_twice
 from parts.files import InputError, parse_json, read_metadata, reading
@@ -33,6 +33,25 @@ def load_model(args):
         refuse_infinite(vlm)
     report.show_model(args.model, vlm)
     return vlm, processor
+
+
+def choose_device(name, dtype):
+    """--device and --dtype -> (device, dtype). By default bfloat16 on a GPU that computes in it, float32 elsewhere.
+    Raises InputError for a device that this machine does not have."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
+            torch.cuda.set_device(device)  # before anything else, or every process takes memory of the first GPU too
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, AttributeError, ImportError):  # torch's words for "no such device here"
+        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
+    if dtype == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float32"
+    return device, getattr(torch, dtype)
 
 
 def base_of(adapter):

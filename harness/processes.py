@@ -1,4 +1,4 @@
-"""The device, the processes that share a step, memory, progress bars. What differs by platform is here."""
+"""The processes that share a run; progress bars, memory."""
 
 import io
 import os
@@ -27,16 +27,14 @@ def all_processes():
     if hasattr(sys.stdout, "reconfigure"):  # a console may lack letters of a prompt
         sys.stdout.reconfigure(errors="backslashreplace")
     with redirect_stdout(io.StringIO() if RANK > 0 else sys.stdout):
-        if WORLD == 1:
-            yield
-            return
-        with together():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+        if WORLD > 1:
+            with together():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         try:
             yield
         finally:
-            dist.destroy_process_group()
+            if WORLD > 1:
+                dist.destroy_process_group()
 
 
 @contextmanager
@@ -59,8 +57,7 @@ def total(*counts):
 
 
 def sum_over_processes(parameters, loss):
-    """Add up the gradients and the loss over the processes that share a step, in one message. This is all of data
-    parallelism, since every process holds the same frozen model."""
+    """Add up the gradients and the loss over the processes that share a step: all of data parallelism, in one message."""
     if WORLD == 1:
         return loss
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -72,38 +69,17 @@ def sum_over_processes(parameters, loss):
     return message[-1]
 
 
-def choose_device(name, dtype):
-    """--device and --dtype -> (device, dtype). By default bfloat16 on a GPU that computes in it, float32 elsewhere.
-    Raises InputError for a device that this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
-            torch.cuda.set_device(device)  # before anything else, or every process takes memory of the first GPU too
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, AttributeError, ImportError):  # torch's words for "no such device here"
-        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
-    if dtype == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bfloat16" if native else "float32"
-    return device, getattr(torch, dtype)
-
-
 def progress(*args, leave=False, **kwargs):
     """A progress bar, shown by the first process."""
     return tqdm(*args, leave=leave, disable=RANK > 0, **kwargs)
 
 
 def peak_memory(device):
-    """(bytes in use at most, bytes reserved at most): of the GPU's allocator, which reserves more than is in use, or of
-    the process, (bytes, None). Both None where the platform does not say (Windows)."""
+    """The most bytes (in use, reserved): of the GPU's allocator; of a process (in use, None); of Windows (None, None)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     try:
         import resource
     except ImportError:
         return None, None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), None

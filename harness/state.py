@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from harness.arguments import data_set
 from harness.processes import RANK, total
 from parts.files import InputError, read_json, reading, write_text, writing
 
-FORMAT = 3  # of arguments.json and state.pt
+FORMAT = 3  # of arguments.json and state.pt; 2 had checksums
 SAVED = ("origin", "base", "heads", "scores", "step", "log", "curve", "parameters", "optimizer")  # in state.pt
 
 
@@ -33,16 +33,16 @@ class Record:
     def begin(self, vlm, rows):
         """Make the folder. rows: {data set: examples}. Raises InputError if the saved state is that of another run."""
         origin = {f"--{name}": value for name, value in vars(self.args).items() if name not in ("resume", "out", "given")}
-        origin |= {"the base model": vlm.fingerprint()}
         origin |= {f"the rows of {name}": digest(examples) for name, examples in rows.items()}
+        origin["the base model"] = vlm.fingerprint()
         for name, value in (self.origin or origin).items():
             if value != origin.get(name):
                 change = f"{name} was {value!r:.60} when it was saved, and is {origin.get(name)!r:.60} now"
                 raise InputError(f"{self.folder / 'state.pt'}: {change}; bring that back, or begin a new run")
         self.origin = origin
-        if RANK > 0:  # the first process writes for all
-            return
-        while not (self.args.out or self.args.resume) and self.folder.exists():  # another run of the same second
+        if RANK > 0:
+            return  # the first process writes for all
+        while not (self.args.out or ending.now.folder) and self.folder.exists():  # another run of the same second
             self.folder = Path(f"{self.folder}+")
         write_text(self.folder / "arguments.json", json.dumps({"format": FORMAT} | vars(self.args), indent=1) + "\n")
         write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.log))
@@ -50,13 +50,12 @@ class Record:
 
     def save(self, step, parameters, optimizer):
         """Write state.pt; the old one stays until the new one is complete."""
-        check_finite(parameters)
+        if not all(p.isfinite().all() for p in parameters):
+            raise InputError("a trained weight is not finite any more; lower --lr; what was saved stays")
         self.step, self.parameters, self.optimizer = step, [p.detach().cpu() for p in parameters], optimizer.state_dict()
-        if RANK == 0:
-            with writing(self.folder / "state.pt", RuntimeError) as part:  # torch's error for a full disk
-                torch.save({name: getattr(self, name) for name in SAVED} | {"format": FORMAT}, part)
-            if self.args.keep_states:
-                shutil.copyfile(self.folder / "state.pt", self.folder / f"state-{step}.pt")
+        for file in ["state.pt", *[f"state-{step}.pt"] * self.args.keep_states] if RANK == 0 else []:
+            with writing(self.folder / file, RuntimeError) as part:  # torch's error for a full disk
+                torch.save({name: getattr(self, name) for name in SAVED}, part)
         total(0)  # the others wait for the first one
         ending.now.step = step
 
@@ -69,38 +68,36 @@ class Record:
 
 
 def start(args):
-    """The Record of a new run, or of an interrupted one as it was last saved: with --resume, or with the --out of an
-    unfinished run and its very flags. Then `args` become that run's. Raises InputError if there is none, if a flag
-    differs, or if the folder holds anything else."""
-    name = args.resume or args.out
-    folder = Path(name or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{data_set(args.data)[0]}-{args.method}")
-    begun, state = folder / "arguments.json", folder / "state.pt"
-    record = Record(args, folder)
+    """The Record of a new run; or of an interrupted one, with --resume or with its own --out and flags: then `args` become
+    that run's. Raises InputError if there is none, if a flag differs, or if the folder holds anything else."""
+    named = args.resume or args.out
+    folder = Path(named or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{data_set(args.data)[0]}-{args.method}")
+    begun, state, record = folder / "arguments.json", folder / "state.pt", Record(args, folder)
     if args.resume and not begun.is_file():
         raise InputError(f"{begun}: no such file; --resume takes the folder of a run")
-    if not name or not begun.is_file():
-        if name and folder.is_dir() and any(file.suffix != ".part" for file in folder.iterdir()):
+    if not named or not begun.is_file():
+        if named and folder.is_dir() and any(file.suffix != ".part" for file in folder.iterdir()):
             raise InputError(f"--out {folder}: holds other files; choose another folder")
         return record
 
     # The flags must be that run's: those that are given with --resume, else all.
-    saved, now = read_json(begun), vars(args)
-    if saved.pop("format", None) != FORMAT or saved.keys() != now.keys():
-        raise InputError(f"{begun}: begun by another version of this program; begin it again")
+    with reading(begun, "the arguments of a run by this version of the program; begin it again"):
+        saved, now = read_json(begun), vars(args)
+        if saved.pop("format") != FORMAT or saved.keys() != now.keys():
+            raise ValueError("its format or its flags are others")
     for name in set(args.given) - {"resume"} if args.resume else now.keys() - {"given", "resume", "out"}:
         if saved[name] != now[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{folder}: begun with {flag} {saved[name]}, now {now[name]}; leave it out, or begin a new run")
+            change = f"begun with --{name.replace('_', '-')} {saved[name]}, now {now[name]}"
+            raise InputError(f"{folder}: {change}; leave it out, or begin a new run")
     if (folder / "report.json").exists() and not args.resume:
         raise InputError(f"--out {folder}: holds a finished run; choose another folder")
     vars(args).update(saved)
-
     if state.exists():  # else it was interrupted before anything was saved: from the beginning
         with reading(state, "the state of a run", Exception):  # torch raises nothing narrower
+            if zipfile.ZipFile(state).testzip():
+                raise ValueError("a checksum differs: it is damaged")
             content = torch.load(state, map_location="cpu", weights_only=True)
-            if content.pop("format") != FORMAT or content.keys() != set(SAVED):
-                raise ValueError("saved by another version of this program; begin the run again")
-            vars(record).update(content)
+            vars(record).update({name: content[name] for name in SAVED})
     print(f"resume   {folder}, from step {record.step}")
     ending.now.folder, ending.now.step = folder, record.step
     return record
@@ -108,13 +105,5 @@ def start(args):
 
 def digest(examples):
     """How many examples, and a hash of their names, images, prompts and answers."""
-    sha = hashlib.sha256()
-    for e in examples:
-        sha.update(repr((e.name, [str(v) for v in e.visuals], e.prompt, e.answer, e.history)).encode())
-    return f"{len(examples)} with the hash {sha.hexdigest()[:16]}"
-
-
-def check_finite(parameters):
-    """Raises InputError if a weight is not finite: it must not be saved."""
-    if not all(p.isfinite().all() for p in parameters):
-        raise InputError("a trained weight is not finite any more; lower --lr; what was saved stays")
+    rows = [(e.name, [str(v) for v in e.visuals], e.prompt, e.answer, e.history) for e in examples]
+    return f"{len(examples)} with the hash {hashlib.sha256(repr(rows).encode()).hexdigest()[:16]}"

@@ -14,8 +14,6 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from attacks import count  # noqa: F401 (a fixture)
-
 from data import Example, Processor
 from model import VLM
 from parts.backbones import FAMILIES

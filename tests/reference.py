@@ -14,11 +14,9 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from data import Processor
+from parts.files import write_safetensors
 
-GOLDEN = {  # family: its file, and of how many positions at the end of each row the logits are kept
-    "qwen2_5_vl": (TESTS / "golden.safetensors", 12),
-    "qwen3_vl": (TESTS / "golden-qwen3.safetensors", 3),
-}
+GOLDEN = {"qwen2_5_vl": ("golden", 12), "qwen3_vl": ("golden-qwen3", 3)}  # file, positions whose logits it keeps
 
 
 class Reference:
@@ -91,9 +89,8 @@ def make_golden():
     from cases import CASES
     from conftest import write_checkpoint
 
-    from parts.files import write_safetensors
-
-    for family, (file, tail) in GOLDEN.items():
+    for family, (stem, tail) in GOLDEN.items():
+        file = TESTS / f"{stem}.safetensors"
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(write_checkpoint(Path(folder), family=family))
         golden = {}

@@ -109,22 +109,15 @@ def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(smal
         assert torch.equal(small(mixed), rounded(mixed))
 
 
-def test_the_backward_pass_keeps_no_weight_in_full(small, rounded, mixed):
-    weights = {tuple(sorted(layer.weight.shape)) for layer in nf4.nf4_layers(small).values()}
-    for vlm, kept in ((small, set()), (rounded, weights)):  # an ordinary model has its weights anyway
-        randomised(LoRA(vlm.config)).attach(vlm)
-        shapes = set()
-
-        def note(tensor, shapes=shapes):
-            shapes.add(tuple(sorted(tensor.shape)))
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            vlm.loss(mixed)
-        assert shapes & weights == kept
+def test_the_backward_pass_keeps_no_weight_in_full(small, mixed):
+    LoRA(small.config).attach(small)
+    kept, weights = [], {tuple(sorted(layer.weight.shape)) for layer in nf4.nf4_layers(small).values()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        small.loss(mixed)
+    assert kept and not weights & {tuple(sorted(shape)) for shape in kept}
 
 
-def test_in_bfloat16_too(checkpoint, mixed):
+def test_a_bfloat16_model_in_4_bits_answers_in_bfloat16_and_its_adapter_learns(checkpoint, mixed):
     vlm = VLM.from_pretrained(checkpoint, torch.bfloat16, quantize="nf4")
     adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
     vlm.loss(mixed).backward()
@@ -143,11 +136,9 @@ def test_an_adapter_belongs_to_the_base_in_the_form_that_it_was_trained_on(check
             load_adapter(tmp_path / "adapter.safetensors", other)
 
 
-def test_a_run_in_4_bits_goes_from_files_to_a_report(checkpoint, vlm, tmp_path, capsys):
+def test_a_run_in_4_bits_goes_from_files_to_a_report(checkpoint, tmp_path, capsys):
     report = run(checkpoint, tmp_path, "--quantize", "nf4", "--selection", "weight-norm")
-    parameters = sum(p.numel() for p in vlm.parameters())
-    assert f"{parameters:,} parameters in float32, the decoder's projections in nf4" in capsys.readouterr().out
-    assert report["parameters"] == parameters and report["text_logit_max_change"] == 0.0
+    assert "the decoder's projections in nf4" in capsys.readouterr().out and report["text_logit_max_change"] == 0.0
 
 
 def test_weights_in_4_bits_are_neither_trained_nor_saved(checkpoint, small, tmp_path, capsys):

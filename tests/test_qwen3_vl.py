@@ -17,9 +17,7 @@ from harness.evaluate import prediction
 from imagelora import load_adapter
 from parts.backbones.qwen3_vl import Config
 from parts.files import read_json
-from parts.tasks import TASKS, score
-from parts.tasks.boxes import box_from_model, box_to_model
-from parts.tasks.rows import BOX_ANSWER
+from parts.tasks import TASKS
 
 FAMILIES = ["qwen3_vl"]
 
@@ -30,9 +28,6 @@ def test_time_height_and_width_take_turns_at_the_frequencies(shared):
     axis = config.by_axis(torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, 64)).flatten().int().tolist()
     assert axis == [0, 1, 2] * 20 + [0] * 4
     assert config.rope_sections == (24, 20, 20)
-
-
-# -- DeepStack
 
 
 def test_features_are_added_to_the_visual_positions_after_the_first_layers_and_nowhere_else(vlm, mixed):
@@ -47,9 +42,6 @@ def test_features_are_added_to_the_visual_positions_after_the_first_layers_and_n
         added = entering[i + 1] - leaving[i]
         assert torch.allclose(added[mixed.visual_mask], feature, atol=1e-5)
         assert (added[~mixed.visual_mask] == 0).all()
-
-
-# -- prompts
 
 
 def row_text(processor, example):
@@ -78,9 +70,6 @@ def test_every_slice_of_a_video_stands_on_its_own_after_its_time(processor):
     assert first.diff(dim=0).flatten().tolist() == [2 + between] * 2  # a slice takes its larger side
 
 
-# -- boxes, 0 to 1000 of each side
-
-
 def test_a_box_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(checkpoint):
     e = Example([picture(224, 112)], "?", (56, 28, 224, 112))
     processor = Processor.from_pretrained(checkpoint, max_pixels=64 * 64)
@@ -89,19 +78,6 @@ def test_a_box_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(che
     made = prediction(e, answer, processor)
     assert made["score"] == 1 and made["parsed"] == pytest.approx([56, 28, 224, 112])
     assert prediction(e, "[56, 28, 224, 112]", processor)["score"] == 0  # pixels
-
-
-def test_every_real_refcoco_box_comes_back_within_half_a_thousandth(shared):
-    for row in read_json(shared / "refcoco-annotations/refcoco_val.json"):
-        size, (x, y, w, h) = (row["width"], row["height"]), row["bbox"]
-        box, scale = (x, y, min(x + w, size[0]), min(y + h, size[1])), (1000, 1000)
-        written = box_to_model(box, size, scale, end=0)
-        back = box_from_model(written, size, scale)
-        assert all(abs(a - b) <= size[i % 2] / 2000 + 1e-9 for i, (a, b) in enumerate(zip(back, box))), row
-        assert score("iou", BOX_ANSWER.format(written), box, size, scale)["score"] == 1, row
-
-
-# -- complete runs
 
 
 @pytest.mark.parametrize("name", MAKERS)

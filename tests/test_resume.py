@@ -28,7 +28,7 @@ from short_run import (
 
 import train
 from harness import state
-from harness.ending import SIGNALS
+from harness.ending import SIGNALS, in_one_line
 from model import VLM
 from parts.files import InputError, read_safetensors, write_safetensors
 
@@ -262,7 +262,17 @@ def test_a_run_of_another_version_is_not_resumed(checkpoint, tmp_path, capsys):
     file = tmp_path / "arguments.json"
     file.write_text(file.read_text().replace('"gamma"', '"gate"'))
     code, line = stopped(capsys, train.main, ["--resume", str(tmp_path)])
-    assert code == 2 and "begun by another version of this program" in line
+    assert code == 2 and "not the arguments of a run by this version of the program; begin it again" in line
+
+
+def test_a_run_without_a_name_is_continued_in_its_folder(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    at_loss(monkeypatch, PROBED + 2, lambda loss: (signal.raise_signal(signal.SIGINT), loss)[1])
+    flags = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN]
+    _, line = stopped(capsys, train.main, flags)
+    train.main(line.partition("train.py ")[2].partition(" continues")[0].split())
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "report.json").exists() and len(lines_of(folder / "log.jsonl")) == 4
 
 
 def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
@@ -271,7 +281,8 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(tmp_path, monkey
     vlm = torch.nn.Module()
     vlm.fingerprint = str
     for _ in range(3):
-        state.start(train.arguments([])).begin(vlm, {})
+        with in_one_line():
+            state.start(train.arguments([])).begin(vlm, {})
     names = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
     assert names == [f"20300101-000000-scenes-image-lora{end}" for end in ("", "+", "++")]
 
@@ -316,17 +327,10 @@ def test_the_best_adapter_on_the_way_is_finite(checkpoint, tmp_path, monkeypatch
     assert code == 2 and "lower --lr" in line and not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_row_whose_probe_scores_are_not_finite_is_named(checkpoint, tmp_path, monkeypatch, capsys):
-    real, seen = VLM.loss, []
-
-    def loss(self, batch):  # that of the second row, whenever it comes
-        seen.append(batch.input_ids)
-        is_second = len(seen) > 1 and torch.equal(batch.input_ids, seen[1])
-        return real(self, batch) * (float("inf") if is_second else 1)
-
-    monkeypatch.setattr(VLM, "loss", loss)
+def test_probe_scores_that_are_not_finite_choose_no_heads(checkpoint, tmp_path, monkeypatch, capsys):
+    at_loss(monkeypatch, 2, lambda loss: loss * float("inf"))
     code, line = stopped(capsys, run, checkpoint, tmp_path)
-    assert code == 2 and re.search(r"probe scores are not finite: scenes-day train \d\.\d;", line)
+    assert code == 2 and line == "error: the probe's scores are not finite; use --dtype float32"
 
 
 def test_a_value_that_is_too_large_for_float16_ends_the_run_with_the_layers_name(checkpoint, tmp_path, capsys):

@@ -11,7 +11,7 @@ from short_run import adapter_of, equal, lines_of, run
 import train
 from data import Example, Processor, load
 from harness import state
-from harness.encodings import StepBatches
+from harness.encodings import StepBatches, row_order, rows_of_steps
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.files import read_safetensors
@@ -108,18 +108,18 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(checkpoint, tmp_path
 
 def test_every_epoch_has_every_row_once_and_rows_about_one_image_stay_together():
     examples = [Example([f"{n}.png"] if n else [], "?") for n in (1, 2, 1, 0, 3, 0, 2, 1)]
-    first = list(islice(train.row_order(examples, seed=5), 16))
+    first = list(islice(row_order(examples, seed=5), 16))
     for epoch in (first[:8], first[8:]):
         assert sorted(epoch) == list(range(8))
         assert {"0,2,7", "1,6"} <= {",".join(map(str, epoch[i : i + k])) for i in range(8) for k in (2, 3)}
-    assert first[:8] != first[8:] and first != list(islice(train.row_order(examples, seed=6), 16))
+    assert first[:8] != first[8:] and first != list(islice(row_order(examples, seed=6), 16))
 
 
 def test_the_rows_of_a_step_do_not_depend_on_where_the_run_was_interrupted():
     examples = [Example([], str(i)) for i in range(7)]
-    whole = list(train.rows_of_steps(examples, 3, 0, 6, 4))
-    assert whole[4:] == list(train.rows_of_steps(examples, 3, 4, 6, 4))
-    assert [*chain(*whole)] == list(islice(train.row_order(examples, 3), 24))
+    whole = list(rows_of_steps(examples, 3, 0, 6, 4))
+    assert whole[4:] == list(rows_of_steps(examples, 3, 4, 6, 4))
+    assert [*chain(*whole)] == list(islice(row_order(examples, 3), 24))
 
 
 def test_a_and_the_order_of_the_rows_are_draws_from_the_seed(checkpoint, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_and_the_order_of_the_rows_are_draws_from_the_seed(checkpoint, tmp_pat
     monkeypatch.setattr(train, "train", loop)
     monkeypatch.setattr(train, "step_loader", lambda steps, numbers, *more: seen.update(numbers=list(numbers)))
     report = run(checkpoint, tmp_path, "--seed", "5", "--selection", "random", "--no-base")
-    assert seen["numbers"] == list(train.rows_of_steps(seen["examples"], 5, 0, 4, 4))
+    assert seen["numbers"] == list(rows_of_steps(seen["examples"], 5, 0, 4, 4))
     torch.manual_seed(5)
     heads = {int(layer): hs for layer, hs in report["heads"].items()}
     drawn = [layer.A for layer in ImageLoRA(VLM.from_pretrained(checkpoint).config, heads).layers.values()]
