@@ -50,8 +50,10 @@ def own_rows(row):
     row = {key: value for key, value in row.items() if value is not None and not NOTES.fullmatch(key)}
     for talk in [row.pop(key) for key in CONVERSATIONS if key in row]:
         images, texts = [], []
-        for turn, role in zip(talk, ["user", "assistant"] * len(talk)):
-            speaker, content = (turn["from"], turn["value"]) if "from" in turn else (turn["role"], turn["content"])
+        turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in talk]
+        if turns[0][0] == "system":
+            row["system"] = text_of(turns.pop(0)[1], images)
+        for (speaker, content), role in zip(turns, ["user", "assistant"] * len(turns)):
             if ROLES.get(speaker) != role:
                 raise ValueError(f"turns must alternate user, assistant; {speaker!r:.40} in place of {role}")
             texts.append(text_of(content, images))
