@@ -1,5 +1,3 @@
-"""A solution of lesson 5."""
-
 def formula_update(v, x, visual_mask, A, B, s):
     M = visual_mask[..., None]
     return v + s * (M * x) @ A @ B

@@ -1,5 +1,3 @@
-"""A solution of lesson 7."""
-
 import torch
 
 
