@@ -53,16 +53,15 @@ def visual_positions(input_ids, config):
 
 @dataclass
 class Example:
-    """One question about any number of images and videos. What is computed from it is kept with it, so do not change an
-    Example that a processor has seen."""
+    """One question about any number of images and videos. Do not change one that a processor has seen: it keeps its tokens."""
 
     images: list = field(default_factory=list)  # paths or PIL images
-    prompt: str = ""  # images, then videos come before it; or each at its own "<image>"
+    prompt: str = ""  # images, then videos come before it; or write "<image>" where each belongs
     answer: str | tuple | None = None  # text; a box x1, y1, x2, y2 in pixels of its image file; None: to generate
     source: str = ""  # where it is from ("val.jsonl:17"), for messages
     caption: str = ""  # what is asked for, for pictures
-    kind: str = ""  # accuracy is also counted by kind
-    group: str = ""  # and by group
+    kind: str = ""  # such as "grounding": accuracy is also reported for each kind
+    group: str = ""  # and for each group
     metric: str = ""  # a name that tasks.score knows; "": by the answer, iou or exact
     reference: str | list | tuple | None = None  # what the metric compares with; None: the answer
     videos: list = field(default_factory=list)  # lists of frames: paths, PIL images or Frames
@@ -273,12 +272,12 @@ class Processor:
         return blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).flatten(0, 4)  # [t * h/2 * w/2 * 2 * 2, 3, 1 or 2, 14, 14]
 
     def __call__(self, examples, share_images=False):
-        """Examples -> Batch. All with answers: padded on the right, to train. None: padded on the left, to generate.
+        """Examples -> Batch. All have answers (to train: padded on the right) or none has (to generate: on the left).
 
         share_images: consecutive examples about the same images share one row. It has the images once, in segment 0,
         then each question with its answer in a segment of its own, at the positions that it would have alone. The mask
-        separates the segments, so loss and gradients are those of separate rows. Of images that are in `self.encoded`,
-        the embeddings go into the batch. Raises ValueError for a mixture, InputError for what cannot be read.
+        separates the segments, so loss and gradients are those of separate rows. If an image is already encoded, its
+        embeddings go into the batch, not its pixels. Raises ValueError if only some have answers, InputError for bad input.
         """
         answered = [example.answer is not None for example in examples]
         if not examples or any(answered) != all(answered):
@@ -287,7 +286,8 @@ class Processor:
         # One table for all: [6, B, T], padded to the longest row.
         rows, questions, visuals = self.rows(examples, share_images)
         T, padding = max(map(len, rows)), [(self.special["endoftext"], IGNORED, -1, 0, 0, 0)]
-        rows = [row + padding * (T - len(row)) if all(answered) else padding * (T - len(row)) + row for row in rows]
+        rows = [padding * (0 if all(answered) else T - len(row)) + row for row in rows]
+        rows = [row + padding * (T - len(row)) for row in rows]
         table = torch.tensor(rows).permute(2, 0, 1).contiguous()
         input_ids, labels, segments = table[:3]  # [B, T] each
 
@@ -296,9 +296,9 @@ class Processor:
         pixels, grids, encoded, source = self.images(visuals)
         visual_source = torch.cat([torch.arange(0), *(source[visual.key] for visual in visuals)])
 
-        # A supervised token is predicted from the position before it. To generate, each example's last token counts.
-        answer_index = (labels.flatten() != IGNORED).nonzero()[:, 0] - 1
-        answer_ids = labels.flatten()[answer_index + 1]
+        # A supervised token is predicted from the position before it. To generate, each question's last token counts.
+        supervised = (labels.flatten() != IGNORED).nonzero()[:, 0]
+        answer_index, answer_ids = supervised - 1, input_ids.flatten()[supervised]
         if not all(answered):
             answer_index = torch.stack([b * T + (segments[b] == s).nonzero().max() for b, s in questions])
 

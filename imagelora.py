@@ -32,7 +32,7 @@ from torch import nn
 
 from parts import files
 
-FORMAT = "2"  # of adapter files; in format 1 gamma was called gate
+FORMAT = "2"  # of adapter files
 
 
 class ImageLoRALayer(nn.Module):
@@ -42,8 +42,8 @@ class ImageLoRALayer(nn.Module):
         super().__init__()
         D, K, R, n = config.hidden, config.head_size, rank, len(heads)
         self.A = nn.Parameter(torch.randn(D, R) / R)  # normal, standard deviation 1 / R (authors' code)
-        self.B = nn.Parameter(torch.zeros(n, R, K))  # zero, so that step 0 is exactly the frozen model
-        self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # one per layer (a review of the paper: one per head)
+        self.B = nn.Parameter(torch.zeros(n, R, K))  # zero: step 0 is the frozen model, and only B has a gradient
+        self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # one per layer, as in the authors' code
         self.scale = alpha / R
         self.norm = n**-0.5  # 1 / sqrt(n): a factor, not a layer
         self.register_buffer("heads", torch.tensor(heads).long(), persistent=False)  # [n]: which of the G value heads
@@ -59,7 +59,7 @@ class ImageLoRALayer(nn.Module):
         M = visual_mask[..., None].to(x.dtype)  # [B, T, 1]: diag(1[i in I_v])
         V = v.unflatten(-1, (-1, K)).clone()  # [B, T, G, K]
         for i, h in enumerate(self.heads.tolist()):
-            V[:, :, h] += self.s * (M * x) @ self.A @ self.B[i]
+            V[:, :, h] += self.s * ((M * x) @ self.A @ self.B[i])
         return V.flatten(2)
 
     def forward(self, v, x, visual_index):
@@ -92,9 +92,9 @@ class LoRALayer(nn.Module):
 class Adapter(nn.Module):
     """What all adapters share: updates {(layer, projection): module} of the projections "q", "k", "v", "o" of attention.
 
-    A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update.
-    A subclass also puts the modules into self.layers, which makes their parameters its own. settings: the arguments that
-    build the same adapter again; they and `notes` are saved as text."""
+    A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update;
+    it may write into y. A subclass also stores the modules in self.layers, so that torch finds their parameters.
+    settings: the arguments of the constructor; they and `notes` are saved as text."""
 
     name = None  # what --method and adapter files call it: every subclass has its own
     options = ()  # names of the arguments after `config`; train.py fills them from its flags

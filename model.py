@@ -6,8 +6,8 @@ that begins with `v = self.adapted("v", ...)`. Everything else in this file stay
     patches -> vision encoder -> visual embeddings -+
     token ids -> embedding table -------------------+-> Decoder -> head -> logits -> loss, text
 
-Names of modules and parameters are those of the checkpoints on the Hugging Face hub, so the loader needs no translation
-table. The vision encoder of a model family is in parts/backbones/; so are norm, MLP and rotation, which all models share.
+Names of modules and parameters are those of the checkpoints on the Hugging Face hub; only their beginning differs in some
+families. The vision encoder of a family is in parts/backbones/; so are norm, MLP and rotation, which all models share.
 
 Letters: B batch, T sequence length, S keys (T, or the length of the cache), N visual tokens in the batch, D hidden
 size, H query heads, G value (KV) heads, K head size, L layers, V vocabulary, Q questions that are being answered.
@@ -85,10 +85,10 @@ class Attention(nn.Module):
         k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
         v = self.v_proj(x)  # [B, T, G*K]: the frozen X W_V
 
-        # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? The image comes first, so what a text
-        # token takes from an image token is its value, weighted by a softmax over keys. A changed key would change
-        # every softmax that looks at the image. Queries and outputs of visual tokens reach no text token in this layer.
-        # Only the value changes what is taken and not who is looked at.
+        # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? Keys of the image set the weights with
+        # which a text token reads it, values are what it reads. A changed key would change every weight of the softmax.
+        # A changed query or output of an image token reaches no text token in this layer. A changed value changes what
+        # is read, and in this layer nothing else.
         v = self.adapted("v", v, x, visual_index)
 
         # Split into heads, then turn queries and keys (in some families normed before) by their positions.
@@ -214,7 +214,7 @@ class VLM(nn.Module):
         visual, *features = visual.to(x.dtype).split(self.config.hidden, dim=1)  # [N, D] each
         return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), features
 
-    def decoded(self, batch, cache=None):
+    def run_decoder(self, batch, cache=None):
         """The decoder's output at every position, [B, T, D]."""
         # Without padding and segments the mask is plain causal attention, which has a kernel of its own.
         mask = None if batch.causal else attention_mask(batch.segments)
@@ -227,7 +227,7 @@ class VLM(nn.Module):
 
     def forward(self, batch):
         """Logits [B, T, V]."""
-        return self.head(self.decoded(batch))
+        return self.head(self.run_decoder(batch))
 
     def loss(self, batch):
         """Mean cross-entropy over the supervised tokens of the batch, float32 scalar.
@@ -239,7 +239,7 @@ class VLM(nn.Module):
         if len(batch.answer_ids) == 0:
             raise ValueError("the batch has no supervised token: its examples have no answers")
         with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
-            x = self.decoded(batch).flatten(0, 1)  # [B*T, D]
+            x = self.run_decoder(batch).flatten(0, 1)  # [B*T, D]
         logits = self.head(x.index_select(0, batch.answer_index))  # [supervised tokens, V]
         return F.cross_entropy(logits.float(), batch.answer_ids)
 
@@ -275,7 +275,7 @@ class VLM(nn.Module):
         return texts
 
     def prefill(self, batch, max_new_tokens):
-        """Read every row once, and make one row of each question. Returns the output at each question's last token x [Q, D],
+        """Read every row once; after this each question has a row of its own. Returns the output at each question's last token x [Q, D],
         that token's position [Q], what the question may look at, visible [Q, T + max_new_tokens] bool, and the cache."""
         # What each question may look at: segment 0 of its row, its own segment, and its new tokens.
         c, T = self.config, batch.input_ids.shape[1]
@@ -290,7 +290,7 @@ class VLM(nn.Module):
         # Every row is read once.
         cache = KVCache(c, len(batch.input_ids), T + max_new_tokens, self.dtype, self.device)
         with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
-            x = self.decoded(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
+            x = self.run_decoder(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]
         position = batch.position_ids[0].flatten()[batch.answer_index]  # [Q]
 
         # After this each row is one question: those that shared a row continue with copies of its keys and values.

@@ -5,10 +5,10 @@ and measure how strongly the loss pulls at each head's B:
 
     score(h) = sum over probe batches of || dLoss / dB^(h) ||^2
 
-With B = 0 the model is the frozen one. For one example, a gradient step of size eta on B^(h) lowers the loss by eta *
-|| dLoss / dB^(h) ||^2, to first order. So the score says how steep the loss is where training starts. It is a rough
-estimate of what head h alone can gain by training. The score adds up one example a batch. Square first, then sum: so
-gradients that point in opposite directions do not cancel.
+With B = 0 the model is the frozen one. To first order, a gradient step of size eta on B^(h) lowers the loss of an example
+by eta * || dLoss / dB^(h) ||^2: a rough estimate of what head h alone can gain. Each batch has one example. Each gradient is
+squared before the sum, so opposite gradients do not cancel. A is random, one for each layer, drawn from the seed: another
+seed gives somewhat other scores.
 
     scores = head_scores(vlm, batches)                    [L, G]
     heads = select_heads(scores, budget)                  {layer: [heads]}
@@ -29,8 +29,8 @@ from parts.files import read_json, reading, write_text
 
 def gradients(vlm, batches, updates, parameters):
     """Attach `updates`, one module a layer, to the values, and yield dLoss/dparameters, [L, G, size] on the CPU, for
-    each batch. The model is left as it was; an adapter that is attached stays and acts too. Raises ValueError for a
-    batch without visual tokens, which could only give zero."""
+    each batch. The updates stay attached until the last batch; another adapter that is attached acts too. Raises
+    ValueError for a batch without visual tokens, which could only give zero."""
     sites = [layer.self_attn.adapters["v"] for layer in vlm.model.layers]
     for site, update in zip(sites, updates):
         site.append(update.to(vlm.device))
@@ -39,8 +39,8 @@ def gradients(vlm, batches, updates, parameters):
             if len(batch.visual_index) == 0:
                 raise ValueError(f"probe batch {i} has no visual token: nothing to measure")
             with torch.enable_grad():
-                layers = torch.autograd.grad(vlm.loss(batch), parameters)
-            yield torch.stack([g.reshape(vlm.config.value_heads, -1) for g in layers]).cpu()
+                grads = torch.autograd.grad(vlm.loss(batch), parameters)
+            yield torch.stack([g.reshape(vlm.config.value_heads, -1) for g in grads]).cpu()
     finally:
         for site in sites:
             site.pop()

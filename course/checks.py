@@ -1,12 +1,11 @@
-"""What the checks of all lessons share: how an answer is compared."""
+"""What the checks of all lessons share: how an answer is compared. The functions `equal` and `allclose` are taken from torch
+before an exercise is loaded, so one that changes torch's changes nothing here."""
 
 import math
 
 import torch
 from torch import allclose
-from torch import (
-    equal as same,  # both are the judge's own: an exercise that changes torch's does not change these
-)
+from torch import equal as same
 from torch.utils.flop_counter import FlopCounterMode
 
 from course.judge import Wrong
@@ -26,8 +25,7 @@ def compare(what, got, right, mistakes=None):
         require(not alike(got, value), sentence)
     require(got is not None, f"{what}: the function returns None -> is a `return` missing?")
     require(torch.is_tensor(right), f"{what}: {got!r} is not {right!r}")
-    require(torch.is_tensor(got), f"{what}: a tensor is expected, this is a {type(got).__name__}")
-    require(got.shape == right.shape, f"{what}: the shape is {list(got.shape)}, expected is {list(right.shape)}")
+    tensor(what, got, *right.shape)
     require(kind(got) == kind(right), f"{what}: the numbers are {got.dtype}, expected is {right.dtype}")
     difference = (got.double() - right.double()).abs().max().item()
     raise Wrong(f"{what}: the shape is right, the values are not (largest difference {difference:.3g})")
@@ -70,25 +68,31 @@ def pair(function, answer):
     return answer
 
 
-def gradients(loss, parameters):
-    """dLoss/dparameter of each. Raises Wrong if the loss does not depend on one of them."""
-    each = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
-    reached = all(gradient is not None for gradient in each)
-    require(reached, "the loss does not reach what is trained -> compute without .data, .detach() and .item()")
-    return each
-
-
 def call(function, *arguments):
     """The student's function(*arguments). Raises Wrong if it changed one of the tensors that it was given."""
-    copies = [argument.clone() if torch.is_tensor(argument) else None for argument in arguments]
+    copies = [argument.clone() if torch.is_tensor(argument) else argument for argument in arguments]
     answer = function(*arguments)
-    for argument, copied in zip(arguments, copies):
-        words = f"{function.__name__} changed what it was given -> `+=` does that; write a + b, or change a copy, .clone()"
-        require(copied is None or same(argument, copied), words)
+    kept = all(alike(argument, copied) for argument, copied in zip(arguments, copies))
+    require(kept, f"{function.__name__} changed what it was given -> `+=` does that; write a + b, or use .clone()")
     return answer
 
 
-def operations(task):
+def train(loss, parameters, steps, lr=1e-2):
+    """The losses of some steps of AdamW. loss: a function. Raises Wrong if it does not depend on one of the parameters."""
+    optimizer, losses = torch.optim.AdamW(parameters, lr, weight_decay=0), []
+    for _ in range(steps):
+        value = loss()
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None]
+        reached = all(gradient is not None for gradient in gradients)
+        require(reached, "the loss does not reach what is trained -> compute without .data, .detach() and .item()")
+        for p, gradient in zip(parameters, gradients):
+            p.grad = gradient
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+def flops(task):
     """The floating-point operations of the matrix products in task()."""
     with FlopCounterMode(display=False) as counter:
         task()

@@ -11,11 +11,10 @@ import data
 import train
 from course.judge import EXERCISES, load_exercise
 from course.lesson7.check import by_chain_rule
-from course.real import TINY, scenes, tiny
+from course.real import scenes, tiny
 from imagelora import METHODS, Adapter, check_heads
 from probe import save_selection
 
-MEASURE = "scenes-fog grounding"
 RULES = {"data": "scenes", "steps": 150, "limit": 4800, "batch": 32, "eval_split": "test", "eval_limit": 800}
 FLAGS = ["--method=mine", "--lr=0.02", "--no-base", "--eval-every=0"]
 FLAGS += [f"--{name.replace('_', '-')}={value}" for name, value in RULES.items()]
@@ -37,41 +36,36 @@ class MyLayer(nn.Module):
         return self.student.my_update(v, x, visual_mask, list(self.numbers), self.heads)
 
 
-def method_of(student):
+class Mine(Adapter):
     """The student's functions of lesson 10 as a method of train.py."""
 
-    class Mine(Adapter):
-        name, options = "mine", ("heads",)
+    name, options = "mine", ("heads",)
+    student = None  # their module
 
-        def __init__(self, config, heads):
-            self_heads = check_heads(config, heads)
-            layers = {layer: MyLayer(student, config, hs) for layer, hs in self_heads.items()}
-            super().__init__({(layer, "v"): update for layer, update in layers.items()}, {"heads": self_heads})
-            self.heads, self.layers = self_heads, nn.ModuleDict({str(layer): u for layer, u in layers.items()})
+    def __init__(self, config, heads):
+        heads = check_heads(config, heads)
+        updates = {(layer, "v"): MyLayer(self.student, config, hs) for layer, hs in heads.items()}
+        super().__init__(updates, {"heads": heads})
+        self.heads, self.layers = heads, nn.ModuleDict({str(layer): update for (layer, _), update in updates.items()})
 
-        def flops(self, tokens, visual_tokens):
-            """As Image-LoRA's, if every matrix is multiplied with every visual token once."""
-            return sum(6 * visual_tokens * p.numel() for p in self.parameters() if p.dim() > 1)
-
-    return Mine
-
-
-def heads_of(student, probe, examples):
-    """The student's heads, by the scores of their own rank-1 probe. probe: their lesson 7."""
-    vlm, processor = tiny()
-    torch.manual_seed(0)
-    A = [torch.randn(vlm.config.hidden, 1) for _ in range(vlm.config.layers)]
-    gradients = [by_chain_rule(probe, processor([example]), A) for example in examples]
-    return student.my_heads(probe.head_scores(torch.stack(gradients)))
+    def flops(self, tokens, visual_tokens):
+        """As Image-LoRA's, if every matrix is multiplied with every visual token once."""
+        return sum(6 * visual_tokens * p.numel() for p in self.parameters() if p.dim() > 1)
 
 
 def main(argv):
     """Raises Wrong or what the student's code raises, if an exercise is not ready."""
-    first, seventh, student = (load_exercise(EXERCISES / f"lesson{number}.py") for number in (1, 7, 10))
-    heads = heads_of(student, seventh, scenes(64, "scenes"))
-    save_selection(EXERCISES / "heads.json", heads)
-    METHODS["mine"] = method_of(student)
+    first, probe, Mine.student = (load_exercise(EXERCISES / f"lesson{number}.py") for number in (1, 7, 10))
+    METHODS["mine"] = Mine
 
-    # In train.py's process the mask of every batch is now the student's.
+    # The heads: by the student's probe, on training examples alone.
+    vlm, processor = tiny()
+    torch.manual_seed(0)
+    A = [torch.randn(vlm.config.hidden, 1) for _ in range(vlm.config.layers)]
+    gradients = [by_chain_rule(probe, processor([example]), A) for example in scenes(64, "scenes")]
+    heads = Mine.student.my_heads(probe.head_scores(torch.stack(gradients)))
+    save_selection(EXERCISES / "heads.json", heads)
+
+    # In this process the mask of every batch is the student's.
     data.visual_positions = lambda input_ids, config: first.visual_mask(input_ids, config.image_token)
-    train.main([f"--model={TINY}", f"--selection={EXERCISES / 'heads.json'}", *FLAGS, *argv])
+    train.main([f"--selection={EXERCISES / 'heads.json'}", *FLAGS, *argv])

@@ -37,30 +37,16 @@ def mixed():
     return tiny()[1]([one, sum_in_words(), two])
 
 
-def every_head():
-    c = tiny()[0].config
-    return {layer: list(range(c.value_heads)) for layer in range(c.layers)}
-
-
-def frozen(batch):
-    """The logits of the frozen model."""
+def logits(batch, updates=None):
+    """The logits of the real model: the frozen one, or with updates."""
     with torch.no_grad():
-        return tiny()[0](batch)
-
-
-def with_adapter(adapter, task):
-    """task() while an adapter is attached to the real model."""
-    adapter.attach(tiny()[0])
-    try:
-        return task()
-    finally:
-        adapter.detach()
+        return with_updates(updates or {}, lambda: tiny()[0](batch))
 
 
 def with_updates(updates, task):
-    """task() with updates {layer: function(v, x, visual_index) -> v} on the real model's value path: at the one line of
-    model.py where an adapter acts."""
-    sites = [tiny()[0].model.layers[layer].self_attn.adapters["v"] for layer in updates]
+    """task() with updates {(layer, projection): function(y, x, visual_index) -> y} in the real model, at the lines of
+    model.py where an adapter acts; those of an Adapter are its `updates`. projection: "q", "k", "v" or "o"."""
+    sites = [tiny()[0].model.layers[layer].self_attn.adapters[name] for layer, name in updates]
     for site, update in zip(sites, updates.values()):
         site.append(update)
     try:

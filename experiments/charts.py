@@ -25,8 +25,6 @@ def curves(path, title, panels):
         axes.words(name, x_name, y_name)
         for line, points in series.items():
             axes.line(points, colours[line])
-            for x, y in points:
-                axes.mark(x, y, colours[line])
     for i, (line, colour) in enumerate(colours.items()):
-        figures.legend(pen, GAP, TOP + SIDE + 110 + 34 * i, {line: (colour, None)}, 19)
+        figures.legend(pen, GAP, TOP + SIDE + 110 + 34 * i, line, colour, 19)
     figures.save(picture, path)

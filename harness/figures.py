@@ -85,44 +85,38 @@ class Axes:
             x, left, right = math.log10(x), math.log10(left), math.log10(right)
         return x1 + (x - left) / (right - left) * (x2 - x1), y2 - (y - lower) / (upper - lower) * (y2 - y1)
 
-    def ticks(self, x_form=None, y_form=None, count=5):
-        """Numbers at both axes, with grey lines across the frame; of an axis without a form: nothing."""
+    def ticks(self, x_form, y_form, count=5):
+        """Numbers at both axes, with grey lines across the frame."""
         x1, y1, x2, y2 = self.frame
-        if y_form:
-            for tick in nice_ticks(*self.y_range, count):
-                _, y = self.at(self.x_range[0], tick)
-                self.pen.line((x1, y, x2, y), LINES)
-                self.pen.text((x1 - 8, y), written(tick, y_form), BLACK, font(self.size), anchor="rm")
-        if x_form:
-            for tick in log_ticks(*self.x_range) if self.log_x else nice_ticks(*self.x_range, count):
-                x, _ = self.at(tick, self.y_range[0])
-                self.pen.line((x, y1, x, y2 + 5), LINES)
-                self.pen.text((x, y2 + 9), written(tick, x_form), BLACK, font(self.size), anchor="mt")
+        for tick in nice_ticks(*self.y_range, count):
+            _, y = self.at(self.x_range[0], tick)
+            self.pen.line((x1, y, x2, y), LINES)
+            self.pen.text((x1 - 8, y), written(tick, y_form), BLACK, font(self.size), anchor="rm")
+        for tick in log_ticks(*self.x_range) if self.log_x else nice_ticks(*self.x_range, count):
+            x, _ = self.at(tick, self.y_range[0])
+            self.pen.line((x, y1, x, y2 + 5), LINES)
+            self.pen.text((x, y2 + 9), written(tick, x_form), BLACK, font(self.size), anchor="mt")
         self.pen.line((x1, y1, x1, y2, x2, y2), BLACK)
 
-    def words(self, title="", x="", y=""):
+    def words(self, title, x, y=""):
         """The title above the frame, the names of its axes below it and, upright, left of it."""
         x1, y1, x2, y2 = self.frame
         self.pen.text((x1, y1 - 14), title, BLACK, font(self.size + 2), anchor="ls")
         self.pen.text(((x1 + x2) / 2, y2 + 16 + self.size), x, BLACK, font(self.size), anchor="mt")
-        if y:
-            upright(self.picture, (x1 - 40 - 3 * self.size, (y1 + y2) / 2), y, self.size)
+        upright(self.picture, (x1 - 40 - 3 * self.size, (y1 + y2) / 2), y, self.size)
 
-    def line(self, points, colour, width=2):
-        """A line through [(x, y), ...] in values."""
-        self.pen.line([self.at(x, y) for x, y in points], colour, width, joint="curve")
-
-    def mark(self, x, y, colour, inside=None, radius=6):
-        """A circle at a value. inside: the colour that fills it; None leaves it open."""
-        self.pen.circle(self.at(x, y), radius, inside, colour, 2)
+    def line(self, points, colour):
+        """A line through [(x, y), ...] in values, with a circle at each unless they are many."""
+        pixels = [self.at(x, y) for x, y in points]
+        self.pen.line(pixels, colour, 2, joint="curve")
+        for pixel in pixels if len(pixels) < 50 else ():
+            self.pen.circle(pixel, 5, WHITE, colour, 2)
 
 
-def legend(pen, x, y, names, size):
-    """A circle and a name for each of {name: (colour, colour inside or None)}, in a row that begins at (x, y)."""
-    for name, (colour, inside) in names.items():
-        pen.circle((x + 7, y), 7, inside, colour, 2)
-        pen.text((x + 22, y), name, BLACK, font(size), anchor="lm")
-        x += 56 + text_width(name, size)
+def legend(pen, x, y, name, colour, size):
+    """The name of a line, beside a circle of its colour."""
+    pen.circle((x + 7, y), 6, WHITE, colour, 2)
+    pen.text((x + 22, y), name, BLACK, font(size), anchor="lm")
 
 
 def upright(picture, middle, text, size):
@@ -218,8 +212,6 @@ def curve(path, losses, evaluations):
             axes.ticks("g", form)
             axes.words(title, "step")
             axes.line(points, colour)
-            for x, y in points if len(points) < 50 else ():
-                axes.mark(x, y, colour, colour, 5)
     save(picture, path)
 
 

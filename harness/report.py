@@ -191,14 +191,13 @@ def telling_rows(held_out, predictions, main_data, count=12):
 def tile(example, answers, main_data):
     """One tile of examples.png: the image (of a video, the frame in the middle), what is asked for, the reference and
     the answers. A point is drawn as a small box."""
-    frames = example.visuals[0].frames
-    item = {"image": open_image(frames[len(frames) // 2]), "reference": example.answer, "right": {}}
-    item["caption"] = example.caption or example.prompt
+    frames, caption = example.visuals[0].frames, example.caption or example.prompt
+    item = {"image": open_image(frames[len(frames) // 2]), "caption": caption, "reference": example.answer, "right": {}}
     for when, answer in answers.items():
         if answer:
             item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
             if answer["data"] != main_data:
-                item["caption"] = f"{answer['data']}: {example.caption or example.prompt}"
+                item["caption"] = f"{answer['data']}: {caption}"
             if answer["metric"] == "point" and answer["parsed"]:
                 x, y = answer["parsed"]
                 item[when] = (x - 4, y - 4, x + 4, y + 4)
@@ -208,24 +207,19 @@ def tile(example, answers, main_data):
 def print_end(report, predictions, main_data, out):
     """The run in a few lines: accuracies and what each of them means, what it cost, what to look at and to do next."""
 
-    def line(name, base, tuned, meaning=""):
-        print(f"  {name:32}{base:>14}{tuned:>14}  {meaning}".rstrip())
-
     def shown(value, form):
         return "not measured" if value is None else format(value, form)
 
     # Accuracies: of what was to be learnt, and of what may be lost.
-    base, tuned, failures = report["base"]["by_kind"], report["tuned"]["by_kind"], report["parse_failures"]
+    base, tuned = report["base"]["by_kind"], report["tuned"]["by_kind"]
     asked = {f"{p['data']} {p[key]}".strip(): p for p in predictions["tuned"] for key in ("kind", "group")}
-    print()
-    line("", "base", "tuned")
+    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
     for kind in base | tuned:
         meaning = meaning_of(asked[kind], main_data, report["method"]) if kind in asked else ""
-        line(kind, shown(base.get(kind), ".1%"), shown(tuned.get(kind), ".1%"), meaning)
-    line("answers that could not be read", failures["base"], failures["tuned"])
-    scales = report["boxes_in_another_scale"]
-    if any(scales.values()):
-        line("boxes in another scale: wrong", scales["base"], scales["tuned"])
+        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}".rstrip())
+    for what in ("parse_failures", "boxes_in_another_scale"):
+        if any(report[what].values()):
+            print(f"  {what.replace('_', ' '):32}{report[what]['base']:>14}{report[what]['tuned']:>14}")
 
     # What it cost.
     trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))

@@ -35,7 +35,7 @@ def serving(monkeypatch):
     """COCO's server and the hub: `files` by name, the names `asked` for, and for each name `faults`, one a request: a
     status, "cut" (half of the body) or bytes instead."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Web(BaseHTTPRequestHandler):
         files, asked, faults = dict(IMAGES), [], {}
 
         def do_GET(self):
@@ -46,8 +46,8 @@ def serving(monkeypatch):
                 return self.send_error(fault or 404)
             body = fault if isinstance(fault, bytes) else self.files[name]
             self.send_response(200)
-            for header in {"Content-Length": len(body), "ETag": '"1"', "X-Repo-Commit": "a" * 40}.items():
-                self.send_header(header[0], str(header[1]))
+            for header in (("Content-Length", str(len(body))), ("ETag", '"1"'), ("X-Repo-Commit", "a" * 40)):
+                self.send_header(*header)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
@@ -57,12 +57,11 @@ def serving(monkeypatch):
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    Handler.address = f"http://127.0.0.1:{server.server_port}/"
-    monkeypatch.setattr(download, "COCO_IMAGES", f"{Handler.address}train2014/")
-    monkeypatch.setattr(download, "PAUSE", 0)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield Handler
-    server.shutdown()
-    server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        Web.address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(download, "COCO_IMAGES", f"{Web.address}train2014/")
+        monkeypatch.setattr(download, "PAUSE", 0)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield Web
+        server.shutdown()

@@ -70,7 +70,7 @@ class Reference:
         kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         inputs = {**tokens, **seen, "mm_token_type_ids": kinds}
         if videos and not self.qwen3:  # 5.23 counts on behind the last slice, not the largest position (4.57 did)
-            inputs["position_ids"] = self.processor(examples).position_ids  # ours; test_data_videos.py has their numbers
+            inputs["position_ids"] = self.processor(examples).position_ids  # ours: test_data.py has the numbers
         return inputs
 
     @torch.no_grad()

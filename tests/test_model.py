@@ -33,9 +33,6 @@ def test_logits_are_those_of_transformers(vlm, processor, name):
         assert (batch.patches[::9, ::7] - golden[f"{name}: patches"]).abs().max() <= 1e-5
 
 
-# -- attention
-
-
 def test_attention_by_hand_equals_the_fused_kernel_padding_included(vlm, processor):
     batch = processor(CASES["mixed with padding"]())
     with weights_kept(vlm.model.layers, attend) as weights:
@@ -62,18 +59,15 @@ def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_l
 def test_float32_and_bfloat16_may_meet_where_positions_are_filled(vlm, processor):
     """--method full computes in bfloat16 with float32 weights; on a GPU autocast does not promote these operations."""
     mlp, x = MLP(8, 16, bias=False).bfloat16(), torch.randn(2, 3, 8)
+    for projection in (mlp.gate_proj, mlp.up_proj):
+        projection.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
     with only_at(mlp, torch.tensor([1, 4])):
-        mlp.gate_proj.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
-        mlp.up_proj.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
-        assert mlp(x).any(dim=-1).flatten().tolist() == [False, True, False, False, True, False]
+        assert mlp(x).any(dim=-1).flatten().nonzero().flatten().tolist() == [1, 4]
     batch = processor([Example([picture(60, 60)], "What?")])
     features = vlm.visual(batch.patches, batch.grids).bfloat16()
     embedded = replace(batch, grids=batch.grids[:0], encoded=features)
     assert vlm.embed(embedded)[0].dtype == torch.float32
     assert (vlm(embedded) - vlm(batch)).abs().max() <= 0.1
-
-
-# -- loss
 
 
 def questions(answer=None):
@@ -112,18 +106,13 @@ def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_
     assert abs(vlm.loss(processor(examples)) - loss) <= 1e-6
 
 
-def test_loss_and_generate_refuse_the_other_kind_of_batch(vlm, processor):
-    asked, answered = processor([Example([], "hello")]), processor([Example([], "hello", "you")])
-    for message, call in {
-        "no supervised token": lambda: vlm.loss(asked),
-        "without answers": lambda: vlm.generate(answered),
-        "do not fit": lambda: vlm.generate(asked, 5000),
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
-# -- generation
+def test_loss_and_generate_refuse_the_other_kind_of_batch_and_more_tokens_than_positions(vlm, processor):
+    with pytest.raises(ValueError, match="no supervised token"):
+        vlm.loss(processor([Example([], "hello")]))
+    with pytest.raises(ValueError, match="without answers"):
+        vlm.generate(processor([Example([], "hello", "you")]))
+    with pytest.raises(ValueError, match="do not fit"):
+        vlm.generate(processor([Example([], "hello")]), 5000)
 
 
 @pytest.mark.parametrize("share_images", [False, True])
@@ -159,5 +148,6 @@ def test_a_question_that_has_ended_leaves_the_batch_and_the_others_go_on_as_befo
     assert rows[1:] == [sum(end > step for end in ends) for step in range(max(ends)) if step < 11]
 
 
-def test_the_model_is_loaded_frozen_in_eval_mode(vlm):
+def test_the_model_is_loaded_frozen_in_eval_mode_and_cudnns_attention_is_off(vlm):
     assert not vlm.training and not any(p.requires_grad for p in vlm.parameters())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # its backward pass gives NaN, see layers.py

@@ -1,20 +1,11 @@
-"""Boxes and points: read from text, converted, scored, compared."""
+"""Boxes and points: read from text, converted, scored, drawn."""
 
 import random
 
 import pytest
 from PIL import Image, ImageDraw
 
-from parts.tasks import score
-from parts.tasks.boxes import (
-    box_from_model,
-    box_to_model,
-    draw_box,
-    iou,
-    parse_box,
-    parse_point,
-    small_targets,
-)
+from parts.tasks import boxes, score
 
 SIZE = (100, 100)  # of an image that the model sees as it is
 
@@ -26,17 +17,13 @@ def value(metric, text, reference, size=SIZE, resized=SIZE):
 def test_iou_equals_counting_pixels_of_random_boxes():
     rng = random.Random(0)
     for _ in range(200):
-        boxes = []
+        pair = []
         for _ in range(2):
             x, y = rng.randrange(10), rng.randrange(10)
-            boxes.append((x, y, x + rng.randrange(1, 8), y + rng.randrange(1, 8)))
-        a, b = ({(x, y) for x in range(x1, x2) for y in range(y1, y2)} for x1, y1, x2, y2 in boxes)
-        assert iou(*boxes) == iou(*boxes[::-1]) == pytest.approx(len(a & b) / len(a | b))
-
-
-def test_iou_of_boxes_without_area_or_with_swapped_corners_is_zero():
-    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # they touch
-    assert iou((10, 10, 0, 0), (0, 0, 10, 10)) == iou((5, 0, 5, 10), (0, 0, 10, 10)) == 0
+            pair.append((x, y, x + rng.randrange(1, 8), y + rng.randrange(1, 8)))
+        a, b = ({(x, y) for x in range(x1, x2) for y in range(y1, y2)} for x1, y1, x2, y2 in pair)
+        assert boxes.iou(*pair) == boxes.iou(*pair[::-1]) == pytest.approx(len(a & b) / len(a | b))
+    assert boxes.iou((10, 10, 0, 0), (0, 0, 10, 10)) == boxes.iou((5, 0, 5, 10), (0, 0, 10, 10)) == 0  # corners swapped
 
 
 BOXES = {
@@ -48,53 +35,6 @@ BOXES = {
     "[1, 2, 3, 4": None,
     f"[0, 0, {'1' * 400}, 1]": None,  # infinite as a float
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("text", BOXES)
-def test_the_first_bracket_with_exactly_four_numbers_is_the_box(text):
-    assert parse_box(text) == BOXES[text]
-
-
-def test_boxes_go_to_the_models_pixels_and_back():
-    size, resized = (640, 427), (420, 280)
-    for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
-        inside = box_to_model(box, size, resized)
-        assert all(type(n) is int for n in inside) and inside[2] <= 419 and inside[3] <= 279
-        assert box_from_model(inside, size, resized) == pytest.approx(box, abs=1.6)
-    assert box_to_model((320, 213.5, 600, 400), size, resized) == [210, 140, 394, 262]
-    # a box ends at the last pixel, as in Qwen's converter: max(0, min(round(x * scale), side - 1))
-    assert box_to_model((-1, -0.6, 101, 80.7), (100, 80), (100, 80)) == [0, 0, 99, 79]
-
-
-def test_a_box_is_right_from_an_iou_of_one_half():
-    assert score("iou", "[10, 10, 50, 50]", (10, 10, 50, 50), SIZE, SIZE) == {
-        "parsed": [10, 10, 50, 50],
-        "score": 1,
-        "failed": False,
-    }
-    assert value("iou", "[10, 10, 50, 30]", (10, 10, 50, 50)) == 1  # exactly one half
-    assert value("iou", "[10, 10, 50, 29]", (10, 10, 50, 50)) == 0
-
-
-def test_a_box_written_as_x_y_width_height_or_on_another_scale_is_wrong():
-    reference = (60, 50, 90, 80)
-    assert value("iou", "[60, 50, 90, 80]", reference) == 1
-    assert value("iou", "[60, 50, 30, 30]", reference) == 0  # width and height
-    assert value("iou", "[0.6, 0.5, 0.9, 0.8]", reference) == 0  # 0..1
-    assert value("iou", "[600, 500, 900, 800]", reference) == 0  # 0..1000
-    assert not score("iou", "[60, 50, 30, 30]", reference, SIZE, SIZE)["failed"]  # it was read, though
-
-
-def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
-    size, resized, reference = (400, 200), (200, 50), (100, 40, 200, 120)
-    result = score("iou", "[50, 10, 100, 30]", reference, size, resized)
-    assert result["parsed"] == pytest.approx(reference) and result["score"] == 1
-    assert value("iou", "[100, 40, 200, 120]", reference, size, resized) == 0
-
-
-# -- points
-
-
 POINTS = {
     "(10, 20)": [10, 20], "[10.5, 20]": [10.5, 20], "pyautogui.click(10, 20)": [10, 20],
     '{"point_2d": [10, 20], "label": "save"}': [10, 20], '[{"bbox_2d": [10, 20, 30, 60]}]': [20, 40],
@@ -106,22 +46,54 @@ POINTS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("text", BOXES)
+def test_the_first_bracket_with_exactly_four_numbers_is_the_box(text):
+    assert boxes.parse_box(text) == BOXES[text]
+
+
 @pytest.mark.parametrize("text", POINTS)
 def test_the_first_bracket_with_two_or_four_numbers_is_the_point(text):
-    assert parse_point(text) == POINTS[text]
+    assert boxes.parse_point(text) == POINTS[text]
 
 
-def test_a_box_written_as_two_corners_counts_by_its_centre():
-    assert value("point", "(10, 10),(30, 30)", (18, 18, 22, 22)) == 1
-    assert value("point", "(10, 10),(30, 30)", (8, 8, 12, 12)) == 0
+def test_boxes_go_to_the_models_pixels_and_back():
+    size, resized = (640, 427), (420, 280)
+    for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
+        inside = boxes.box_to_model(box, size, resized)
+        assert all(type(n) is int for n in inside) and inside[2] <= 419 and inside[3] <= 279
+        assert boxes.box_from_model(inside, size, resized) == pytest.approx(box, abs=1.6)
+    assert boxes.box_to_model((320, 213.5, 600, 400), size, resized) == [210, 140, 394, 262]
+    # a box ends at the last pixel, as in Qwen's converter: max(0, min(round(x * scale), side - 1))
+    assert boxes.box_to_model((-1, -0.6, 101, 80.7), (100, 80), (100, 80)) == [0, 0, 99, 79]
+
+
+def test_a_box_is_right_from_an_iou_of_one_half():
+    right = {"parsed": [10, 10, 50, 50], "score": 1, "failed": False}
+    assert score("iou", "[10, 10, 50, 50]", (10, 10, 50, 50), SIZE, SIZE) == right
+    assert value("iou", "[10, 10, 50, 30]", (10, 10, 50, 50)) == 1  # exactly one half
+    assert value("iou", "[10, 10, 50, 29]", (10, 10, 50, 50)) == 0
+
+
+@pytest.mark.parametrize("text", ["[60, 50, 30, 30]", "[0.6, 0.5, 0.9, 0.8]", "[600, 500, 900, 800]"])
+def test_a_box_written_as_x_y_width_height_or_on_another_scale_is_read_and_wrong(text):
+    result = score("iou", text, (60, 50, 90, 80), SIZE, SIZE)
+    assert result["score"] == 0 and not result["failed"]
+
+
+def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
+    size, resized, reference = (400, 200), (200, 50), (100, 40, 200, 120)
+    result = score("iou", "[50, 10, 100, 30]", reference, size, resized)
+    assert result["parsed"] == pytest.approx(reference) and result["score"] == 1
+    assert value("iou", "[100, 40, 200, 120]", reference, size, resized) == 0
 
 
 def test_a_point_on_the_edge_is_inside_and_one_pixel_further_is_not():
     box = (10, 20, 30, 40)
     for x, y in [(10, 20), (30, 40), (10, 40), (20, 20), (30, 30)]:
         assert score("point", f"({x}, {y})", box, SIZE, SIZE) == {"parsed": [x, y], "score": 1, "failed": False}
-    for x, y in [(9, 30), (31, 30), (20, 19), (20, 41)]:
+    for x, y in [(9, 30), (31, 30), (20, 19), (20, 41), (0.2, 0.3)]:  # the last on another scale
         assert value("point", f"({x}, {y})", box) == 0
+    assert value("point", "(10, 10),(30, 50)", box) == 1  # two corners: by their centre
 
 
 def test_a_point_is_scaled_to_the_original_image_and_its_edges_stay_exact():
@@ -130,31 +102,21 @@ def test_a_point_is_scaled_to_the_original_image_and_its_edges_stay_exact():
         box = (5 * 7, 3 * 11, 5 * 13, 3 * 17)
         assert value("point", "[7, 11]", box, size, resized) == value("point", "[13, 17]", box, size, resized) == 1
         assert value("point", "[6, 11]", box, size, resized) == value("point", "[13, 18]", box, size, resized) == 0
-    assert score("point", "(49, 49)", (50, 50, 60, 60), (1000, 1000), (980, 980))["score"] == 1
-
-
-def test_a_point_on_another_scale_is_scored_as_written():
-    assert value("point", "(0.5, 0.5)", (40, 40, 60, 60)) == value("point", "(500, 500)", (40, 40, 60, 60)) == 0
-    assert value("point", "(0.5, 0.5)", (0, 0, 1, 1)) == 1
-
-
-# -- drawn
 
 
 @pytest.mark.parametrize("dash", [0, 5])
 def test_a_box_is_drawn_around_its_pixels_and_never_over_them(dash):
     image = Image.new("RGB", (80, 60))
-    draw_box(ImageDraw.Draw(image), (20.2, 20, 31.8, 26), "red", 3, dash)
+    boxes.draw_box(ImageDraw.Draw(image), (20.2, 20, 31.8, 26), "red", 3, dash)
     assert image.crop((20, 20, 32, 26)).getcolors() == [(72, (0, 0, 0))]
     assert image.getbbox() == (16, 16, 36, 30)
 
 
 def test_targets_that_the_model_sees_smaller_than_half_a_token_are_warned_of_with_the_flag_that_helps():
-    """A control of 40 x 40 pixels on a screen of 3840 x 2160: 7 pixels at the default of 401,408."""
-    boxes, screens, seen = [(100, 100, 140, 140)] * 3, [(3840, 2160)] * 3, [(840, 476)] * 3
-    said = small_targets(boxes, screens, seen, 28)
-    assert "the shorter side of the median target is 8.8 pixels" in said and "100% are smaller" in said
-    assert said.endswith("half a visual token (14 pixels): raise --max-pixels")
-    assert small_targets(boxes, screens, screens, 28) is None
-    assert small_targets([(0, 0, 5, 50)], [(56, 56)], [(56, 56)], 28).endswith("raise --min-pixels")
-    assert small_targets([], [], [], 28) is None
+    """A control of 40 x 40 pixels on a screen of 3840 x 2160: 9 pixels at the default of 401,408."""
+    targets, screens, seen = [(100, 100, 140, 140)] * 3, [(3840, 2160)] * 3, [(840, 476)] * 3
+    warning = boxes.small_targets(targets, screens, seen, 28)
+    assert "the shorter side of the median target is 8.8 pixels" in warning and "100% are smaller" in warning
+    assert warning.endswith("half a visual token (14 pixels): raise --max-pixels")
+    assert boxes.small_targets([(0, 0, 5, 50)], [(56, 56)], [(56, 56)], 28).endswith("raise --min-pixels")
+    assert boxes.small_targets(targets, screens, screens, 28) is boxes.small_targets([], [], [], 28) is None

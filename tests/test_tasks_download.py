@@ -9,7 +9,6 @@ from conftest import ROOT
 from local_web import IMAGE, IMAGES, NAME, serving, zipped
 
 from parts.files import InputError
-from parts.tasks import download
 from parts.tasks.download import cache_folder, fetch_annotations, fetch_images, unpack
 
 
@@ -49,24 +48,11 @@ def test_an_image_that_keeps_failing_is_named_the_others_stay_and_the_next_run_c
     assert images_in(tmp_path) == IMAGES
 
 
-def test_after_an_error_the_images_that_are_queued_are_not_fetched(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "WORKERS", 1)
-    with pytest.raises(InputError, match="failed 3 times"):
-        fetch_images(["absent.jpg", *(f"later{i}.jpg" for i in range(500))], tmp_path)
-    assert len(web.asked) < 20
-
-
 def test_the_name_of_an_image_does_not_choose_its_folder(web, tmp_path):
     fetch_images([f"../../{NAME}"], tmp_path / "a/b")
     assert [file for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"] == [
         tmp_path / "a/b/train2014" / NAME
     ]
-
-
-def test_a_folder_that_cannot_be_made_is_named(web, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"{tmp_path}/file/cache: not a folder that can be written into; IMAGELORA_CACHE"):
-        fetch_images([NAME], tmp_path / "file/cache")
 
 
 FETCH = "import sys, pathlib; from parts.tasks.download import fetch_annotations; "
@@ -109,10 +95,7 @@ def test_a_broken_archive_is_named(tmp_path, content):
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("IMAGELORA_CACHE", raising=False)
     assert cache_folder() == tmp_path / ".cache/image-lora"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert cache_folder() == tmp_path / "shared/image-lora"
     monkeypatch.setenv("IMAGELORA_CACHE", "~/own")
     assert cache_folder() == tmp_path / "own"

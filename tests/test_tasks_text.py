@@ -16,8 +16,6 @@ def value(metric, text, reference):
     return score(metric, text, reference)["score"]
 
 
-# -- every metric
-
 
 @pytest.mark.parametrize("metric", metrics())
 @pytest.mark.parametrize("text", ["", " \n", "????", "[", "[]()", "####", "-", ".", "Ω", "[1, 2" * 99, "9" * 400])
@@ -36,11 +34,8 @@ def test_text_that_holds_no_answer_has_failed_unless_words_are_asked_for():
 
 
 def test_exact_ignores_white_space_at_the_ends_and_nothing_else():
-    assert score("exact", " red\n", "red") == {"parsed": "red", "score": 1, "failed": False}
-    assert value("exact", "Red", "red") == value("exact", "dark red", "red") == value("exact", "red.", "red") == 0
+    assert [value("exact", text, "red") for text in (" red\n", "Red", "dark red", "red.")] == [1, 0, 0, 0]
 
-
-# -- TextVQA
 
 NORMALISED = {
     "The  Coca-Cola": "coca cola",  # an article; a hyphen between letters separates them
@@ -80,15 +75,9 @@ def test_textvqa_scores_the_mean_over_all_sets_of_nine_answers(matches, expected
     sets = list(itertools.combinations(range(10), 9))
     brute_force = sum(min(1, sum(answers[i] == "Stop" for i in nine) / 3) for nine in sets) / len(sets)
     random.Random(matches).shuffle(answers)
+    assert value("vqa", "2", ["Two", "two.", "2", "the two"] + ["no"] * 6) == 1  # people's answers are normalised too
     assert value("vqa", "the stop.", answers) == pytest.approx(brute_force) == pytest.approx(expected)
 
-
-def test_the_human_answers_are_normalised_too():
-    assert value("vqa", "2", ["Two", "two.", "2", "the two"] + ["no"] * 6) == 1
-    assert value("vqa", "", ["the"] * 10) == 1  # by the rule: both are nothing
-
-
-# -- multiple choice
 
 LETTERS = {
     "A": ["a", "A: the dog", "A\nthe dog is red", "A is right"],
@@ -108,8 +97,6 @@ def test_the_chosen_letter_is_read_and_an_article_is_none(letter):
         assert value("choice", text, letter or "A") == (letter is not None)
         assert value("choice", text, "E" if letter != "E" else "A") == 0
 
-
-# -- ViLP
 
 SAME = [("dog", " Dog "), ("Bees.", "bee"), ("four", "4"), ("20", "Twenty"), ("Alligator", "crocodile"), ("leaves", "leaf")]
 SAME += [("U.S.A.", "usa"), ("USA", "United States"), ("New York", "NYC"), ("sphere", "Circle"), ("striped", "stripe")]
@@ -132,8 +119,6 @@ def test_vilps_tables_hold_every_official_entry_that_can_match():
     assert vilp.normalize("Square") == "cube" and vilp.normalize("polka-dots") == "spots"
 
 
-# -- GSM8K
-
 NUMBERS = {
     "18": "18", "16 - 3 - 4 = 9, and 9 * 2 = 18.": "18", "She makes **$18.00** every day.": "18", "1,000": "1000",
     "$1,234,567.50 in all": "1234567.5", "1, 2, 3": "3", "50%": "50", "It takes 2.50 hours.": "2.5", "half is .5": "0.5",
@@ -155,12 +140,12 @@ def test_the_number_after_the_marks_or_else_the_last_one_is_the_answer(text):
     assert value("number", text, NUMBERS[text] or "1") == (NUMBERS[text] is not None)
 
 
-@pytest.mark.parametrize("piece", ["$", "\\", "-", "####", "#### ", ",", "1,", "1,111", "9", ".", "1.", "-$", "#### x"])
-def test_a_number_is_read_in_time_linear_in_the_text(piece):
+def test_a_number_is_read_in_time_linear_in_the_text():
     """20,000 times "$" took half a minute: the marks of currency were counted again from each of them."""
     start = time.process_time()
-    gsm8k.parse(piece * 20_000)
-    assert time.process_time() - start < 2
+    for piece in ("$", "\\", "-", "####", "#### ", ",", "1,", "1,111", "9", ".", "1.", "-$", "#### x"):
+        gsm8k.parse(piece * 20_000)
+    assert time.process_time() - start < 5
 
 
 def test_numbers_are_compared_by_value_against_a_solution_or_its_answer():
@@ -170,11 +155,6 @@ def test_numbers_are_compared_by_value_against_a_solution_or_its_answer():
     assert value("number", "9", solution) == value("number", "180", solution) == value("number", "-18", solution) == 0
     assert value("number", "0.1", "0.10") == 1 and value("number", "0.1", "0.11") == 0
     assert value("number", "12345678901234567890.1", "12345678901234567890.2") == 0  # equal as floats
-
-
-def test_the_answer_of_a_gsm8k_solution_comes_after_its_last_marks():
-    assert gsm8k.answer_of("2 + 2 = 4\n#### 1,450,000 ") == "1450000"
-    assert gsm8k.answer_of("#### 1\n#### $-10") == "-10" and gsm8k.answer_of(" 70000") == "70000"
 
 
 def test_every_real_gsm8k_solution_is_right_against_itself_with_and_without_its_marks(shared):

@@ -1,8 +1,5 @@
-"""Lesson 10: an adapter of your own. Read course/lesson10/lesson.md first. Check yourself: python -m course 10
-
-Letters: T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size of a head; batch: the
-rows of a batch. The tiny model has L = 6, G = 4, K = 16, D = 128.
-"""
+"""Lesson 10: an adapter of your own. T tokens of a row, D size of a layer's input, L layers, G value heads of a layer, K size
+of a head. In the tiny model L = 6, G = 4, K = 16, D = 128."""
 
 import torch  # noqa: F401 (for what you write)
 

@@ -1,7 +1,4 @@
-"""Lesson 2: attention by hand. Read course/lesson2/lesson.md first. Check yourself: python -m course 2
-
-Letters: T tokens of a row, H query heads, G value (KV) heads, K size of a head; batch: the rows of a batch.
-"""
+"""Lesson 2: attention by hand. T tokens of a row, H query heads, G value (KV) heads, K size of a head; batch: the rows."""
 
 import torch  # noqa: F401 (for what you write)
 

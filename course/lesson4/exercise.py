@@ -1,7 +1,4 @@
-"""Lesson 4: why not train everything? Read course/lesson4/lesson.md first. Check yourself: python -m course 4
-
-Letters: D inputs of a layer, O its outputs, R rank. A and B are the factors of LoRA.
-"""
+"""Lesson 4: why not train everything? D inputs of a layer, O its outputs, R rank; A and B are the factors of LoRA."""
 
 import torch  # noqa: F401 (for what you write)
 
@@ -16,9 +13,9 @@ def training_bytes(frozen, trained):
 
 
 def merged(W, A, B, s):
-    """One matrix in place of a frozen one and its LoRA: x W' is x W + s x A B for every x.
+    """One matrix W' [D, O] in place of a frozen one and its LoRA: x W' is x W + s x A B for every x.
 
-    W [D, O]; A [D, R]; B [R, O]; s: a number, alpha / R. Returns W' [D, O]. W itself stays as it is.
+    W [D, O]; A [D, R]; B [R, O]; s: a number, alpha / R. W itself stays as it is.
     """
     raise NotImplementedError
 

@@ -1,9 +1,8 @@
-"""Lesson 9: an experiment of your own. Read course/lesson9/lesson.md first. Check yourself: python -m course 9"""
+"""Lesson 9: an experiment of your own."""
 
 import math  # noqa: F401 (for what you write)
 
 NUMBER = 0  # yours in the list of the class, from 0 on: your seeds are 3 * NUMBER and the two after it
-
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
 
 
@@ -19,12 +18,8 @@ def paired_interval(a, b):
 def verdict(low, high, margin):
     """What the interval says, the first of these that is true:
 
-    "better"      all of it is above 0
-    "worse"       all of it is below 0
-    "equivalent"  all of it is between -margin and margin
-    "undecided"   anything else
-
-    So "better" says that there is a difference, not that it is as large as the margin.
+    "better": all of it is above 0 (so there is a difference, not one as large as the margin); "worse": all of it is below
+    0; "equivalent": all of it is between -margin and margin; "undecided": anything else.
     """
     raise NotImplementedError
 

@@ -13,7 +13,7 @@ from parts.backbones.layers import MLP, Linear, RMSNorm
 
 SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 TOWERS = {"visual": "visual.", "model": "model."}  # module of model.py -> how the hub's tensor names begin
-BOX_END = 1  # how far below the scale of boxes the largest number of a side is: it is the last pixel
+BOX_END = 1  # a box ends at most at scale - 1, the last pixel
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class VisionEncoder(nn.Module):
 
         # Who attends to whom: windows of side x side patches, ragged at the right and bottom edge, or complete slices.
         side = c.window // c.patch_size
-        wide = int(grids.max()) // side + 1
-        windows = qwen.group_patches((slices * wide + rows // side) * wide + columns // side, device)
+        count = int(grids[:, 1:].max()) // side + 1  # more than any number of a window's row or column
+        windows = qwen.group_patches((slices * count + rows // side) * count + columns // side, device)
         complete = qwen.group_patches(slices, device)
 
         cos, sin = qwen.patch_rotary(rows, columns, c.hidden // c.heads, device)
@@ -95,7 +95,7 @@ class VisionEncoder(nn.Module):
 
 
 def spans(config, visual, grid, fps):
-    """An image or a video in a prompt: (text before it, number of visual tokens) of each span. Here one, without a text."""
+    """An image or a video in a prompt: (text before it, number of visual tokens) of each span. Always one, without text."""
     t, h, w = grid
     return [("", t * h * w // config.vision.merge**2)]
 

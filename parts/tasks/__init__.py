@@ -1,8 +1,5 @@
-"""The tasks: text and images in, checked rows and scores out; no tensors.
-
-Every data set is one file, which says where its files are and has its prompt, loader, splits and metric. A new data set
-is one new file, or one function, and one line of TASKS.
-"""
+"""The tasks: text and images in, checked rows and scores out; no tensors. Every data set is one file, which says where its
+files are and has its prompt, loader, splits and metric. A new one is a new file, or one function, and one line of TASKS."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -47,12 +44,10 @@ SHARED = {"exact": score_exact, "contains": score_contains, "iou": score_iou, "p
 
 def load(name, root, split, limit=None):
     """At most `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of. They are the
-    first ones or, where the file may be in some order, evenly spread over it (Task.even). Of images the sizes are
-    read, but no pixels. Raises InputError for an unknown name or split, a missing file or image, and any bad row.
+    first ones or evenly spread (Task.even). Of images the sizes are read, but no pixels. Raises InputError.
 
     root: the folder that holds the data set, or the file of `jsonl` and `llava`; None: data/NAME or, where that is missing,
-    RefCOCO is fetched into the cache folder, and of its images only those of these rows. Drawn sets need a limit alone.
-    """
+    RefCOCO is fetched into the cache folder, and of its images only those of these rows. Drawn sets need a limit alone."""
     rows, folder = read_rows(name, root, split, limit)
     return all_checked(rows, TASKS[name], folder)
 

@@ -1,7 +1,6 @@
 """Look at a data set before a model does: python -m parts.tasks NAME=FOLDER
 
-Checks every row, decodes every image and lists all that are wrong (exit code 2); prints the first rows, and draws the
-first twelve images with their boxes into runs/rows.png. Of drawn data, 100 rows are read.
+Checks every row and decodes every image; lists all that are wrong (exit code 2) and draws the first into runs/rows.png.
 """
 
 import argparse

@@ -1,7 +1,5 @@
-"""Boxes and points: checked, converted between the image and what the model sees, read from text, scored, drawn.
-
-A box is (x1, y1, x2, y2): its left upper and its right lower corner, in pixels.
-"""
+"""Boxes (x1, y1, x2, y2), from the left upper to the right lower corner in pixels, and points: checked, converted between
+the image and what the model sees, read from text, scored, drawn."""
 
 import math
 import re
@@ -11,8 +9,7 @@ from statistics import median
 from parts.files import InputError
 from parts.tasks.images import image_size
 
-# At most nine digits before the point: a model that repeats a digit without end would write an infinite number.
-NUMBER = r"\s*[-+]?(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*"
+NUMBER = r"\s*[-+]?(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*"  # of at most nine digits before the point, so that none is infinite
 PAIR = rf"(?:\[{NUMBER},{NUMBER}\]|\({NUMBER},{NUMBER}\))"
 
 

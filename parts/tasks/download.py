@@ -1,12 +1,10 @@
-"""RefCOCO is fetched: its annotations, and only those of COCO's images that a run needs, into a cache folder.
-
-Whatever stops a run, the next one continues. A run that has everything uses neither the network nor the lock.
-"""
+"""RefCOCO is fetched: its annotations, and only those of COCO's images that a run needs, into a cache folder. Whatever stops
+a run, the next one continues. A run that has everything uses neither the network nor the lock."""
 
 import os
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -25,10 +23,7 @@ TRIES, PAUSE = 3, 2.0  # of one image, and seconds after a failed one
 
 
 def cache_folder():
-    """$IMAGELORA_CACHE, else image-lora in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("IMAGELORA_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image-lora"
+    return Path(os.environ.get("IMAGELORA_CACHE") or "~/.cache/image-lora").expanduser()
 
 
 @contextmanager
@@ -57,8 +52,7 @@ def fetch_annotations(folder):
 
 
 def unpack(archive, folder):
-    """Unpacks the JSON files of a zip archive right into the folder. Their own folders are dropped: "../x.json" would
-    leave it."""
+    """Unpacks the JSON files of a zip archive right into the folder, without their own folders ("../")."""
     with reading(archive, "a complete zip archive"), zipfile.ZipFile(archive) as members:
         for member in members.infolist():
             name = Path(member.filename).name
@@ -69,18 +63,14 @@ def unpack(archive, folder):
 
 def fetch_images(names, folder):
     """Fetches the named images that are missing in folder/train2014; an annotation's name chooses no other folder.
-    Raises InputError at the first that fails; those fetched until then stay."""
-    files = {folder / "train2014" / Path(name).name for name in names}
+    Raises InputError for one that fails; those fetched until then stay, those in the queue are left out."""
+    files = sorted({folder / "train2014" / Path(name).name for name in names})
     if all(file.exists() for file in files):
         return
     with locked(folder), ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(fetch_image, file) for file in sorted(files) if not file.exists()]
-        print(f"fetching {len(jobs):,} images from {COCO_IMAGES} into {folder}", flush=True)
-        try:
-            for job in tqdm(as_completed(jobs), "images", len(jobs), leave=False):
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C whatever is queued ends at once
+        missing = [file for file in files if not file.exists()]
+        print(f"fetching {len(missing):,} images from {COCO_IMAGES} into {folder}", flush=True)
+        list(tqdm(pool.map(fetch_image, missing), "images", len(missing), leave=False))
 
 
 def fetch_image(file):

@@ -34,8 +34,7 @@ def answer_of(solution):
 
 def score(text, reference, *_):
     """Right if the number read from the text equals the reference, a solution with "####" or the number."""
-    number = parse(text)
-    return number, float(number is not None and number == parse(answer_of(reference)))
+    return (number := parse(text)), float(number is not None and number == parse(answer_of(reference)))
 
 
 # A minus that is no subtraction and no hyphen (after a digit, letter or bracket), at most three marks of currency (more

@@ -1,7 +1,4 @@
-"""Images and videos of a prompt: their files, sizes and pixels.
-
-A frame is a path, a Frame of an animated file, or a PIL image. Sizes are (width, height).
-"""
+"""Images and videos: files, sizes (width, height), pixels. A frame is a path, a Frame of an animated file or a PIL image."""
 
 import math
 import os
@@ -9,9 +6,9 @@ import shlex
 import unicodedata
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from PIL import Image, ImageOps, ImageSequence
 
@@ -29,8 +26,7 @@ MAX_PIXELS = 50_000_000  # a file of a few bytes can announce any size; decoded,
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, and of large images: our limit is lower
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame of an animated image file (GIF, WebP, PNG)."""
 
     path: str
@@ -42,8 +38,6 @@ class Visual:
     objects. It is made at once and goes with the Visual into other processes, where a PIL object has another id."""
 
     def __init__(self, *frames, is_video=False):
-        if not frames:
-            raise InputError("an image or a video needs at least one frame")
         self.frames, self.is_video = frames, is_video
         self.key = (is_video, *(file_of_frame(frame) or id(frame) for frame in frames))
         self.grids = {}  # see Processor.grid
@@ -101,9 +95,8 @@ def opened(path):
 
 def check_size(image, path):
     """Raises InputError, naming the file, for an image that is empty or too large to be decoded."""
-    width, height = image.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise InputError(f"{path}: {width} x {height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
+    if not 0 < math.prod(image.size) <= MAX_PIXELS:
+        raise InputError(f"{path}: {image.width} x {image.height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
 
 
 def to_rgb(image, path):
@@ -155,12 +148,10 @@ def resized_size(width, height, factor, min_pixels, max_pixels):
     """The size (width, height) at which the model sees an image: sides in multiples of `factor` (28 pixels, one visual
     token), area within min_pixels and max_pixels, shape kept as well as that allows."""
     w, h = round(width / factor) * factor, round(height / factor) * factor
-    # too large: shrink both sides by the same ratio, then round down
-    if w * h > max_pixels:
+    if w * h > max_pixels:  # shrink both sides by the same ratio, then round down
         shrink = math.sqrt(width * height / max_pixels)
         w, h = (max(factor, math.floor(side / shrink / factor) * factor) for side in (width, height))
-    # too small: grow them, then round up
-    elif w * h < min_pixels:
+    elif w * h < min_pixels:  # grow them, then round up
         grow = math.sqrt(min_pixels / (width * height))
         w, h = (math.ceil(side * grow / factor) * factor for side in (width, height))
     return w, h

@@ -20,7 +20,6 @@ from parts.tasks.rows import file_of, rows_of
 PROMPT = "{}?\n{}\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
-FRAME_RATE = 30
 
 
 def rows(name, root, split):
@@ -32,23 +31,18 @@ def rows(name, root, split):
 
     def row_of(row):
         options = "\n".join(f"{letter}. {row[f'a{k}']}" for k, letter in enumerate(LETTERS))
-        yield {
-            "video": f"videos/{names.get(row['video'], row['video'])}",
-            "seconds": int(row["frame_count"]) / FRAME_RATE,
-            "prompt": PROMPT.format(row["question"].strip().rstrip("?"), options),
-            "answer": LETTERS[int(row["answer"])],
-            "metric": "choice",
-            "kind": "TN" if row["type"] == "TP" else row["type"],  # as in the official script
-            "group": GROUPS[row["type"][0]],
-        }
+        prompt = PROMPT.format(row["question"].strip().rstrip("?"), options)
+        asked = {"prompt": prompt, "answer": LETTERS[int(row["answer"])], "metric": "choice"}
+        asked |= {"video": f"videos/{names.get(row['video'], row['video'])}", "seconds": int(row["frame_count"]) / 30}
+        kind = "TN" if row["type"] == "TP" else row["type"]  # as in the official script
+        yield asked | {"kind": kind, "group": GROUPS[row["type"][0]]}
 
     return rows_of(((row, f"{file}:{i}") for i, row in enumerate(table, 2)), row_of, "a row of NExT-QA")
 
 
 def score(text, reference, *_):
     """Right if the letter read from the text is the reference, "A".."E"."""
-    letter = parse(text)
-    return letter, float(letter == reference)
+    return (letter := parse(text)), float(letter == reference)
 
 
 ALONE = r"(?<![\w-])(?<!\w['’])(?:%s)(?![\w+#]|[-'’]\w)"  # "B", "(B)", "B:", but not "Ben", "B's", "C++", "A-level"

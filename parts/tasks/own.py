@@ -2,8 +2,7 @@
 
     {"image": "photo.jpg", "sent": "the red cup", "bbox": [x1, y1, x2, y2]}
     {"images": ["a.png", "b.png"], "prompt": "Is <image> or <image> sharper?", "answer": "the second"}
-    {"video": "clips/7", "prompt": "What happens?", "answer": "a cup falls"}
-    {"prompt": "17 + 25 =", "answer": "42", "metric": "number"}
+    {"video": "clips/7", "prompt": "What happens?", "answer": "a cup falls", "metric": "contains"}
     {"image": "photo.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                              {"from": "gpt", "value": "a cup"}, ...]}
     {"images": ["photo.jpg"], "messages": [{"role": "user", "content": "What is it?"},
@@ -11,10 +10,9 @@
 
 files    jsonl: <split>.jsonl; llava: <split>.json or .jsonl; or one FILE instead of their folder. Names of images and
          videos are relative to the folder. parts/tasks/rows.py lists all keys of a row (ROW)
-prompt   yours; "sent" is put into GROUNDING_PROMPT. Images, then videos come before it, or where it says "<image>" and
-         "<video>"
-splits   the names of your files. Without any but "train", a tenth of its rows is "val": some of the images, with all
-         that is asked about them, by a checksum of their names. Of one FILE likewise, and "test" is all of it
+prompt   yours; "sent" is put into GROUNDING_PROMPT. Images, then videos come before it, or at "<image>" and "<video>"
+splits   the names of your files. Without any but "train", and of one FILE, "val" is a tenth of its images with all that is
+         asked about them, by a checksum of their names; "test" is all of a FILE
 metric   exact match; for boxes, in pixels of the image as it is on disk, accuracy@0.5; or one of METRICS
 """
 
@@ -31,12 +29,20 @@ from parts.tasks.boxes import is_box
 CONVERSATIONS = ("conversations", "messages")  # as LLaVA has them, and as TRL, ms-swift and OpenAI
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 NOTES = re.compile(r"id|.*_id|source|dataset|split|category|quality|licen[cs]e|comment")  # facts about a row: not read
-METRICS = ("exact", "contains", "number", "vqa", "iou")  # of rows of your own
+METRICS = ("exact", "contains", "number", "vqa", "iou")
 
 
 def rows(name, root, split):
+    """Of the split's file, or a part of the only file. root: a folder or a file."""
     patterns = ("*.jsonl",) if name == "jsonl" else ("*.json", "*.jsonl")
-    return reader.rows_of(split_entries(root, split, patterns), own_rows, "a row of your own")
+    files = reader.split_files(root, *patterns)
+    if root.is_file():
+        pairs = part_of(root, split, reader.SPLITS)
+    elif files.keys() == {"train"}:
+        pairs = part_of(files["train"], split, ("train", "val"))
+    else:
+        pairs = reader.entries(reader.file_of(root, split, f"write {split}.jsonl", *patterns))
+    return reader.rows_of(pairs, own_rows, "a row of your own")
 
 
 def own_rows(row):
@@ -78,27 +84,14 @@ def check_metric(row):
     """Raises ValueError for a metric that is not read in rows of your own, and a reference that it cannot compare with."""
     metric = row.get("metric", "iou" if "bbox" in row else "exact")
     reference = row.get("reference", row.get("bbox", row.get("answer", "")))
-    fits, words = isinstance(reference, str), "a text"
-    if metric == "vqa":
+    fits = isinstance(reference, str)
+    if metric == "iou":
+        fits = is_box(reference) or "reference" not in row
+    elif metric == "vqa":
         fits = isinstance(reference, list) and len(reference) >= 4 and all(isinstance(r, str) for r in reference)
-        words = "a list of at least four people's answers"
-    elif metric == "iou":
-        one_image = len(reader.names_of(row, "image", "images")) == 1
-        fits, words = "bbox" in row or (is_box(reference) and one_image), "a box of one image"
-    elif metric not in METRICS:
-        raise ValueError(f'"metric" is {metric!r:.60}; it may be {", ".join(METRICS)}')
-    if not fits:
-        raise ValueError(f'metric {metric} needs a "reference" that is {words}, got {reference!r:.60}')
-
-
-def split_entries(root, split, patterns):
-    """The entries of a split: those of its file, or a part of the only file. root: a folder or a file."""
-    if root.is_file():
-        return part_of(root, split, reader.SPLITS)
-    files = reader.split_files(root, *patterns)
-    if files.keys() == {"train"}:
-        return part_of(files["train"], split, ("train", "val"))
-    return reader.entries(reader.file_of(root, split, f"write {split}.jsonl", *patterns))
+    if metric not in METRICS or not fits:
+        several = "vqa with a list of at least four people's answers, iou with a box"
+        raise ValueError(f"metric {metric!r:.40} of {reference!r:.40}; exact, contains, number compare with a text, {several}")
 
 
 def part_of(file, split, splits):
@@ -125,23 +118,20 @@ def names_in(entry):
     names = []
     with suppress(Exception):  # of a bad row: `checked` says what is wrong with it
         row = next(own_rows(reader.parsed(entry)))
-        names += reader.names_of(row, "image", "images") + reader.names_of(row, "video", "videos")
-        names = [posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/"))) for name in names]
+        shown = reader.names_of(row, "image", "images") + reader.names_of(row, "video", "videos")
+        names = [posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/"))) for name in shown]
     return names or [str(entry)]
 
 
 def connected(names):
     """A group for each row, named by the first of its images: rows that share an image, or are connected by others that
     do, are in one group, so that no image is on both sides of a split. names: those of each row."""
-    parent = {}
-
-    def group(name):
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]  # a shorter way for the next time
-            name = parent[name]
-        return name
-
+    groups = {}  # name -> the names in its group
     for those in names:
-        first, *others = sorted(map(group, those))
-        parent |= dict.fromkeys(others, first)
-    return [group(those[0]) for those in names]
+        largest, *others = sorted((groups.setdefault(name, {name}) for name in those), key=len, reverse=True)
+        for other in others:
+            if other is not largest:
+                largest |= other
+                groups |= dict.fromkeys(other, largest)
+    first = {id(group): min(group) for group in {id(group): group for group in groups.values()}.values()}
+    return [first[id(groups[those[0]])] for those in names]

@@ -3,12 +3,9 @@
     {"image": "train2014/COCO_train2014_000000581857.jpg", "sent": "the lady with the blue shirt",
      "bbox": [103, 299, 238, 476]}
 
-RefCOCO+ does without words of place; the phrases of RefCOCOg are longer.
-
 files    fetched into a cache folder; or in your own: REFER's NAME/refs(unc).p and NAME/instances.json
          (github.com/lichengunc/refer), or NAME_<split>.json or .jsonl of VLM-R1 (hub data set omlab/VLM-R1, unpacked
-         as it is: rec_jsons_processed/) or of Qwen-VL (data/NAME/); COCO's images in train2014 or images/train2014
-         there, or beside the folder
+         as it is: rec_jsons_processed/) or of Qwen-VL (data/NAME/); COCO's images in one of IMAGES
 prompt   GROUNDING_PROMPT, also that of your own boxes and of the drawn scenes
 splits   train, val, testA (people), testB (things); RefCOCOg: train, val, test (umd)
 metric   accuracy@0.5: the predicted box and the reference have an IoU of at least 0.5
@@ -40,10 +37,8 @@ def rows(name, root, split):
             return refer_rows(folder, pickle_name, split)
     folders = ("", "rec_jsons_processed/", f"{name}/", f"data/{name}/")
     patterns = [f"{folder}{prefix}_*.json{l}" for folder, prefix, l in product(folders, prefixes, ("l", ""))]
-    hint = (
-        f"put {name}/{pickle_name} and {name}/instances.json of REFER (github.com/lichengunc/refer), or VLM-R1's files (hub "
-        f"data set omlab/VLM-R1, rec_jsons_processed.zip), into it and COCO's train2014 images into {root}/images/train2014"
-    )
+    hint = f"put {name}/{pickle_name} and {name}/instances.json of REFER (github.com/lichengunc/refer), or VLM-R1's files "
+    hint += f"(hub: omlab/VLM-R1, rec_jsons_processed.zip), into it and COCO's train2014 images into {root}/images/train2014"
     return rows_of(entries(file_of(root, split, hint, *patterns)), row_of, f"a row of {name}")
 
 
@@ -77,12 +72,13 @@ def described(ask):
 def refer_rows(folder, pickle_name, split):
     """refs(unc).p has the phrases, instances.json (as COCO's) the boxes: x, y, width, height."""
     file, instances_file = folder / pickle_name, folder / "instances.json"
-    refs, instances = read_pickle(file), read_json(instances_file)
-    with reading(file, "references of REFER"):
+    with reading(file, "a pickle of plain data, the references of REFER; refused"), open(file, "rb") as pickled:
+        refs = PlainData(pickled, encoding="utf-8", errors="replace").load()
         present = sorted({ref["split"] for ref in refs})
     if split not in present:
         raise InputError(f"{file}: no split {split!r}; present: {', '.join(present)}")
     with reading(instances_file, "annotations as COCO's"):
+        instances = read_json(instances_file)
         boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
         images = {image["id"]: image for image in instances["images"]}
 
@@ -100,8 +96,3 @@ class PlainData(pickle.Unpickler):
 
     def find_class(self, module, name):
         raise ValueError(f"it asks for {module}.{name}")
-
-
-def read_pickle(file):
-    with reading(file, "a pickle of plain data; refused"), open(file, "rb") as f:
-        return PlainData(f, encoding="utf-8", errors="replace").load()

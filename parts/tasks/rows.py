@@ -1,12 +1,10 @@
-"""Rows: read from files, checked, their images and videos looked up.
-
-A loader yields (row, source) pairs. A row is a dict with the keys of ROW; source says where it is from ("val.jsonl:17"),
-so that every complaint can name it. `checked` makes of a row what an Example takes.
-"""
+"""Rows: read from files, checked, their images and videos looked up. A loader yields (row, source) pairs: a dict with the
+keys of ROW, of which `checked` makes what an Example takes; and where it is from ("val.jsonl:17"), for complaints."""
 
 import json
 import re
 import zlib
+from collections import Counter
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -32,12 +30,10 @@ ROW = {  # key: the types of its value, and what they are in words. A row may ho
     "sent": (str, "a text"),  # or what to find, which is put into GROUNDING_PROMPT
     "answer": (str, "a text"),  # the text to learn
     "bbox": ((list, tuple), "four numbers"),  # or a box (x1, y1, x2, y2) in pixels of the only image
-    "width": ((int, float), "a number"),  # of that image, if the file says it: then it must be true
-    "height": ((int, float), "a number"),
+    **dict.fromkeys(("width", "height"), ((int, float), "a number")),  # of that image: if it is said, it must be true
     "metric": (str, "a text"),  # by default exact or, for a box, iou
     "reference": ((str, list, tuple), "a text or a list"),  # what the metric compares with; by default the answer
-    "kind": (str, "a text"),  # accuracy is also counted by kind
-    "group": (str, "a text"),  # and by group
+    **dict.fromkeys(("kind", "group"), (str, "a text")),  # accuracy is also counted by these
     "history": ((list, tuple), "a list of [prompt, answer] pairs"),  # earlier turns of the conversation
 }
 
@@ -95,10 +91,10 @@ def split_files(root, *patterns):
 def file_of(root, split, hint, *patterns):
     """The file of a split. Raises InputError that lists the present ones, or says what to put into the folder `root`."""
     files = split_files(root, *patterns)
-    if split not in files:
-        reason = f"no split {split!r}; present: {', '.join(sorted(files))}" if files else f"no {patterns[0]} here; {hint}"
-        raise InputError(f"{root}: {reason}")
-    return files[split]
+    if split in files:
+        return files[split]
+    reason = f"no split {split!r}; present: {', '.join(sorted(files))}" if files else f"no {patterns[0]} here; {hint}"
+    raise InputError(f"{root}: {reason}")
 
 
 def in_split(split, key):
@@ -119,26 +115,19 @@ def all_checked(rows, task, root):
         except OutsideImage as error:
             outside.append(error)
     boxed = [e for e in examples if not isinstance(e["answer"], str)]
+    boxes = [(error.box, error.size) for error in outside]
     if outside and examples and task.skip_outside and len(outside) <= max(1, len(rows) // 10):
         print(f"skipped  {len(outside)} of {len(rows)} rows: {'; '.join(map(str, outside[:3]))}")
     elif outside or task.own:
-        sizes = [image_size(e["images"][0]) for e in boxed]
-        boxes = [(error.box, error.size) for error in outside] + [(e["answer"], size) for e, size in zip(boxed, sizes)]
-        if problem := "; ".join(filter(None, [*map(str, outside[:1]), ask_about_units(boxes)])):
-            raise InputError(problem)
+        question = ask_about_units(boxes + [(e["answer"], image_size(e["images"][0])) for e in boxed])
+        if outside or question:
+            raise InputError("; ".join(filter(None, [*map(str, outside[:1]), question])))
     if task.own:
-        warn_of_contradictions(boxed)
+        boxes = {(e["images"][0], e["prompt"], e["answer"]) for e in boxed}
+        several = [asked for asked, count in Counter((image, prompt) for image, prompt, _ in boxes).items() if count > 1]
+        if several:
+            print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[:2]}")
     return examples
-
-
-def warn_of_contradictions(boxed):
-    """Prints how many phrases have several boxes in one image: only one can be learnt."""
-    sources = {}
-    for e in boxed:
-        sources.setdefault((str(e["images"][0]), e["prompt"]), {})[e["answer"]] = e["source"]
-    several = [", ".join(boxes.values()) for boxes in sources.values() if len(boxes) > 1]
-    if several:
-        print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[0]:.300}")
 
 
 def checked(row, source, task, root):
@@ -149,23 +138,23 @@ def checked(row, source, task, root):
     for key, value in row.items():
         if key not in ROW:
             raise InputError(f'{source}: "{key:.60}" is not read; leave it out, or rename it to one of {", ".join(ROW)}')
-        kind, words = ROW[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f'{source}: "{key}" must be {words}, got {value!r:.60}')
+        if not isinstance(value, ROW[key][0]) or isinstance(value, bool):
+            raise InputError(f'{source}: "{key}" must be {ROW[key][1]}, got {value!r:.60}')
     for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox")):
         if one in row and other in row:
             raise InputError(f'{source}: has both "{one}" and "{other}"; one of them would be lost')
     with reading(source, "texts that can be written"):  # half a surrogate pair cannot
         json.dumps(row, ensure_ascii=False, default=str).encode()
 
-    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | {"source": source}
     images = names_of(row, "image", "images")
     images = [image if isinstance(image, Image.Image) else find_image(image, source, root, task) for image in images]
-    example["images"] = images
-    example |= videos_of(row, source, root)
+    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | {"source": source}
+    example |= {"images": images} | videos_of(row, source, root)
     example |= turns_of(row, source, len(images), len(example.get("videos", [])))
-    if "bbox" not in row and "answer" not in row:
+    if not row.keys() & {"bbox", "answer"}:
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
+    if row.get("metric") in ("iou", "point") and len(images) != 1:
+        raise InputError(f"{source}: the metric {row['metric']} needs exactly one image, got {len(images)}")
     example["answer"] = check_box(row, source, images) if "bbox" in row else row["answer"]
     return example
 

@@ -17,8 +17,7 @@ splits   train, val, test: from different seeds
 metric   accuracy@0.5 for boxes, exact match for words, both counted by kind
 
 The tiny model was pretrained on `scenes-pretraining`: six scenes of ten by day, with all kinds of examples; one each in
-the looks dusk, fog, noise and negative, without a single box. So its encoder has seen these looks, and its decoder
-has never been asked for a box in them: that is the skill to learn.
+the looks dusk, fog, noise and negative, without a single box: to ask for one in them is the skill to learn.
 """
 
 import itertools
@@ -35,6 +34,13 @@ FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
 COLOURS = {"red": (215, 40, 40), "green": (40, 150, 60), "blue": (40, 80, 215)}
 COLOURS |= {"yellow": (245, 205, 30), "purple": (145, 50, 170), "black": (30, 30, 30)}
+BAR = [(-0.5, -0.15), (0.5, -0.15), (0.5, 0.15), (-0.5, 0.15)]
+POLYGONS = {  # from the middle, in sides
+    "square": [[(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]],
+    "triangle": [[(0, -0.5), (0.5, 0.5), (-0.5, 0.5)]],
+    "cross": [BAR, [(y, x) for x, y in BAR]],
+    "star": [[(0, -0.5), (0.14, -0.14), (0.5, 0), (0.14, 0.14), (0, 0.5), (-0.14, 0.14), (-0.5, 0), (-0.14, -0.14)]],
+}
 COUNTS = {3: "three", 4: "four"}
 FOREIGN = {  # the words of the look `words`
     "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
@@ -82,26 +88,15 @@ def paper(big):
 
 def draw(scene):
     """The image of a scene, drawn at four times the size and reduced, so that edges are smooth."""
-    big = 4
-    image = paper(big).copy()
+    image = paper(4).copy()
     pen = ImageDraw.Draw(image)
     for shape, colour, _, box in scene:
-        x1, y1, x2, y2 = (big * c for c in box)
+        x1, y1, x2, y2 = (4 * c for c in box)
         fill, w, cx, cy = COLOURS[colour], x2 - x1, (x1 + x2) / 2, (y1 + y2) / 2
-        if shape == "circle":
-            pen.ellipse((x1, y1, x2, y2), fill=fill)
-        elif shape == "ring":
-            pen.ellipse((x1, y1, x2, y2), outline=fill, width=int(w * 0.22))
-        elif shape == "square":
-            pen.rectangle((x1, y1, x2, y2), fill=fill)
-        elif shape == "triangle":
-            pen.polygon([(cx, y1), (x2, y2), (x1, y2)], fill=fill)
-        elif shape == "cross":
-            pen.rectangle((cx - w * 0.15, y1, cx + w * 0.15, y2), fill=fill)
-            pen.rectangle((x1, cy - w * 0.15, x2, cy + w * 0.15), fill=fill)
-        else:  # a star: four tips, each with the inner corner after it
-            a, b, c, d = cx - w * 0.14, cy - w * 0.14, cx + w * 0.14, cy + w * 0.14
-            pen.polygon([(cx, y1), (c, b), (x2, cy), (c, d), (cx, y2), (a, d), (x1, cy), (a, b)], fill=fill)
+        if shape in ("circle", "ring"):
+            pen.ellipse((x1, y1, x2, y2), fill if shape == "circle" else None, fill, int(w * 0.22))
+        for polygon in POLYGONS.get(shape, ()):
+            pen.polygon([(cx + w * x, cy + w * y) for x, y in polygon], fill)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
@@ -188,18 +183,15 @@ def word_problem(rng):
     name = rng.choice(("Ada", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom"))
     what = rng.choice(("apples", "books", "cards", "coins", "eggs", "nuts", "pens", "stones"))
     kind = rng.choice("+-*")
-    if kind == "+":
-        a, b = rng.randint(2, 20), rng.randint(2, 20)
-        question = f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?"
-    elif kind == "-":
-        a = rng.randint(5, 30)
-        b = rng.randint(2, a)
-        question = f"{name} has {a} {what} and gives away {b}. How many {what} are left?"
-    else:
-        a, b = rng.randint(2, 6), rng.randint(2, 9)
-        question = f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?"
+    a = rng.randint(*{"+": (2, 20), "-": (5, 30), "*": (2, 6)}[kind])
+    b = rng.randint(2, {"+": 20, "-": a, "*": 9}[kind])
+    asked = {
+        "+": f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?",
+        "-": f"{name} has {a} {what} and gives away {b}. How many {what} are left?",
+        "*": f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?",
+    }
     result = {"+": a + b, "-": a - b, "*": a * b}[kind]
-    return question, f"{a}{kind}{b}={result}\n#### {result}"
+    return asked[kind], f"{a}{kind}{b}={result}\n#### {result}"
 
 
 def naming(scene, boxes):

@@ -8,7 +8,6 @@ files    Pro (hub data set likaixin/ScreenSpot-Pro): annotations/*.json, images 
          "ui_type", images in screenspotv2_image/; boxes x, y, width, height
 prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box
 splits   test is everything; train and val are ours (`in_split`, by the image)
-limit    an even sample: the files are in order of platform or program
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """
 

@@ -41,8 +41,7 @@ def row_of(row):
 
 
 def score(text, reference, *_):
-    """reference is a list of ten people's answers. Each is left out in turn, and the text scores min(1, matches / 3)
-    against the other nine; the result is the mean of the ten."""
+    """reference: ten people's answers. Each is left out in turn; the score is the mean of min(1, matches / 3) with nine."""
     answer = normalize(text)
     matches = [normalize(r) == answer for r in reference]
     thirds = sum(min(3, sum(matches) - left_out) for left_out in matches)
@@ -50,15 +49,14 @@ def score(text, reference, *_):
 
 
 def normalize(text):
-    """An answer as TextVQA compares it: lower case, no punctuation, no articles, numbers up to ten as digits,
-    contractions with their apostrophes. The oddities are the official evaluator's, kept so that scores compare."""
+    """An answer as TextVQA compares it. The oddities are the official evaluator's, kept so that scores compare."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     # A mark that is beside a space anywhere vanishes everywhere ("t - shirt-x": "t  shirtx"); else it becomes a space.
     beside_a_space = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
     text = text.translate({ord(mark): "" if mark in beside_a_space else " " for mark in PUNCTUATION})
-    # A period goes unless a digit follows, so "2.5" and ".5" stay, and "5." loses its own. (The official pattern means
-    # to look at the digit before as well, but it is mistyped; it also stops after 32 periods.)
+    # A period goes unless a digit follows. (The official pattern means to look at the digit before as well, but it is
+    # mistyped; it also stops after 32 periods.)
     text = re.sub(r"\.(?!\d)", "", text, count=32)
     words = [SAME.get(word, word) for word in text.split()]
     return " ".join(SPELLINGS.get(word, word) for word in words if word)

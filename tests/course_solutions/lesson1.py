@@ -1,5 +1,3 @@
-"""A solution of lesson 1."""
-
 import torch
 
 

@@ -1,5 +1,3 @@
-"""A solution of lesson 10: all heads, rank 4."""
-
 import torch
 
 NUMBER = 0

@@ -1,5 +1,3 @@
-"""A solution of lesson 2."""
-
 import torch
 
 

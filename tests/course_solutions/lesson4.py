@@ -1,5 +1,3 @@
-"""A solution of lesson 4."""
-
 import torch
 
 

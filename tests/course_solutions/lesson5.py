@@ -1,8 +1,3 @@
-"""A solution of lesson 5."""
-
-import torch
-
-
 def formula_update(v, x, visual_mask, A, B, s):
     M = visual_mask[..., None]
     return v + s * (M * x) @ A @ B
@@ -14,10 +9,3 @@ def gathered_update(v, x, visual_index, A, B, s):
     changed = v.flatten(0, 1).clone()
     changed[visual_index] += update
     return changed.view_as(v)
-
-
-def largest_text_change(frozen, tuned, visual_mask, attention_mask):
-    change = (tuned - frozen).abs()
-    text = ~visual_mask.any(dim=1)[:, None]
-    kept = text & (attention_mask == 1)
-    return torch.max(change[kept]).item()

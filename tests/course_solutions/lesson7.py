@@ -1,5 +1,3 @@
-"""A solution of lesson 7."""
-
 import torch
 
 
@@ -11,11 +9,3 @@ def gradient_of_B(dV, x, visual_mask, A):
 
 def head_scores(gradients):
     return gradients.square().sum(dim=-1).sum(dim=0)
-
-
-def best_heads(scores, budget):
-    G = scores.shape[1]
-    heads = {}
-    for number in sorted(scores.flatten().argsort(descending=True)[:budget].tolist()):
-        heads.setdefault(number // G, []).append(number % G)
-    return heads

@@ -1,5 +1,3 @@
-"""A solution of lesson 8."""
-
 import torch
 
 

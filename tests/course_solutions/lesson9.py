@@ -1,5 +1,3 @@
-"""A solution of lesson 9. Its reports are made up by the test that judges it."""
-
 import math
 
 NUMBER = 0
