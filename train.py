@@ -20,7 +20,8 @@ import time
 import warnings
 
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch looks for it; nothing here needs it
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # rows vary in length: less is wasted
+if "PYTORCH_ALLOC_CONF" not in os.environ:  # rows vary in length, which leaves gaps in the GPU's memory: fewer with this
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 

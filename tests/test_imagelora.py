@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_CONFIGS, picture, randomised, write_checkpoint
+from conftest import SMALL_CONFIGS, picture, randomised
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -194,7 +194,7 @@ def test_lora_starts_and_computes_as_pefts():
     torch.testing.assert_close(ours(F.linear(x, plain.weight, plain.bias), x, torch.arange(5)), theirs(x))
 
 
-@pytest.mark.parametrize("n", [1, 7, 20])
+@pytest.mark.parametrize("n", [1, 20])
 def test_the_flop_formulas_equal_torchs_counter(vlm, adapter, n):
     K = vlm.config.head_size
     sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}  # inputs, outputs
@@ -235,18 +235,12 @@ def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_
     assert torch.equal(load_adapter(file, vlm).layers["0"].A, adapter.layers["0"].A)
 
 
-def test_an_adapter_refuses_another_base(tmp_path, vlm, adapter):
-    adapter.attach(vlm).save(tmp_path / "a.safetensors")
-    other = VLM.from_pretrained(write_checkpoint(tmp_path / "other", seed=5, family=vlm.config.family))
-    with pytest.raises(InputError, match="made for another checkpoint"):
-        load_adapter(tmp_path / "a.safetensors", other)
-
-
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
         ({"layers.0.gamma": None}, {}, r"not an adapter that fits this model .*layers\.0\.gamma"),
         ({"layers.0.A": torch.zeros(64, 3)}, {}, r"not an adapter that fits this model .*layers\.0\.A"),
+        ({}, {"base": "0" * 32}, "made for another checkpoint"),
         ({}, {"method": "other"}, "its method is 'other', not image-lora, lora"),
         ({}, {"format_version": "1"}, "another version .format 1.; train it again"),
     ],

@@ -1,53 +1,22 @@
 """Several processes share the rows of a step, end where one does, and end together. IMAGELORA_ATTACKS=1 runs these tests."""
 
-import os
-import re
-import socket
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, by_hand
-from short_run import PROBED, SMALL_RUN, adapter_of, lines_of, run
+from conftest import by_hand
+from short_run import PROBED, adapter_of, ends, in_processes, lines_of, run
 
 from harness import processes
+from harness.loading import choose_device
 from parts.files import InputError, read_json
-
-PROGRAM = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train
-from model import VLM
-real, calls = VLM.loss, []
-def loss(self, batch):
-    calls.append(1)
-    if os.environ["RANK"] == "1" and len(calls) == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
-    return real(self, batch)
-VLM.loss = loss
-train.main(sys.argv[4:])
-"""
-
-
-def start(checkpoint, out, count, *more, name="SIGTERM", at=0):
-    """`count` processes of a small run, as torchrun starts them. The second one gets a signal at its loss number `at`."""
-    out.with_name("program.py").write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    flags = ["--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN, "--out", str(out), *more]
-    command = [sys.executable, str(out.with_name("program.py")), str(ROOT), name, str(at), *flags]
-    env = os.environ | where | {"OMP_NUM_THREADS": "1"}
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=env | {"RANK": str(rank)}, **options) for rank in range(count)]
 
 
 @by_hand
 @pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 2)], ids=["2 and 3 rows", "0, 1 and 1 rows"])
 def test_several_processes_end_where_one_does_also_with_uneven_rows(checkpoint, tmp_path, count, batch):
     flags = ["--batch", str(batch), "--eval-every", "2"]
-    started = start(checkpoint, tmp_path / "many", count, *flags)
+    started = in_processes(checkpoint, tmp_path / "many", ("SIGTERM", "loss", -1), *flags, count=count)
     run(checkpoint, tmp_path / "one", *flags)
     texts = [process.communicate(timeout=600)[1] for process in started]
     assert [process.returncode for process in started] == [0] * count, texts
@@ -72,11 +41,11 @@ def test_several_processes_end_where_one_does_also_with_uneven_rows(checkpoint, 
     ],
 )
 def test_when_one_process_gets_a_signal_all_end_with_a_line(checkpoint, tmp_path, name, codes, message):
-    two = start(checkpoint, tmp_path / "run", 2, name=name, at=PROBED + 2)
+    two = in_processes(checkpoint, tmp_path / "run", (name, "loss", PROBED + 2), count=2)
     text, _ = (process.communicate(timeout=600)[1] for process in two)
     assert [process.returncode for process in two] == codes
-    lines = [line for line in re.split(r"[\r\n]", text) if line.startswith(("stopped; ", "Traceback", "error: "))]
-    assert len(lines) == 1 and lines[0].startswith(message.replace("RUN", str(tmp_path / "run")))
+    (line,) = ends(text)
+    assert line.startswith(message.replace("RUN", str(tmp_path / "run")))
 
 
 def test_a_message_without_the_others_is_one_line(monkeypatch):
@@ -89,3 +58,24 @@ def test_a_message_without_the_others_is_one_line(monkeypatch):
     for send in (lambda: processes.sum_over_processes([p], torch.zeros(())), lambda: processes.total(1)):
         with pytest.raises(InputError, match="another process of this run has ended .* Connection closed by peer .127"):
             send()
+
+
+def test_processes_do_not_wait_for_each_other_for_ever(monkeypatch):
+    given = []
+    monkeypatch.setattr(processes, "WORLD", 2)
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda backend, timeout: given.append(timeout))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: given.append("end"))
+    with processes.all_processes():
+        pass
+    assert given == [processes.TIMEOUT, "end"] and processes.TIMEOUT.total_seconds() == 900
+
+
+def test_each_process_chooses_its_gpu_before_anything_else_touches_one(monkeypatch):
+    calls = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: calls.append("used") or torch.ones(1))
+    for name, index in (("auto", 3), ("cuda", 3), ("cuda:1", 1)):
+        assert choose_device(name, "float32")[0] == torch.device("cuda", index)
+        assert calls[-2:] == [torch.device("cuda", index), "used"]
