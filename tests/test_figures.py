@@ -46,12 +46,12 @@ def test_a_text_is_broken_into_lines_that_fit_and_a_long_word_is_measured_a_few_
     assert len(lines) == 2 and lines[1].endswith("...") and 250 < measure(lines[1], 16) <= 300
 
 
-@pytest.mark.parametrize("scores", [[[4.0, 1.0], [0.0, 2.0]], [[-4.0, -1.0], [0.0, -2.0]], None])
-def test_a_head_map_frames_the_selected_heads(tmp_path, scores):
+@pytest.mark.parametrize("scores", [[[4.0, 1.0], [0.0, 2.0]], [[-4.0, -1.0], [0.0, -2.0]]])
+def test_a_head_map_frames_the_selected_heads_and_draws_a_negative_score_as_zero(tmp_path, scores):
     figures.head_map(tmp_path / "some.png", scores, {0: [0], 1: [1]})
-    figures.head_map(tmp_path / "none.png", scores or [[0.0]], {})
+    figures.head_map(tmp_path / "none.png", scores, {})
     assert ORANGE in colours(tmp_path / "some.png") and ORANGE not in colours(tmp_path / "none.png")
-    assert (figures.shade(1) in colours(tmp_path / "some.png")) == bool(scores and scores[0][0] > 0)
+    assert (figures.shade(1) in colours(tmp_path / "some.png")) == (scores[0][0] > 0)
 
 
 def test_the_curve_shows_the_loss_and_the_accuracy(tmp_path):
