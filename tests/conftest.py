@@ -20,7 +20,7 @@ from parts.backbones import FAMILIES
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(int(os.environ.get("IMAGELORA_TEST_THREADS", "1")))  # one, unless a run asks for more
-by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1; CI does")
+by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_SLOW") != "1", reason="set IMAGELORA_SLOW=1; CI does")
 DEVICE = torch.device(os.environ.get("IMAGELORA_TEST_DEVICE", "cpu"))  # of tests/test_gpu.py; cuda: runs may use it too
 
 
