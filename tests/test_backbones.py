@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES
-from conftest import SMALL_CONFIGS, picture, write_checkpoint
+from conftest import SMALL_CONFIGS, write_checkpoint
 
-from data import Example
 from model import VLM
 from parts.backbones import FAMILIES as BACKBONES
 from parts.backbones.checkpoint import hub_name, our_name, read_config, sample
@@ -24,13 +23,6 @@ def test_few_rows_multiplied_in_parts_give_the_same_product(rows, outputs):
     x, weight, bias = torch.randn(rows, 1, 24), torch.randn(outputs, 24), torch.randn(outputs)
     for b in (bias, None):
         torch.testing.assert_close(linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
-
-
-def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
-    examples = [Example([picture(90, 60)]), Example([picture(40, 300, 1)]), Example([picture(130, 130, 2)])]
-    batches = map(processor, [examples, *([e] for e in examples)])
-    together, *alone = (vlm.visual(batch.patches, batch.grids) for batch in batches)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_the_residual_streams_of_a_bfloat16_model_are_float32(checkpoint, mixed):
@@ -108,8 +100,6 @@ def test_every_tensor_is_used_exactly_once(tmp_path, change, message):
 
 
 def test_a_checkpoint_that_lacks_a_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint folder"):
-        VLM.from_pretrained(tmp_path / "nowhere")
     (write_checkpoint(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(InputError, match="model.safetensors: no such file"):
         VLM.from_pretrained(tmp_path)

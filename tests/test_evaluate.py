@@ -81,9 +81,7 @@ def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_withou
     assert evaluate.summary(rows)["by_kind"] == {"a": 1, "b": 0.5, "b prior": 1, "c": 0.5}
     assert evaluate.summary(rows, "a")["text_accuracy"] == 0.75  # of all rows without image or video
     assert evaluate.summary(rows[:1])["text_accuracy"] is evaluate.summary([])["accuracy"] is None
-
-
-def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_same():
+    # By kind and by group; once where these are the same.
     rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain")]
     rows += [row("screen", "text", "text", score=0.0, parsed=None)]
     assert evaluate.summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}

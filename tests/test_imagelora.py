@@ -66,13 +66,11 @@ def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, m
 def test_rows_without_an_image_are_untouched_bit_for_bit_by_any_trained_adapter(vlm, mixed, processor):
     alone = processor([Example([], "How many apples are left?"), Example([], "你好")])
     frozen, frozen_alone, tokens = vlm(mixed), vlm(alone), vlm.generate(alone, 8)
-    for seed in range(3):
-        adapter = randomised(ImageLoRA(vlm.config, HEADS), seed).attach(vlm)
-        adapted = vlm(mixed)
-        assert torch.equal(adapted[1], frozen[1])
-        assert not torch.equal(adapted[0], frozen[0]) and not torch.equal(adapted[2], frozen[2])
-        assert torch.equal(vlm(alone), frozen_alone) and vlm.generate(alone, 8) == tokens
-        adapter.detach()
+    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    adapted = vlm(mixed)
+    assert torch.equal(adapted[1], frozen[1])
+    assert not torch.equal(adapted[0], frozen[0]) and not torch.equal(adapted[2], frozen[2])
+    assert torch.equal(vlm(alone), frozen_alone) and vlm.generate(alone, 8) == tokens
 
 
 def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
