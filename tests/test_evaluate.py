@@ -65,9 +65,6 @@ def test_the_change_of_text_logits_is_the_largest_of_all_prompts_in_either_direc
         assert torch.equal(of_prompt, vlm(processor([Example([], prompt)])))
 
 
-# -- accuracies
-
-
 def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **more):
     """A prediction as far as `summary` reads it."""
     answer = {"metric": "exact", "score": score, "parsed": parsed, "failed": parsed is None, "text": str(parsed)}
@@ -94,9 +91,6 @@ def test_boxes_in_another_scale_are_counted():
     rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
     assert [evaluate.summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
     assert evaluate.summary([row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # not a box
-
-
-# -- scores again
 
 
 def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):

@@ -25,7 +25,6 @@ SHAPES = {  # B, H, G, T, S, K
     "decoding, 3B": (3, 16, 2, 1, 37, 128),
     "decoding, 7B": (1, 28, 4, 1, 300, 128),
     "reading": (2, 8, 2, 13, 13, 16),
-    "reading, a head for each": (2, 4, 4, 13, 13, 24),
 }
 
 
