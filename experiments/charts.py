@@ -25,5 +25,7 @@ def curves(path, panels):
         for line, points in series.items():
             axes.line(points, colours[line])
     for i, (line, colour) in enumerate(colours.items()):
-        figures.legend(pen, GAP, TOP + SIDE + 110 + 34 * i, line, colour, 19)
+        y = TOP + SIDE + 110 + 34 * i
+        pen.circle((GAP + 7, y), 6, "white", colour, 2)
+        pen.text((GAP + 22, y), line, BLACK, figures.font(19), anchor="lm")
     figures.save(picture, path)

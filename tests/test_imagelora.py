@@ -25,19 +25,14 @@ def adapter(vlm):
     return randomised(ImageLoRA(vlm.config, HEADS, rank=4, alpha=12))
 
 
-def test_the_update_is_the_papers_formula_for_one_token(vlm, adapter):
+def test_the_update_is_the_papers_formula_and_its_gradients_are_those_of_the_formula(vlm, mixed, adapter):
     """V~^(h) - V^(h) = (alpha / R) * gamma / sqrt(n) * x A B^(h) at a visual token; nothing at the others."""
-    u, x, K = adapter.layers["2"], torch.randn(1, 3, vlm.config.hidden), vlm.config.head_size
-    v = u(torch.zeros(1, 3, 2 * K), x, torch.tensor([1]))
-    by_hand = 12 / 4 * u.gamma / 2**0.5 * (x[0, 1] @ u.A @ u.B[1])
-    assert torch.allclose(v[0, 1, K:], by_hand, rtol=1e-5, atol=1e-5)
-    assert (v[0, [0, 2]] == 0).all()
-
-
-def test_the_gathered_path_equals_the_formula_and_so_do_its_gradients(vlm, mixed, adapter):
-    update, (B, T) = adapter.layers["2"], mixed.input_ids.shape
-    v, g = torch.randn(2, B, T, 2 * vlm.config.head_size)
+    update, (B, T), K = adapter.layers["2"], mixed.input_ids.shape, vlm.config.head_size
+    v, g = torch.randn(2, B, T, 2 * K)
     x = torch.randn(B, T, vlm.config.hidden, requires_grad=True)
+    added, t = update.formula(v, x, mixed.visual_mask) - v, mixed.visual_index[0]
+    by_hand = 12 / 4 * update.gamma / 2**0.5 * (x[0, t] @ update.A @ update.B[1])
+    assert torch.allclose(added[0, t, K:], by_hand, rtol=1e-5, atol=1e-5) and (added[~mixed.visual_mask] == 0).all()
     results = []
     for out in (update(v.clone(), x, mixed.visual_index), update.formula(v, x, mixed.visual_mask)):
         results.append([out, *torch.autograd.grad((out * g).sum(), [x, update.A, update.B, update.gamma])])
@@ -194,9 +189,8 @@ def test_lora_starts_and_computes_as_pefts():
     torch.testing.assert_close(ours(F.linear(x, plain.weight, plain.bias), x, torch.arange(5)), theirs(x))
 
 
-@pytest.mark.parametrize("n", [1, 20])
-def test_the_flop_formulas_equal_torchs_counter(vlm, adapter, n):
-    K = vlm.config.head_size
+def test_the_flop_formulas_equal_torchs_counter(vlm, adapter):
+    K, n = vlm.config.head_size, 7  # visual tokens of 20
     sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}  # inputs, outputs
     for kind in (adapter, randomised(LoRA(vlm.config, rank=4))):
         with FlopCounterMode(display=False) as counter:
@@ -239,7 +233,6 @@ def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_
     ("tensors", "metadata", "message"),
     [
         ({"layers.0.gamma": None}, {}, r"not an adapter that fits this model .*layers\.0\.gamma"),
-        ({"layers.0.A": torch.zeros(64, 3)}, {}, r"not an adapter that fits this model .*layers\.0\.A"),
         ({}, {"base": "0" * 32}, "made for another checkpoint"),
         ({}, {"method": "other"}, "its method is 'other', not image-lora, lora"),
         ({}, {"format_version": "1"}, "another version .format 1.; train it again"),

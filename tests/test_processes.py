@@ -1,4 +1,4 @@
-"""Several processes share the rows of a step, end where one does, and end together. IMAGELORA_ATTACKS=1 runs these tests."""
+"""Several processes share the rows of a step, end where one does, and end together. IMAGELORA_SLOW=1 runs these tests."""
 
 import sys
 

@@ -35,11 +35,3 @@ def test_examples_show_where_base_and_tuned_differ_a_failure_and_a_row_of_each_o
 )
 def test_an_accuracy_is_of_what_is_to_be_learnt_or_at_risk_or_cannot_change(method, data, images, meaning):
     assert report.meaning_of({"data": data, "images": images, "videos": 0}, "fog", method) == meaning
-
-
-def test_only_pictures_that_were_drawn_are_pointed_at(finished, tmp_path, capsys):
-    out, measured = finished
-    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", out)
-    assert "look at examples.png (what it answers), heads.png (which heads), curve.png" in capsys.readouterr().out
-    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", tmp_path)
-    assert "png (" not in capsys.readouterr().out
