@@ -27,6 +27,7 @@ def compare(what, got, right, mistakes=None):
     require(torch.is_tensor(right), f"{what}: {got!r} is not {right!r}")
     tensor(what, got, *right.shape)
     require(kind(got) == kind(right), f"{what}: the numbers are {got.dtype}, expected is {right.dtype}")
+    require(not got.isnan().any() or right.isnan().any(), f"{what}: there are NaNs -> 0/0 or inf - inf?")
     difference = (got.double() - right.double()).abs().max().item()
     raise Wrong(f"{what}: the shape is right, the values are not (largest difference {difference:.3g})")
 

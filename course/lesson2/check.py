@@ -2,17 +2,17 @@
 
 import torch
 
-from course.checks import compare, pair, require, same
+from course.checks import Wrong, compare, pair, require, same
 from course.real import logits, scenes, tiny
 from model import attend
 from parts.backbones.layers import weights_kept
 
 
-def by_hand(q, k, scale=0.5, mask=None, hidden=float("-inf")):
+def by_hand(q, k, scale=0.5, mask=None, hidden=float("-inf"), dim=-1):
     """The weights of attention for heads of size 4, with one thing changed."""
     k = k if len(k[0]) == len(q[0]) else k.repeat_interleave(len(q[0]) // len(k[0]), dim=1)
     causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if mask is None else mask
-    return (scale * q @ k.mT).masked_fill(~causal, hidden).softmax(dim=-1)
+    return (scale * q @ k.mT).masked_fill(~causal, hidden).softmax(dim)
 
 
 def check_the_formula(student):
@@ -27,9 +27,13 @@ def check_the_formula(student):
         "row 0 is NaN -> a token must look at itself, too": by_hand(q, k, mask=triangle.tril(-1)),
         "a hidden token has a weight -> a score of 0 is not nothing, e^0 = 1; use -inf": by_hand(q, k, hidden=0),
         "the weights do not add up to 1 -> the mask comes before the softmax": by_hand(q, k, mask=everyone) * triangle,
+        "the columns add up to 1, not the rows -> the softmax is over the last dimension": by_hand(q, k, dim=-2),
         "heads read the wrong keys -> use repeat_interleave, not repeat": by_hand(q, k.repeat(1, 3, 1, 1)),
     }
-    out, weights = pair("attend", student.attend(q, k, v))
+    try:
+        out, weights = pair("attend", student.attend(q, k, v))
+    except RuntimeError as error:
+        raise Wrong("q has 6 heads, k and v have 2 -> repeat_interleave both") if "(6) must match" in str(error) else error
     compare("the weights of attend", weights, by_hand(q, k), mistakes)
     mistakes = {"heads read the wrong values -> use repeat_interleave for them, too": weights @ v.repeat(1, 3, 1, 1)}
     compare("the output of attend", out, weights @ v.repeat_interleave(3, dim=1), mistakes)

@@ -24,10 +24,7 @@ def check_the_bytes(student):
 def check_the_merge(student):
     """merged gives one matrix with the same output for every input."""
     W, A, B, s = torch.randn(9, 6), torch.randn(9, 2), torch.randn(2, 6), 0.3
-    mistakes = {
-        "the factor s is missing -> s * A @ B": W + A @ B,
-        "this is the update alone -> W is a part of it": s * A @ B,
-    }
+    mistakes = {"the factor s is missing -> s * A @ B": W + A @ B, "this is the update alone -> W is a part of it": s * A @ B}
     compare("merged", call(student.merged, W, A, B, s), W + s * A @ B, mistakes)
 
 
@@ -64,22 +61,25 @@ def ours(vlm, batch, parameters, optimizer, clip=1.0, zero=True):
 
 
 def trained(training_step, lr=3e-3, **options):
-    """(losses, parameters) after four steps of a LoRA on the values of the real model."""
+    """(losses, parameters, whether a gradient is left) after four steps of a LoRA on the values of the real model."""
     torch.manual_seed(4)
     adapter = LoRA(tiny()[0].config, targets=("v",), rank=2, alpha=64)  # large, so that gradients are clipped
     parameters = list(adapter.parameters())
     four = (tiny()[0], mixed(), parameters, torch.optim.AdamW(parameters, lr=lr))
     losses = with_updates(adapter.updates, lambda: [training_step(*four, **options) for _ in range(4)])
-    return losses, torch.cat([p.detach().flatten() for p in parameters])
+    left = any(p.grad is not None and p.grad.any() for p in parameters)
+    return losses, torch.cat([p.detach().flatten() for p in parameters]), left
 
 
 def check_the_step(student):
     """Four steps of training_step in the real model give the right losses and the right parameters."""
-    losses, parameters = trained(student.training_step)
-    require(isinstance(losses[0], float), "the loss is no number -> a tensor keeps all that it was made of; use .item()")
+    losses, parameters, left = trained(student.training_step)
+    returned = "tensor" if torch.is_tensor(losses[0]) else type(losses[0]).__name__
+    require(isinstance(losses[0], float), f"training_step returned a {returned}, not a Python number -> .item()")
     mistakes = {
         "gradients add up from step to step -> zero_grad() belongs to every step": trained(ours, zero=False)[1],
         "the gradient is too long -> clip it, between backward and step": trained(ours, clip=1e9)[1],
         "nothing is learnt -> backward, clip, step, zero, in this order": trained(ours, lr=0.0)[1],
     }
     compare("the parameters after four steps", parameters, trained(ours)[1], mistakes)
+    require(not left, "a gradient is left over after the step -> zero_grad() comes last")

@@ -27,18 +27,19 @@ def check_full_layers_pass_on(student):
     """limited gives at most G each, and loses nothing, also where passing on fills a second layer."""
     cases = [([6.0, 1.0, 0.7, 0.3], 4, [4.0, 2.0, 1.4, 0.6]), ([9.0, 3.0, 1.0, 1.0], 5, [5.0, 5.0, 2.0, 2.0])]
     cases += [([7.0, 3.5, 1.0, 0.5], 4, [4.0, 4.0, 8 / 3, 4 / 3]), ([1.0, 2.0], 4, [1.0, 2.0])]
+    cases += [([9.1, 2.5, 0.4], 4, [4.0] * 3), ([7.8, 3.9, 0.3], 4, [4.0] * 3)]  # full; rounding leaves 1e-6
     for values, G, right in cases:
         shares = torch.tensor(values)
         cut, free = shares.clamp(max=G), shares < G
         over = (shares - cut).sum()
         mistakes = {
+            "limited gives NaN when all layers are full -> a rest below 1e-4 is rounding: stop there": shares * float("nan"),
             "a layer has more than its G heads -> cut it": shares,
             "what a full layer cannot take is lost -> give it to the others": cut,
             "full layers are over G again -> scale the others alone": cut * shares.sum() / cut.sum(),
             "full layers get a part of the rest -> give it to those that are not full": cut + over / len(cut),
             "the rest is shared out equally -> in proportion to the shares": cut + over * free / free.sum(),
-            "a layer became full on the way -> it passes on, too; repeat until nothing is left over": cut
-            + over * shares * free / (shares * free).sum(),
+            "a layer became full on the way -> repeat it": cut + over * shares * free / (shares * free).sum(),
         }
         compare(f"limited({values}, {G})", call(student.limited, shares, G), torch.tensor(right), mistakes)
 

@@ -13,7 +13,7 @@ def layer_shares(scores, budget, tau):
 
 def limited(shares, G):
     """The shares [L] with at most G each. What a full layer cannot take goes to the others, in proportion to their shares,
-    until nothing is left over. The sum is the same as before (shares.sum() is at most L * G; all above 0).
+    until nothing is left over; a rest below 1e-4 is rounding. The sum stays (shares.sum() is at most L * G; all above 0).
     """
     raise NotImplementedError
 
