@@ -83,5 +83,5 @@ def together(folders):
     power = {m: NormalDist().cdf(MARGIN * sqrt(m) / s - T[m - 1]) for m in (3, n, *range(3, 1000))}
     enough = next((m for m in sorted(power) if power[m] >= 0.8), "more than 1,000")
     print(f"{n} pairs, probed - random: {100 * d:+.1f} points [{100 * (d - half):+.1f}, {100 * (d + half):+.1f}]")
-    print(f"a true difference of {100 * MARGIN:g} points is found by 3 pairs in {power[3]:.0%} of all classes, by {n} in", end=" ")
+    print(f"a true difference of {100 * MARGIN:g} points is seen by 3 pairs in {power[3]:.0%} of all classes, by {n} in", end=" ")
     print(f"{power[n]:.0%}; 80 % need {enough} pairs (standard deviation of a difference: {100 * s:.1f} points)")
