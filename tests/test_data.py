@@ -35,9 +35,6 @@ def test_tokens_and_grids_are_computed_once_by_each_processor(checkpoint, monkey
     assert len(calls) == 2 * 12
 
 
-# -- rows of a batch
-
-
 def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
     photo, box = picture(224, 112), '{\n"bbox_2d": [10, 21, 30, 40]\n}'
     examples = [Example([photo], "Where?", (10.4, 20.6, 30, 40)), Example([], "2+2?", "4\n#### 4")]
@@ -66,9 +63,6 @@ def test_training_rows_are_padded_right_and_prompts_left(processor):
     for batch in (right, left):
         assert torch.equal(batch.segments, batch.attention_mask - 1)
         assert not batch.visual_mask.any() and batch.patches.shape == (0, 1176) and batch.grids.shape == (0, 3)
-    for wrong in ([Example([], "a", "b"), Example([], "a")], []):
-        with pytest.raises(ValueError, match="needs examples, all with answers"):
-            processor(wrong)
 
 
 def test_the_visual_mask_index_and_source_agree_and_a_shared_picture_is_encoded_once(processor):
@@ -104,8 +98,6 @@ def test_pixel_limits_come_from_the_checkpoint_and_can_be_set(checkpoint, tmp_pa
     shutil.copy(checkpoint / "config.json", tmp_path / "config.json")
     for processor in (small, Processor.from_pretrained(tmp_path)):
         assert processor.count(Example([picture(2000, 1000)], "héllo"))[1] == 98
-    with pytest.raises(InputError, match="below min_pixels"):
-        Processor.from_pretrained(checkpoint, max_pixels=100)
 
 
 def test_the_committed_tokenizer_and_configuration_are_what_build_makes():
@@ -142,7 +134,4 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, checkpoint):
         shutil.copy(checkpoint / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(small_config() | {"image_token_id": 12}))
     with pytest.raises(InputError, match="special tokens"):
-        Processor.from_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer"):
         Processor.from_pretrained(tmp_path)

@@ -65,9 +65,6 @@ def test_the_change_of_text_logits_is_the_largest_of_all_prompts_in_either_direc
         assert torch.equal(of_prompt, vlm(processor([Example([], prompt)])))
 
 
-# -- accuracies
-
-
 def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **more):
     """A prediction as far as `summary` reads it."""
     answer = {"metric": "exact", "score": score, "parsed": parsed, "failed": parsed is None, "text": str(parsed)}
@@ -81,9 +78,7 @@ def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_withou
     assert evaluate.summary(rows)["by_kind"] == {"a": 1, "b": 0.5, "b prior": 1, "c": 0.5}
     assert evaluate.summary(rows, "a")["text_accuracy"] == 0.75  # of all rows without image or video
     assert evaluate.summary(rows[:1])["text_accuracy"] is evaluate.summary([])["accuracy"] is None
-
-
-def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_same():
+    # By kind and by group; once where these are the same.
     rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain")]
     rows += [row("screen", "text", "text", score=0.0, parsed=None)]
     assert evaluate.summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
@@ -96,9 +91,6 @@ def test_boxes_in_another_scale_are_counted():
     rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
     assert [evaluate.summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
     assert evaluate.summary([row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # not a box
-
-
-# -- scores again
 
 
 def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):

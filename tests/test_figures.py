@@ -1,9 +1,6 @@
 """What the pictures show is what is so."""
 
-from xml.etree import ElementTree
-
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from harness import figures
@@ -55,9 +52,3 @@ def test_examples_draw_the_boxes_that_an_item_has_and_whether_an_answer_is_right
     assert {figures.GREEN, figures.BLUE} <= colours(tmp_path / "right.png")  # a tick, a box
     assert not {figures.ORANGE, figures.RED} & colours(tmp_path / "right.png")  # no base model in this run, no cross
     assert figures.RED in colours(tmp_path / "wrong.png") and figures.GREEN not in colours(tmp_path / "wrong.png")
-
-
-def test_the_picture_of_the_method_touches_visual_tokens_and_nothing_else():
-    paths = [path.attrib for path in ElementTree.parse(ROOT / "docs/method.svg").iter("{http://www.w3.org/2000/svg}path")]
-    visual, *touched = (p["d"] for p in paths if p.get("class", "").endswith(("visual", "touched")))
-    assert visual == "M460 89h108" and touched == ["M460 210h108", "M460 274h108"]  # in two of four heads

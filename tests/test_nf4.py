@@ -11,7 +11,6 @@ import train
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.backbones import nf4
-from parts.backbones.layers import compute_twice
 from parts.files import InputError
 
 FAMILIES = SMALL_CONFIGS  # each test that uses a checkpoint runs for both; 96 inputs of `down` are no multiple of 64
@@ -66,8 +65,6 @@ def test_a_weight_takes_four_and_a_quarter_bits_and_is_off_by_a_tenth():
     assert 8 * (codes.nbytes + scales.nbytes) == 4.25 * weight.numel()
     error = nf4.dequantize(codes, scales, 1024, torch.float32) - weight.float()
     assert 0.07 < error.square().mean().sqrt().item() < 0.11
-    used = torch.cat([codes >> 4, codes & 15]).flatten().long().bincount(minlength=16) / weight.numel()
-    assert used.min() > 0.01 and used.max() < 0.12  # all 16 levels
 
 
 def test_the_projections_of_the_decoder_are_in_4_bits_and_nothing_else_changes(vlm, small):
@@ -94,12 +91,9 @@ def test_loading_holds_one_weight_at_a_time_in_full(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA], ids=["image-lora", "lora"])
-@pytest.mark.parametrize("twice", [False, True], ids=["", "checkpointing"])
-def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(small, rounded, mixed, make, twice):
+def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(small, rounded, mixed, make):
     results = []
     for vlm in (small, rounded):
-        if twice:
-            compute_twice(vlm.model.layers[:-1])
         adapter = randomised(make(vlm.config), size=0.1).attach(vlm)
         vlm.loss(mixed).backward()
         results.append([vlm(mixed).detach(), *(p.grad for p in adapter.parameters())])

@@ -67,11 +67,9 @@ def test_the_probe_leaves_the_model_and_its_adapter_as_they_were_and_is_a_functi
     assert torch.equal(head_scores(vlm, batches, seed=1), one)
 
 
-def test_a_batch_without_visual_tokens_and_an_unknown_criterion_are_errors(vlm, processor, batches):
+def test_a_batch_without_visual_tokens_is_an_error(vlm, processor):
     with pytest.raises(ValueError, match="no visual token"):
         head_scores(vlm, [processor([Example([], "2+2?", "4")])])
-    with pytest.raises(ValueError, match="rank1, gate"):
-        head_scores(vlm, batches, "magic")
     assert not any(layer.self_attn.adapters["v"] for layer in vlm.model.layers)
 
 
@@ -92,22 +90,15 @@ def test_the_budget_is_met_exactly_for_every_budget_and_tau(tau):
             assert all(len(set(hs)) == len(hs) and 0 < len(hs) <= G and max(hs) < G for hs in heads.values())
 
 
-def test_within_a_layer_the_highest_scores_win():
-    scores = torch.tensor([[1.0, 9.0, 3.0, 2.0]])
-    assert [select_heads(scores, k) for k in (1, 2, 3)] == [{0: [1]}, {0: [1, 2]}, {0: [1, 2, 3]}]
-
-
-def test_tau_moves_the_budget_from_uniform_to_proportional():
+def test_tau_moves_the_budget_from_uniform_to_proportional_and_within_a_layer_the_highest_scores_win():
+    assert select_heads(torch.tensor([[1.0, 9.0, 3.0, 2.0]]), 2) == {0: [1, 2]}
     scores = torch.tensor([[8.0] * 8, [2.0] * 8, [0.5] * 8, [0.5] * 8])
     for tau, shares in ((0, [2, 2, 2, 2]), (0.5, [4, 2, 1, 1]), (9, [8, 0, 0, 0])):
         heads = select_heads(scores, 8, tau)
         assert [len(heads.get(layer, [])) for layer in range(4)] == shares
 
 
-def test_an_impossible_budget_and_scores_that_mean_nothing_are_errors():
-    for budget in (0, 21):
-        with pytest.raises(ValueError, match="choose 1 to 20"):
-            select_heads(torch.ones(5, 4), budget)
+def test_scores_that_mean_nothing_are_errors():
     for bad in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ValueError, match="finite"):
             select_heads(torch.tensor([[1.0, bad]]), 1)
