@@ -137,8 +137,7 @@ def profile_line(step, device):
         sides.seconds_of(step, device)
     kernels = [[e.key[:120], getattr(e, f"self_{kind}_time_total") / 1000, e.count] for e in profiler.key_averages()]
     kernels.sort(key=lambda kernel: -kernel[1])
-    gaps = ms - sum(kernel[1] for kernel in kernels)
-    return {"ms": ms, "ms without a kernel": gaps, "kernel, ms, calls": kernels[:10]}
+    return {"ms": ms, "ms without a kernel": ms - sum(k[1] for k in kernels), "kernel, ms, calls": kernels[:10]}
 
 
 PARTS = {  # a generator of (what a line is about, what makes it), on which model, for how many seconds at most

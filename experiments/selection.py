@@ -92,9 +92,8 @@ def selecting(_, setup):
     # The hypothesis, and the other criteria.
     comparisons = []
     for skills in (list(SKILLS), ["boxes-fog"]):
-        rank1, column = pooled(trained, "rank1", skills), " and ".join(skills)
+        rank1, column = pooled(trained, "rank1", skills), " and ".join(skills) + ", 1 to 3 heads"
         for name in tables[skills[0]]:
             if name != "rank1":
-                theirs = pooled(trained, name, skills)
-                comparisons.append(compare("rank1, 1 to 3 heads", name, column, rank1, theirs))
+                comparisons.append(compare("rank1", name, column, rank1, pooled(trained, name, skills)))
     return {"tables": list(tables.items()), "comparisons": comparisons}
