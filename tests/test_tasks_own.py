@@ -16,7 +16,7 @@ from parts.files import InputError
 from parts.tasks import score
 from parts.tasks.__main__ import main as look
 from parts.tasks.images import Frame
-from parts.tasks.own import METRICS
+from parts.tasks.own import METRICS, connected
 
 
 @pytest.fixture
@@ -175,6 +175,9 @@ def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_o
         ({"video": "clips/7", "image": "a.png", "prompt": "In <video>, is <image>?", "answer": "x"}, "<video> <image> in the prompt"),
         ({"image": "a.png"} | talk("Hi.", "Hi.", "<image>\nWhat?", "x"), "<image> or <video> in a later turn"),
         (talk("What?"), "the last turn has no answer"),
+        (talk("What?", "x") | {"prompt": "Where?"}, "multiple values for keyword argument 'prompt'"),
+        (talk("What?", "x") | {"messages": []}, '"messages" is not read'),
+        (talk("What?", "x") | {"metric": "bleu"}, "metric 'bleu' of 'x'"),
         ({"conversations": talk("What?", "x")["conversations"][::-1]}, "turns must alternate user, assistant"),
         (ASK | {"history": [["What?"]]}, 'a "history" of .prompt, answer. pairs'),
     ],
@@ -233,11 +236,13 @@ def test_without_a_val_file_a_tenth_of_the_images_is_held_out_with_all_that_is_a
 
 def test_no_image_is_on_both_sides_of_a_split_however_rows_and_names_connect_them(forty):
     shown = [(f"{i}.png", f"{i + 1}.png") for i in range(0, 20, 2)] + [(f"./{i}.png",) for i in range(40)]
-    write_lines(forty / "mine.jsonl", [ASK | {"images": names} for names in [*shown, ("30.png", "31.png"), ("31.png", "32.png")]])
+    write_lines(forty / "mine.jsonl", [ASK | {"images": names} for names in shown])
     names = {}
     for split in ("train", "val"):
         names[split] = {image.name for e in load("jsonl", forty / "mine.jsonl", split) for image in e.images}
     assert names["val"] and names["train"] and not names["val"] & names["train"]
+    chain = [("1", "2"), ("3",), ("2", "3"), ("a", "b"), ("c", "d"), ("b", "c"), ("1", "a")]
+    assert len(set(connected(chain))) == 1 and len(set(connected(chain[:-1]))) == 2
 
 
 def test_questions_about_a_single_image_cannot_be_held_out_but_texts_can(forty):

@@ -58,9 +58,9 @@ def parsed(entry):
 
 
 def once(pairs):
-    if len(row := dict(pairs)) < len(pairs):
+    if len(dict(pairs)) < len(pairs):
         raise ValueError("a key twice in one object")
-    return row
+    return dict(pairs)
 
 
 def json_rows(file):
@@ -174,13 +174,13 @@ def names_of(row, one, several):
 
 def videos_of(row, source, root):
     """{"videos": the frames of each of the row's videos, "fps": by the clock of the first}; {} without videos."""
-    if not row.get("fps", 2) > 0:
-        raise InputError(f'{source}: "fps" must be a positive number, got {row["fps"]!r:.60}')
+    if not (fps := row.get("fps", 2)) > 0:
+        raise InputError(f'{source}: "fps" must be a positive number, got {fps!r:.60}')
     videos, rates = [], []
     for name in names_of(row, "video", "videos"):
         frames, count, seconds = video_frames(find_video(name, source, root), FRAMES)
         videos.append(frames)
-        rates.append(len(frames) / (seconds or row.get("seconds") or count / row.get("fps", 2)))
+        rates.append(len(frames) / (seconds or row.get("seconds") or count / fps))
     return {"videos": videos, "fps": rates[0]} if videos else {}
 
 
