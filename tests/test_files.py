@@ -39,13 +39,8 @@ def test_what_fails_while_a_file_is_written_leaves_the_file_of_before(tmp_path):
         write_text(tmp_path / "new/a.txt/b.txt", "")
 
 
-TENSORS = {
-    "b": torch.arange(6.0).view(2, 3).T,
-    "half": torch.arange(3).bfloat16(),
-    "a": torch.arange(4),
-    "one": torch.tensor(0.5),
-    "none": torch.empty(0, 3),
-}
+TENSORS = {"b": torch.arange(6.0).view(2, 3).T, "half": torch.arange(3).bfloat16(), "a": torch.arange(4)}
+TENSORS |= {"one": torch.tensor(0.5), "none": torch.empty(0, 3)}
 
 
 def test_equal_contents_make_equal_safetensors_files_that_the_library_reads(tmp_path):

@@ -104,12 +104,6 @@ def test_nothing_waits_for_what_is_no_file(tmp_path):
             open_image(tmp_path / name)
 
 
-def test_an_image_with_a_side_ratio_over_200_is_named():
-    with pytest.raises(InputError, match="2010 x 10 pixels; one side may be 200 times the other at most"):
-        _ = Visual(Image.new("RGB", (2010, 10))).size
-    assert Visual(Image.new("RGB", (2000, 10))).size == (2000, 10)
-
-
 def test_frames_are_spread_evenly_first_and_last_included():
     assert images.sample(20, 8) == [0, 3, 5, 8, 11, 14, 16, 19]
     assert (images.sample(3, 8), images.sample(1, 8), images.sample(9, 1)) == ([0, 1, 2], [0], [0])

@@ -77,7 +77,7 @@ TALK = talk(WHICH, "the first", "And now?", "the second")["conversations"]
 NAMES = {"human": "user", "gpt": "assistant"}
 CONVERSATIONS = {
     "llava": PAIR | {"conversations": TALK},
-    "image as a list": {"image": PAIR["images"], "id": 7, "video": None, "conversations": TALK},
+    "image as a list": {"image": PAIR["images"], "id": 7, "image_id": 9, "licence": "MIT", "video": None, "conversations": TALK},
     "messages": PAIR | {"messages": [{"role": NAMES[turn["from"]], "content": turn["value"]} for turn in TALK]},
     "history": PAIR | {"prompt": "And now?", "answer": "the second", "history": [["Which?", "the first"]]},
 }
@@ -106,26 +106,20 @@ def test_the_parts_of_a_message_may_hold_its_images(root):
     assert [image.name for image in row.images] == ["a.png", "b.png"] and row.prompt == "Which<image><image>"
 
 
-def test_facts_about_a_row_and_keys_without_a_value_are_left_alone(root):
-    facts = {"id": 7, "image_id": 9, "category_id": 5, "source": "own", "licence": "MIT", "bbox": None, "videos": None}
-    assert jsonl(root, ASK | {"image": "a.png"} | facts)[0].answer == "x"
+MEASURED = {  # metric: its reference, a right and a wrong text
+    "exact": ("Red", "Red", "red"),
+    "contains": ("red", "It is Red.", "It is reddish."),
+    "number": ("42", "#### 42", "41"),
+    "vqa": (["red"] * 4, "Red.", "blue"),
+    "iou": ([10, 20, 60, 70], "[10, 20, 60, 70]", "[0, 0, 9, 9]"),
+}
 
 
-@pytest.mark.parametrize(
-    ("row", "right", "wrong"),
-    [
-        ({"answer": "Red", "metric": "exact"}, "Red", "red"),
-        ({"answer": "red", "metric": "contains"}, "It is Red.", "It is reddish."),
-        ({"answer": "so it is 42", "metric": "number", "reference": "42"}, "#### 42", "41"),
-        ({"answer": "red", "metric": "vqa", "reference": ["red"] * 4}, "Red.", "blue"),
-        ({"answer": "here", "metric": "iou", "reference": [10, 20, 60, 70]}, "[10, 20, 60, 70]", "[0, 0, 9, 9]"),
-    ],
-)
-def test_a_row_may_name_its_metric_and_reference(root, row, right, wrong):
-    (e,) = jsonl(root, {"image": "a.png", "prompt": "What?"} | row)
-    reference = e.answer if e.reference is None else e.reference
-    assert [score(e.metric, text, reference, (100, 80), (100, 80))["score"] for text in (right, wrong)] == [1, 0]
-    assert row["metric"] in METRICS
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_row_may_name_its_metric_and_reference(root, metric):
+    reference, *texts = MEASURED[metric]
+    (e,) = jsonl(root, ASK | {"image": "a.png", "metric": metric, "reference": reference})
+    assert [score(e.metric, text, e.reference, (100, 80), (100, 80))["score"] for text in texts] == [1, 0]
 
 
 def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_of_windows(root):
