@@ -67,6 +67,7 @@ class Example:
     videos: list = field(default_factory=list)  # lists of frames: paths, PIL images or Frames
     fps: float = 2.0  # frames a second of the videos
     history: tuple = ()  # earlier turns of the same conversation, (prompt, answer) each
+    system: str = ""  # in place of the family's system line
     tokens: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # see Processor.tokens
 
     @cached_property
@@ -201,10 +202,9 @@ class Processor:
 
     def pieces(self, example):
         """The prompt as a list of pieces: a text to encode, or a list of token ids (special tokens, visual tokens)."""
-        start, end, visuals = [self.special["im_start"]], [self.special["im_end"]], example.visuals
-        pieces = [start, f"system\n{self.family.SYSTEM}", end, "\n"] if self.family.SYSTEM else []
-        # Earlier turns with their answers, then the question. Images are in the first turn.
-        for prompt, answer in (*example.history, (example.prompt, None)):
+        start, end, system = [self.special["im_start"]], [self.special["im_end"]], example.system or self.family.SYSTEM
+        pieces, visuals = [start, f"system\n{system}", end, "\n"] if system else [], example.visuals
+        for prompt, answer in (*example.history, (example.prompt, None)):  # images are in the first of all turns
             pieces += [start, *self.user_turn(prompt, visuals, example.fps), end, "\n", start, "assistant\n"]
             pieces += [] if answer is None else [answer, end, "\n"]
             visuals = []

@@ -19,7 +19,7 @@ from course import judge, teacher
 from course.judge import EXERCISES, LESSONS, ROOT, Wrong
 from parts.files import InputError
 
-PROGRESS = EXERCISES / "progress.json"  # {"green": [numbers], "red": {number: title of the check}}
+PROGRESS = EXERCISES / "progress.json"  # {"green": [numbers of lessons]}
 
 
 def file_of(number):
@@ -35,16 +35,10 @@ def reset(numbers):
         shutil.copyfile(ROOT / f"course/lesson{number}/exercise.py", file_of(number))
 
 
-def begin():
-    """Write the exercises that are missing."""
-    reset([number for number in LESSONS if not file_of(number).exists()])
-
-
 def show(number, hint=False, again=True):
-    """Judge a lesson and print its checks up to the first red one; True if all are green. The remedy is printed with
-    `hint`, or if the same check was red the last time, too. again: print the answers also if it was green before."""
-    progress = json.loads(PROGRESS.read_text()) if PROGRESS.exists() else {"green": [], "red": {}}
-    green, last, red = {*progress["green"]}, progress["red"].pop(str(number), None), None
+    """Judge a lesson and print its checks up to the first red one; True if all are green.
+    hint: print the remedy, too; again: print the answers also if it was green before."""
+    green, red = set(json.loads(PROGRESS.read_text())["green"] if PROGRESS.exists() else []), False
     page = (ROOT / f"course/lesson{number}/lesson.md").read_text(encoding="utf-8")
     print("\n" + page.splitlines()[0].removeprefix("# "))
     for result in judge.judge(number, file_of(number)):
@@ -52,15 +46,14 @@ def show(number, hint=False, again=True):
         if result["measured"]:
             print(f"         {result['measured']}")
         if result["problem"]:
-            red = progress["red"][str(number)] = result["title"]
+            red = True
             print(f"\n    {result['problem']}")
             if result["remedy"]:
-                told = hint or last == red
-                print(f"    What to do: {result['remedy'] if told else f'python -m course {number} --hint'}")
+                print(f"    What to do: {result['remedy'] if hint else f'python -m course {number} --hint'}")
             print(f"\n    Read course/lesson{number}/lesson.md, change exercises/lesson{number}.py.")
             break
     now = sorted(green - {number} if red else green | {number})
-    PROGRESS.write_text(json.dumps({"green": now, "red": progress["red"]}))
+    PROGRESS.write_text(json.dumps({"green": now}))
     if not red and (again or number not in green):
         print("\n" + (ROOT / f"course/lesson{number}/after.md").read_text(encoding="utf-8"))
         left = [f"Next: course/lesson{n}/lesson.md, then python -m course {n}" for n in LESSONS if n not in now]
@@ -101,7 +94,7 @@ def run(argv):
         return teacher.together(args.together or [EXERCISES])
     if args.reset:
         return reset(numbers)
-    begin()
+    reset([number for number in LESSONS if not file_of(number).exists()])
     if args.watch:
         watch(numbers, args.hint)
     return all(show(number, args.hint, again=bool(args.lesson)) for number in numbers)

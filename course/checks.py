@@ -42,13 +42,11 @@ def alike(a, b):
             return same(a, b)
         largest = b.detach().abs().nan_to_num().max().item()
         return allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
-    if torch.is_tensor(a) or torch.is_tensor(b):
-        return False
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b))
-    return a == b
+    return type(a) is type(b) and a == b
 
 
 def kind(tensor):
@@ -82,12 +80,12 @@ def train(loss, parameters, steps, lr=1e-2):
     optimizer, losses = torch.optim.AdamW(parameters, lr, weight_decay=0), []
     for _ in range(steps):
         value = loss()
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None]
-        reached = all(gradient is not None for gradient in gradients)
+        if value.requires_grad:
+            value.backward()
+        reached = all(p.grad is not None for p in parameters)
         require(reached, "the loss does not reach what is trained -> compute without .data, .detach() and .item()")
-        for p, gradient in zip(parameters, gradients):
-            p.grad = gradient
         optimizer.step()
+        optimizer.zero_grad()
         losses.append(value.item())
     return losses
 

@@ -1,6 +1,6 @@
 """How an exercise is judged: in a process of its own, for at most a minute, so that nothing hangs and nothing leaks.
 
-A check is a function of lessonN/check.py that takes the student's module; its docstring is the sentence that is checked. It
+A check is a function check_... of lessonN/check.py that takes the student's module; its docstring is what is checked. It
 raises Wrong with a sentence that names the mistake, or returns one that says what was measured. Each is worth a point.
 """
 
@@ -47,18 +47,23 @@ def judge(number, file):
         yield result(title, f"no answer within {LIMIT} s, or the process died -> is there a loop that never ends?")
 
 
+def checks_of(number):
+    """The checks of a lesson, in the order in which they are written."""
+    lesson = vars(importlib.import_module(f"course.lesson{number}.check"))
+    return [function for name, function in lesson.items() if name.startswith("check_")]
+
+
 def judge_here(number, file):
     """What that process does: print the titles of the checks, then a line for each result."""
     lines, sys.stdout = sys.stdout, sys.stderr  # what a student prints must not get in between
-    titles = [check.__doc__ for check in importlib.import_module(f"course.lesson{number}.check").CHECKS]
-    print(json.dumps(titles), file=lines, flush=True)
+    print(json.dumps([check.__doc__ for check in checks_of(number)]), file=lines, flush=True)
     for line in results(number, file):
         print(json.dumps(line), file=lines, flush=True)
 
 
 def results(number, file):
     """Yield the result of each check of a lesson."""
-    checks = importlib.import_module(f"course.lesson{number}.check").CHECKS  # they hold torch's own functions
+    checks = checks_of(number)  # they hold torch's own functions
     import torch
 
     torch.set_num_threads(1)  # the models are small: more threads would wait for each other
@@ -89,13 +94,12 @@ def in_words(error, file):
     words = f"{type(error).__name__}: {' '.join(str(error).split())}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     if lines:
-        return f"{Path(file).name}, line {lines[-1]}: {words}"
+        return f"{file.name}, line {lines[-1]}: {words}"
     return f"what your function returned could not be used ({words}) -> compare it with the docstring"
 
 
 def load_exercise(file):
     """The student's file as a module. Raises Wrong if it does not load, or takes its answer from elsewhere."""
-    file = Path(file)
     try:
         source = file.read_text(encoding="utf-8")
         tree = ast.parse(source)

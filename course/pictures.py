@@ -92,7 +92,6 @@ def what_changes():
             x, visual = 30 + t * width, bool(batch.visual_mask[row, t])
             height = 110 * (change[row, t] / change.max()).item()
             pen.rectangle((x, bottom - height, x + width - 2, bottom), GREEN if visual else BLUE)
-            pen.rectangle((x, bottom + 4, x + width - 2, bottom + 12), GREEN if visual else PALE)
     return picture
 
 

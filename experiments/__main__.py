@@ -4,16 +4,11 @@
     python -m experiments rates all                 search the learning rates that the suites use, then run all suites
     python -m experiments rates main --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco=FOLDER"
 
-A suite is a question and rows. A row is a name and flags for train.py, and runs once for each seed. All rows of a seed
-see the same data in the same order. Learning rates are searched on the split "val"; results come from the split "test".
-
-Every run has a folder under --runs, which is named by its flags. A run with a report is done, an interrupted one continues
-from its last saved state: the same command continues a suite that was stopped. The flags of --more come last, so they
-win: with another model say also how many --heads, with other data what to --eval on.
+The same command continues a suite that was stopped. The flags of --more come last, so they win: with another model say
+also how many --heads, with other data what to --eval on.
 """
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -26,12 +21,11 @@ from experiments.comparisons import judged
 from experiments.runs import Setup, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, SUITES
 from experiments.tables import RESULTS, measured, write_result
-from harness.arguments import Parser
+from harness.arguments import CORES, Parser
 from harness.processes import one_line
 from harness.report import commit
 from parts.files import InputError, reading
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that we may use
 ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentences
     "cost": analyses.cost_curves,
     "ratio": analyses.savings,
@@ -57,7 +51,6 @@ def run_suite(name, setup):
         "sentences": [analyses.deciding(comparisons)] if name == "main" else [],
         **further,
         "flags": suite.rows,
-        "heads": {row: [report["heads"] for report in of_seeds] for row, of_seeds in reports.items()},
         "rates": setup.rates,
         "seeds": setup.seeds,
     }
@@ -66,9 +59,8 @@ def run_suite(name, setup):
 def parse_args(argv=None):
     usage = "python -m experiments SUITE ... [flags]"
     parser = Parser(usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SUITES, "all", "rates"]
     add = parser.add_argument
-    add("suites", nargs="+", choices=names, metavar="SUITE", help=", ".join(names))
+    add("suites", nargs="+", choices=[*SUITES, "all", "rates"], metavar="SUITE", help=f"{', '.join(SUITES)}, all or rates")
     add("--seeds", nargs="+", type=int, default=(), help="a run of each row for each (default: the suite's)")
     add("--jobs", type=int, default=CORES, help="runs at a time (default: one for each core)")
     add("--runs", type=Path, default=Path("runs/experiments"), help="where the folders of the runs are")

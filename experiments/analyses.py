@@ -8,7 +8,6 @@ from experiments.comparisons import MARGIN, POINTS, compare
 from experiments.loading import folder, scene_scores
 from experiments.suites import PAIRS, SHARES
 from experiments.tables import COSTS, accuracy, main_column
-from parts.files import reading
 from parts.tasks.rows import json_rows
 
 LORA = "LoRA, rank 8"
@@ -50,8 +49,8 @@ def cost_curves(reports, setup):
             if slash:
                 point = of_seeds[0][key], fmean(accuracy(report, "boxes") for report in of_seeds)
                 curves.setdefault(curve, []).append(point)
-        panels[f"boxes against {cost}"] = (cost, "boxes", {name: sorted(points) for name, points in curves.items()})
-    charts.curves(setup.out / "cost-curves.png", "What boxes cost", panels)
+        panels[cost] = {name: sorted(points) for name, points in curves.items()}
+    charts.curves(setup.out / "cost-curves.png", panels)
     return {}
 
 
@@ -61,9 +60,8 @@ def savings(reports, setup):
     for share in SHARES:
         loras, ours = reports[f"{share}, LoRA"], reports[f"{share}, Image-LoRA"]
         file = folder(loras[0]) / "log.jsonl"  # a line a step
-        with reading(file, "the log of a run"):
-            steps = [step for step, _ in json_rows(file)]
-            visual = sum(step["visual_tokens"] for step in steps) / sum(step["tokens"] for step in steps)
+        steps = [step for step, _ in json_rows(file)]
+        visual = sum(step["visual_tokens"] for step in steps) / sum(step["tokens"] for step in steps)
         pairs = zip(ours, loras)
         ratio = fmean(a["adapter_flops_per_step"] / b["adapter_flops_per_step"] for a, b in pairs)
         table[share] = {"visual share": [visual], "FLOPs over LoRA's": [ratio], "one over the other": [ratio / visual]}

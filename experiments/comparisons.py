@@ -46,8 +46,8 @@ def compare(row, against, column, ours, theirs):
         by_seed.append(fmean(chain(*a.values())) - fmean(chain(*b.values())))
         for scene in a:
             by_scene.setdefault(scene, []).append(fmean(a[scene]) - fmean(b[scene]))
-    names = {"row": row, "against": against, "column": column}
-    return names | difference(by_seed, [fmean(values) for values in by_scene.values()])
+    result = difference(by_seed, [fmean(values) for values in by_scene.values()])
+    return {"row": row, "against": against, "column": column} | result
 
 
 def difference(by_seed, by_scene=()):
@@ -91,16 +91,14 @@ def judged(comparisons):
 def verdict(low, high, p):
     """What an interval [low, high] and a p say. "better" and "worse" are shown: p is below 0.05. What is said about the
     margin comes from the interval: it lies within the margin, or completely above its lower end, or completely below."""
-    word = "undecided"
-    if p < 0.05:
-        word = "better" if low > 0 else "worse"
-    elif -MARGIN < low and high < MARGIN:
-        word = f"equivalent within {POINTS}"
-    if word == "worse" and high < -MARGIN:
-        word = f"worse by more than {POINTS}"
-    if word in ("worse", "undecided") and low > -MARGIN:
-        word = f"{word}; not worse by more than {POINTS}"
-    return word
+    if p < 0.05 and low > 0:
+        return "better"
+    if p < 0.05 and high < -MARGIN:
+        return f"worse by more than {POINTS}"
+    if p >= 0.05 and -MARGIN < low and high < MARGIN:
+        return f"equivalent within {POINTS}"
+    word = "worse" if p < 0.05 else "undecided"
+    return f"{word}; not worse by more than {POINTS}" if low > -MARGIN else word
 
 
 def sentence(c):

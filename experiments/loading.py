@@ -3,7 +3,6 @@
 Whatever train.py and its harness offer is called here and nowhere else in this room.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,14 +27,9 @@ def folder(report):
     return Path(report["arguments"]["out"])
 
 
-@contextmanager
-def attached(report, vlm):
-    """While this lasts, the adapter that a run trained is in the model."""
-    adapter = load_adapter(folder(report) / "adapter.safetensors", vlm)
-    try:
-        yield adapter
-    finally:
-        adapter.detach()
+def attach_adapter(report, vlm):
+    """The adapter that a run trained, attached to the model."""
+    return load_adapter(folder(report) / "adapter.safetensors", vlm)
 
 
 def scene_scores(report, column):

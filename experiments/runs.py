@@ -50,7 +50,8 @@ def run_all(flags_of_runs, setup, title, common=COMMON):
 def run_one(flags, setup, common=COMMON):
     """The report of one run, which is made, continued or only read."""
     arguments = f"{common} {flags} {setup.more}".split()
-    folder = setup.folder / folder_name(flags, arguments)
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", flags).strip("-")[:60]
+    folder = setup.folder / f"{readable}-{short_hash(arguments)}"
 
     # Done?
     report = folder / "report.json"
@@ -72,12 +73,6 @@ def run_one(flags, setup, common=COMMON):
         printed = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
     return read_json(report)
-
-
-def folder_name(flags, arguments):
-    """The flags of a run in a readable form, and a hash of all its arguments."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", flags).strip("-")[:60]
-    return f"{readable}-{short_hash(arguments)}"
 
 
 def short_hash(value):
@@ -126,7 +121,6 @@ def selection_flag(heads, setup):
 
 # Learning rates
 
-RATES = "rates"
 CLOSE = 0.01  # of accuracy: two rates as close as this are compared by three seeds
 LONGEST = 7  # rates of one search
 
@@ -141,7 +135,7 @@ def search_rates(setup):
     tried = {flags: {factor * start: [None] for factor in (0.5, 1, 2)} for flags, start in SEARCHED.items()}
     while new := [run for flags, rates in tried.items() for run in missing(flags, rates)]:
         runs = [f"{flags} --lr {lr:g} --seed {seed}".strip() for flags, lr, seed in new]
-        for (flags, lr, seed), report in zip(new, run_all(runs, setup, RATES, common)):
+        for (flags, lr, seed), report in zip(new, run_all(runs, setup, "rates", common)):
             tried[flags][lr][seed] = accuracy(report, main_column(report))
         for rates in tried.values():
             extend(rates)
@@ -174,9 +168,9 @@ def extend(rates):
 def read_rates(setup):
     """{searched flags: learning rate}, from the folder of the results, else those of the project, which fit the tiny model
     alone. Raises InputError where neither is there, or the runs have another model."""
-    file = setup.out / f"{RATES}.json"
+    file = setup.out / "rates.json"
     if not file.exists() and "--model" not in setup.more.split():
-        file = RESULTS / f"{RATES}.json"
+        file = RESULTS / "rates.json"
     if not file.exists():
         raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
     with reading(file, "learning rates"):

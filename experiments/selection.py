@@ -6,7 +6,6 @@ and than those with the largest weight norm, by an interval that excludes 0. On 
 
 from statistics import fmean
 
-from experiments import charts
 from experiments.comparisons import compare, spearman
 from experiments.loading import load_subject, scene_scores
 from experiments.runs import of_seed, run_all, run_selections, selection_flag
@@ -17,11 +16,6 @@ from probe import random_heads, select_heads
 CRITERIA = ("rank1", "gate", "exact", "weight-norm", "attention-mass")
 
 
-def by_head(scores):
-    """Scores [L, G] -> {(layer, head): score}."""
-    return {(layer, h): score for layer, row in enumerate(scores.tolist()) for h, score in enumerate(row)}
-
-
 def largest(values, count):
     """{(layer, head): value} -> the `count` heads with the largest values, {layer: [heads]}."""
     heads = {}
@@ -30,17 +24,9 @@ def largest(values, count):
     return heads
 
 
-def scores_of_seed(subject, seed):
-    """{criterion: scores [L, G]}. The last two ask how noisy the probe is; no heads are trained by them."""
-    scores = {criterion: subject.probe(64, seed, criterion) for criterion in CRITERIA}
-    scores["rank1, 256 examples"] = subject.probe(256, seed)
-    scores["rank1, sum of 4 probes"] = sum(subject.probe(64, seed + 1000 * i) for i in range(4))
-    return scores
-
-
 def gains_alone(skill, config, setup):
-    """{(layer, head): what the head gains alone over the base}, a mean of two seeds, on the split "val": what is chosen by
-    these gains is compared on "test"."""
+    """{(layer, head): what the head gains alone over the base}, layer by layer, a mean of two seeds, on the split "val":
+    what is chosen by these gains is compared on "test"."""
     flags, seeds = f"{SKILLS[skill]} --eval-split val", setup.seeds[:2]
     heads = [(layer, head) for layer in range(config.layers) for head in range(config.value_heads)]
     runs = [f"{flags} --method none --base"]
@@ -53,9 +39,8 @@ def gains_alone(skill, config, setup):
 
 
 def selections(scores, alone, budget, config, seeds):
-    """{criterion: [{layer: [heads]} of each seed]}. scores: {criterion: [L, G]} of each seed."""
-    chosen = {name: [select_heads(of_seed[name], budget) for of_seed in scores] for name in CRITERIA}
-    chosen["rank1, top of all layers"] = [largest(by_head(of_seed["rank1"]), budget) for of_seed in scores]
+    """{criterion: [{layer: [heads]} of each seed]}. scores: {criterion: [L, G of each seed]}."""
+    chosen = {name: [select_heads(s, budget) for s in of_seeds] for name, of_seeds in scores.items()}
     chosen["random"] = [random_heads(config, budget, seed) for seed in seeds]
     chosen["best alone"] = [largest(alone, budget)] * len(seeds)
     return chosen
@@ -77,17 +62,18 @@ def selecting(_, setup):
     for skill, flags in SKILLS.items():
         subject = load_subject(setup, flags, split="train", limit=1200)
         config = subject.vlm.config
-        scores = [scores_of_seed(subject, seed) for seed in setup.seeds]
+        scores = {}
+        for name in CRITERIA:
+            scores[name] = [subject.probe(64, seed, name) for seed in setup.seeds]
 
         # Every head alone. Do the scores of a criterion say as much? Do its two heads hold the best one?
         alone = gains_alone(skill, config, setup)
         ((best_layer, (best,)),) = largest(alone, 1).items()
         for (layer, head), gain in alone.items():
             alone_table.setdefault(f"{skill}, layer {layer}", {})[f"head {head}"] = [100 * gain]
-        for name in scores[0]:
-            each, row = [by_head(of_seed[name]) for of_seed in scores], probes.setdefault(name, {})
-            row[f"{skill}: rank correlation"] = [spearman(list(alone.values()), list(s.values())) for s in each]
-            pairs = [select_heads(of_seed[name], 2) for of_seed in scores]
+        for name, of_seeds in scores.items():
+            row, pairs = probes.setdefault(name, {}), [select_heads(s, 2) for s in of_seeds]
+            row[f"{skill}: rank correlation"] = [spearman(list(alone.values()), s.flatten().tolist()) for s in of_seeds]
             row[f"{skill}: best head in two"] = [float(best in pair.get(best_layer, [])) for pair in pairs]
 
         # Train the heads of every criterion.
@@ -95,22 +81,19 @@ def selecting(_, setup):
             for name, chosen in selections(scores, alone, budget, config, setup.seeds).items():
                 trained[skill, name, budget] = run_selections(chosen, setup, flags)
 
-    # A table and a panel for each skill.
-    tables, panels = {skill: {} for skill in SKILLS}, {skill: ("K", "accuracy", {}) for skill in SKILLS}
+    # A table for each skill.
+    tables = {skill: {} for skill in SKILLS}
     for (skill, name, budget), reports in trained.items():
         values = [accuracy(report, main_column(report)) for report in reports]
         tables[skill].setdefault(name, {})[f"K = {budget}"] = values
-        panels[skill][-1].setdefault(name, []).append((budget, fmean(values)))
-    charts.curves(setup.out / "selection-budgets.png", "Does it matter which heads are chosen?", panels)
     tables["Gain of every head alone, in points"] = alone_table
     tables["Scores against these gains, and how often the best head is one of two"] = probes
 
     # The hypothesis, and the other criteria.
     comparisons = []
     for skills in (list(SKILLS), ["boxes-fog"]):
-        rank1, column = pooled(trained, "rank1", skills), " and ".join(skills)
+        rank1, column = pooled(trained, "rank1", skills), " and ".join(skills) + ", 1 to 3 heads"
         for name in tables[skills[0]]:
             if name != "rank1":
-                theirs = pooled(trained, name, skills)
-                comparisons.append(compare("rank1, 1 to 3 heads", name, column, rank1, theirs))
+                comparisons.append(compare("rank1", name, column, rank1, pooled(trained, name, skills)))
     return {"tables": list(tables.items()), "comparisons": comparisons}

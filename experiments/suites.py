@@ -5,10 +5,9 @@ A row is a name and flags for train.py; a new row is one line here. A comparison
 
 from typing import NamedTuple
 
-STEPS = 150  # one pass over the 4,800 rows
 ALL, HALF, FEW = 24, 12, 6  # heads of the tiny model; FEW, a quarter of them, is the authors' default budget
-COMMON = (  # what every run has, if its row does not say otherwise
-    f"--data scenes --heads {HALF} --steps {STEPS} --limit 4800"
+COMMON = (  # what every run has, if its row does not say otherwise; the steps are one pass over the rows
+    f"--data scenes --heads {HALF} --steps 150 --limit 4800"
     " --eval-limit 800 --eval-split test --no-base --eval-every 0"
 )
 SEEDS = (0, 1, 2)

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from experiments.comparisons import sentence
 from experiments.suites import BUDGETS
-from parts.files import read_json, reading, write_text
+from parts.files import read_json, write_text
 
 RESULTS = Path(__file__).parent / "results"  # the project's own results, which its page shows
 PAGE = Path(__file__).parent / "README.md"
@@ -115,13 +115,12 @@ def write_result(name, result, out):
     """Write NAME.json and the tables: into the page where these are the project's own results and the page has
     the two marks for them, else into NAME.md."""
     write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    page, text = PAGE.read_text(encoding="utf-8"), out / f"{name}.md"
+    page = PAGE.read_text(encoding="utf-8")
     if out == RESULTS and f"<!-- table: {name} -->" in page:
-        text = PAGE
         write_text(PAGE, filled(page, RESULTS))
     else:
-        write_text(text, markdown(result))
-    print(f"\n{markdown(result)}\n  written to {out / name}.json and {text}")
+        write_text(out / f"{name}.md", markdown(result))
+    print(f"\n{markdown(result)}\n  written to {out / name}.json")
 
 
 def filled(page, results):
@@ -132,9 +131,8 @@ def filled(page, results):
         name = match[1]
         if not (results / f"{name}.json").exists():
             return f"<!-- table: {name} -->\n\nNot measured yet: `python -m experiments {name}`.\n\n<!-- end -->\n"
-        with reading(results / f"{name}.json", "the results of a suite"):
-            result = read_json(results / f"{name}.json")
-            parts = [f"<!-- table: {name} -->\n", markdown(result)]
+        result = read_json(results / f"{name}.json")
+        parts = [f"<!-- table: {name} -->\n", markdown(result)]
         parts += [f"![{result['question']}](results/{file.name})\n" for file in sorted(results.glob(f"{name}*.png"))]
         parts += [f"The numbers of every seed: [{name}.json](results/{name}.json).\n", "<!-- end -->\n"]
         return "\n".join(parts)

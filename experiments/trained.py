@@ -2,7 +2,7 @@
 
 from experiments.analyses import compared
 from experiments.comparisons import jaccard, spearman
-from experiments.loading import attached, load_subject
+from experiments.loading import attach_adapter, load_subject
 from experiments.runs import run_selections
 from experiments.suites import FEW
 from experiments.tables import measured
@@ -34,8 +34,9 @@ def stable(reports, setup):
     # Do the important heads move while they are trained?
     probes = []
     for seed, report in zip(setup.seeds, reports["all heads"]):
-        with attached(report, usual.vlm):
-            probes.append(usual.probe(64, seed))
+        adapter = attach_adapter(report, usual.vlm)
+        probes.append(usual.probe(64, seed))
+        adapter.detach()
     rows["rank1, 64 examples, after training"] = agreement(probes, reference)
 
     for look in ("day", "dusk", "fog", "noise", "negative"):
@@ -58,14 +59,13 @@ def attending(reports, setup):
     shares = {"base": [base]}  # {row: [[L, H] of each seed]}
     for row, of_seeds in reports.items():
         for report in of_seeds:
-            with attached(report, subject.vlm):
-                shares.setdefault(row, []).append(visual_attention(subject.vlm, subject.batches(every)))
+            adapter = attach_adapter(report, subject.vlm)
+            shares.setdefault(row, []).append(visual_attention(subject.vlm, subject.batches(every)))
+            adapter.detach()
     table = {}
     for row, of_seeds in shares.items():
         table[row] = {
             "mean over heads": [share.mean().item() for share in of_seeds],
             "largest change of one": [(share - base).abs().max().item() for share in of_seeds],
         }
-        for layer in range(len(base)):
-            table[row][f"layer {layer}"] = [share[layer].mean().item() for share in of_seeds]
     return {"tables": [("Share of the answer's attention that goes to visual tokens", table)]}

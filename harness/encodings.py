@@ -9,7 +9,8 @@ import torch
 from data import load
 from harness.processes import RANK, WORLD, progress
 from parts.files import InputError
-from parts.tasks.boxes import small_targets
+from parts.tasks import TASKS
+from parts.tasks.boxes import in_another_scale, parse_box, small_targets
 
 
 def load_examples(processor, name, root, split, limit, max_new_tokens=0):
@@ -35,6 +36,11 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     resized = [processor.resized(example.visuals[0]) for example in boxed]
     if small := small_targets([example.answer for example in boxed], sizes, resized, processor.factor):
         print(f"warning  {name} {split}: {small}")
+    written = [(e, parse_box(e.answer)) for e in examples if isinstance(e.answer, str) and len(e.visuals) == 1]
+    beyond = [e.name for e, box in written if box and in_another_scale(box, processor.box_scale(e.visuals[0]))]
+    if beyond and TASKS[name].own:
+        print(f"warning  {beyond[0]} and {len(beyond) - 1} others: a box in the answer is not in pixels of the image as the")
+        print('         model sees it. A text is learnt as it is; a box under "bbox" is converted')
     return examples
 
 

@@ -113,12 +113,6 @@ class Axes:
             self.pen.circle(pixel, 5, WHITE, colour, 2)
 
 
-def legend(pen, x, y, name, colour, size):
-    """The name of a line, beside a circle of its colour."""
-    pen.circle((x + 7, y), 6, WHITE, colour, 2)
-    pen.text((x + 22, y), name, BLACK, font(size), anchor="lm")
-
-
 def upright(picture, middle, text, size):
     """Write a text from below to above, around its middle."""
     label, pen = canvas(text_width(text, size) + 8, size + 8)
@@ -154,14 +148,11 @@ def written(value, form):
 def head_map(path, scores, heads):
     """Layers x value heads: the shade is the influence, a frame marks the selected ones; and the quota of each layer.
 
-    scores: lists [L][G], or None where heads were not scored; heads: {layer: [heads]}.
+    scores: lists [L][G]; heads: {layer: [heads]}.
     """
     words = f"{sum(map(len, heads.values()))} heads are selected (framed). "
-    if scores is None:
-        scores = [[0.0] * (1 + max(map(max, heads.values()))) for _ in range(max(heads) + 1)]
-    else:
-        words += "A layer's quota follows from the sum of its scores; its highest scores fill the quota. "
-        words += f"White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
+    words += "A layer's quota follows from the sum of its scores; its highest scores fill the quota. "
+    words += f"White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
     L, G, left, top = len(scores), len(scores[0]), 90, 190
     cell = max(16, min(44, 1600 // L))
     picture, pen = canvas(max(left + G * cell + 120, 420), top + L * cell + 50)

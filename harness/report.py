@@ -154,7 +154,7 @@ def write(out, arguments, measured, predictions, command):
 def draw(out, report, record, held_out, predictions, main_data):
     """heads.png, curve.png and examples.png, each if there is something to show. Of drawn data also scene.png, an image
     to ask about, since no file holds them. held_out: {data set: examples}; predictions: {"base": [...], "tuned": [...]}."""
-    if report["heads"]:
+    if record.scores:
         figures.head_map(out / "heads.png", record.scores, report["heads"])
     if record.log:
         losses = [(line["step"], line["loss"]) for line in record.log]

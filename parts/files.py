@@ -44,9 +44,9 @@ def writing(file, *also):
             part.unlink()
 
 
-def parse_json(content):
-    """JSON in bytes -> plain data. Raises ValueError, also for NaN, with which a run would end later."""
-    return json.loads(content.decode("utf-8-sig"), parse_constant=int)  # int("NaN") is a ValueError
+def parse_json(content, pairs=dict):
+    """JSON in bytes -> plain data. Raises ValueError, also for NaN (that of int("NaN")), with which a run would end later."""
+    return json.loads(content.decode("utf-8-sig"), parse_constant=int, object_pairs_hook=pairs)
 
 
 def read_json(file):

@@ -10,6 +10,14 @@ def clip(count, width, height, seed=0):
     return [picture(width, height, 100 * seed + i) for i in range(count)]
 
 
+def questions(answer=None):
+    """Questions about a few pictures, several about one picture, and one about none."""
+    first, second = picture(90, 60, 4), picture(60, 120, 5)
+    asked = [([first], "What is this?"), ([first], "Where?"), ([first], "Which colour has the largest of them?")]
+    asked += [([], "Ada has 12 apples."), ([second], "What?"), ([second, first], "Which one?")]
+    return [Example(images, prompt, answer) for images, prompt in asked]
+
+
 CASES = {
     "one image": lambda: [Example([picture(140, 110)], "What is this?")],
     "ragged windows": lambda: [Example([picture(260, 150, 1)], "Where is it?")],

@@ -20,7 +20,7 @@ from parts.backbones import FAMILIES
 
 SHARED = Path(os.environ.get("IMAGELORA_TEST_DATA", ROOT / "../shared/data"))
 torch.set_num_threads(int(os.environ.get("IMAGELORA_TEST_THREADS", "1")))  # one, unless a run asks for more
-by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_ATTACKS") != "1", reason="set IMAGELORA_ATTACKS=1; CI does")
+by_hand = pytest.mark.skipif(os.environ.get("IMAGELORA_SLOW") != "1", reason="set IMAGELORA_SLOW=1; CI does")
 DEVICE = torch.device(os.environ.get("IMAGELORA_TEST_DEVICE", "cpu"))  # of tests/test_gpu.py; cuda: runs may use it too
 
 
@@ -29,63 +29,16 @@ def pytest_configure():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests on every machine
 
 
-SMALL = {  # 3 layers x 2 value heads; every part of the architecture at least once
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-    "rope_theta": 10000.0,
-}
-SMALL_VISION = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
-REAL_PATCHES = {"patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2, "window_size": 112}
-REAL_PREPROCESSOR = {"patch_size": 14, "merge_size": 2}  # the tiny model has other ones
-SMALL_QWEN3 = {  # the same sizes, but for heads that together are wider than the model: 4 x 24 is not 64
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 5000000,
-    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 3, 3], "rope_type": "default"},
-    "model_type": "qwen3_vl_text",
-}
-SMALL_QWEN3_VISION = {  # a table of 6 x 6 positions, two features
-    "deepstack_visual_indexes": [0, 2],
-    "depth": 4,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 32,
-    "in_channels": 3,
-    "intermediate_size": 48,
-    "model_type": "qwen3_vl",
-    "num_heads": 2,
-    "num_position_embeddings": 36,
-    "out_hidden_size": 64,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
-QWEN3_PREPROCESSOR = {
-    "size": {"shortest_edge": 4096, "longest_edge": 401408},
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "image_processor_type": "Qwen2VLImageProcessorFast",
-}
+# 3 layers x 2 value heads, every part of the architecture at least once; the heads of the small Qwen3-VL together are
+# wider than the model (4 x 24 is not 64), and it has a table of 6 x 6 positions and two features.
+SMALL = json.loads((ROOT / "tests/small.json").read_text())
 
 
 def small_config(base=ROOT / "parts/tiny/config.json", tied=False):
     """The parsed config.json of a small model with the tokens of `base`."""
-    raw = json.loads(Path(base).read_text()) | SMALL | {"tie_word_embeddings": tied}
-    raw["vision_config"] = raw["vision_config"] | SMALL_VISION | REAL_PATCHES | {"fullatt_block_indexes": [1]}
-    return raw
+    base, small = json.loads(Path(base).read_text()), SMALL["qwen2_5_vl"]
+    vision = base["vision_config"] | small["vision_config"]
+    return base | small | {"tie_word_embeddings": tied, "vision_config": vision}
 
 
 def small_qwen3_config(base=ROOT / "parts/tiny/config.json", tied=False):
@@ -96,9 +49,9 @@ def small_qwen3_config(base=ROOT / "parts/tiny/config.json", tied=False):
     return {name: base[name] for name in outside} | {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
-        "text_config": SMALL_QWEN3 | {name: base[name] for name in tokens} | {"tie_word_embeddings": tied},
+        "text_config": SMALL["qwen3_vl"]["text_config"] | {name: base[name] for name in tokens} | {"tie_word_embeddings": tied},
         "tie_word_embeddings": tied,
-        "vision_config": SMALL_QWEN3_VISION,
+        "vision_config": SMALL["qwen3_vl"]["vision_config"],
     }
 
 
@@ -117,9 +70,9 @@ def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "parts/tiny", raw
         p.data += 0.1 * torch.randn(p.shape, generator=noise)
     vlm.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | REAL_PREPROCESSOR
-    if raw["model_type"] == "qwen3_vl":
-        preprocessor = QWEN3_PREPROCESSOR
+    preprocessor = SMALL[f"{raw['model_type']} preprocessor"]
+    if raw["model_type"] == "qwen2_5_vl":
+        preprocessor = json.loads((source / "preprocessor_config.json").read_text()) | preprocessor
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 

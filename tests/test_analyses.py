@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from experiments import loading, selection, suites, tables, trained
+from experiments import loading, selection, tables
 from harness import criteria
 from model import attend
 from parts.backbones.layers import weights_kept
@@ -50,8 +50,6 @@ def test_the_scores_of_a_comparison_are_those_of_the_tuned_model_in_the_column_b
 
 # -- heads
 
-SETUP = SimpleNamespace(seeds=(0, 1), rates={"": 0.01})
-
 
 def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
     def run_all(runs, setup, title):
@@ -60,30 +58,14 @@ def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
 
     monkeypatch.setattr(selection, "run_all", run_all)
     monkeypatch.setattr(selection, "selection_flag", lambda heads, setup: f"--selection {heads}")
-    gains = selection.gains_alone("boxes-fog", SimpleNamespace(layers=2, value_heads=2), SETUP)
+    setup = SimpleNamespace(seeds=(0, 1), rates={"": 0.01})
+    gains = selection.gains_alone("boxes-fog", SimpleNamespace(layers=2, value_heads=2), setup)
     assert gains == {(0, 0): 1.5 / 8, (0, 1): 3.5 / 8, (1, 0): 5.5 / 8, (1, 1): 7.5 / 8}
-
-
-def test_probes_are_compared_with_one_of_another_seed(monkeypatch):
-    asked = []
-
-    def probe(count, seed, criterion="rank1"):
-        asked.append((count, seed))
-        return torch.rand(6, 4)
-
-    subject = SimpleNamespace(vlm=None, probe=probe)
-    monkeypatch.setattr(trained, "load_subject", lambda *args, split, **kwargs: {"train": subject}[split])
-    monkeypatch.setattr(trained, "run_selections", lambda *args: [])
-    for name in ("compared", "measured"):
-        monkeypatch.setattr(trained, name, lambda *args: {})
-    trained.stable({"all heads": []}, SETUP)
-    assert {each for each in asked if each[1] not in SETUP.seeds} == {trained.REFERENCE}
-    assert trained.REFERENCE[1] not in suites.EIGHT
 
 
 def test_every_criterion_gets_the_same_budget_and_random_heads_are_drawn_for_each_seed():
     config = SimpleNamespace(layers=6, value_heads=4)
-    scores = [{name: torch.rand(6, 4) for name in selection.CRITERIA} for _ in range(3)]
+    scores = {name: list(torch.rand(3, 6, 4)) for name in selection.CRITERIA}
     alone = {(layer, head): layer + head / 10 for layer in range(6) for head in range(4)}
     chosen = selection.selections(scores, alone, 3, config, (0, 1, 2))
     assert all(sum(map(len, heads.values())) == 3 for of_seeds in chosen.values() for heads in of_seeds)

@@ -5,40 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import CASES
-from conftest import SMALL_CONFIGS, picture, write_checkpoint
+from conftest import SMALL_CONFIGS, write_checkpoint
 
-from data import Example
 from model import VLM
 from parts.backbones import FAMILIES as BACKBONES
 from parts.backbones.checkpoint import hub_name, our_name, read_config, sample
-from parts.backbones.layers import linear
-from parts.backbones.qwen import group_patches
 from parts.files import InputError, read_json, read_safetensors, write_safetensors
 
 FAMILIES = SMALL_CONFIGS  # each test that uses a checkpoint runs for both
-
-
-def test_patches_are_grouped_with_those_they_attend_to():
-    table, mask, slot = group_patches(torch.tensor([5, 3, 5, 5, 3]))
-    assert [row[valid].tolist() for row, valid in zip(table, mask.view(2, 3))] == [[1, 4], [0, 2, 3]]
-    assert table.flatten()[slot].tolist() == [0, 1, 2, 3, 4]
-    assert group_patches(torch.tensor([1, 1, 0, 0]))[1] is None  # every group is full
-
-
-@pytest.mark.parametrize(("rows", "outputs"), [(1, 32), (7, 48), (64, 32), (65, 32), (7, 33)])
-def test_few_rows_multiplied_in_parts_give_the_same_product(rows, outputs):
-    x, weight, bias = torch.randn(rows, 1, 24), torch.randn(outputs, 24), torch.randn(outputs)
-    for b in (bias, None):
-        torch.testing.assert_close(linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5)
-
-
-def test_each_image_is_encoded_as_it_is_alone(vlm, processor):
-    examples = [Example([picture(90, 60)]), Example([picture(40, 300, 1)]), Example([picture(130, 130, 2)])]
-    batches = map(processor, [examples, *([e] for e in examples)])
-    together, *alone = (vlm.visual(batch.patches, batch.grids) for batch in batches)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_the_residual_streams_of_a_bfloat16_model_are_float32(checkpoint, mixed):
@@ -58,14 +33,6 @@ def test_names_and_shapes_are_those_of_the_hub_checkpoints(shared, name):
     assert {hub_name(name, family): list(p.shape) for name, p in vlm.state_dict().items()} == listed.get("shapes", listed)
 
 
-def nested(raw):
-    """A flat configuration as newer transformers writes it."""
-    outside = ("model_type", "vision_config", "image_token_id", "video_token_id", "tie_word_embeddings")
-    rope = {"rope_type": "default", "rope_theta": raw["rope_theta"], "mrope_section": raw["rope_scaling"]["mrope_section"]}
-    text = {k: v for k, v in raw.items() if k not in (*outside, "rope_scaling", "rope_theta")}
-    return {k: raw[k] for k in outside} | {"text_config": text | {"rope_parameters": rope}}
-
-
 def tensors_of(folder):
     """{name as in model.py: tensor} of a checkpoint in one file."""
     return {our_name(name): t for name, t in read_safetensors(folder / "model.safetensors")}
@@ -73,7 +40,7 @@ def tensors_of(folder):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_checkpoint_form_gives_the_same_model(tmp_path, processor, tied):
-    """As it was saved; flat and nested configuration, old and new names, a tied head and its own, one file and shards."""
+    """As it was saved; old and new names, a tied head and its own. test_reference.py: what transformers saves, in shards."""
     batch = processor(CASES["one image"]())
     vlm = VLM.from_pretrained(write_checkpoint(tmp_path / "first", tied=tied, family=processor.config.family))
 
@@ -82,23 +49,12 @@ def test_every_checkpoint_form_gives_the_same_model(tmp_path, processor, tied):
         return again.fingerprint() == vlm.fingerprint() and torch.equal(again(batch), vlm(batch))
 
     vlm.save(tmp_path)
-    tensors, raw = tensors_of(tmp_path), read_json(tmp_path / "config.json")
+    tensors = tensors_of(tmp_path)
     assert same() and ("lm_head.weight" in tensors) == (not tied)
-    if "text_config" not in raw:
-        (tmp_path / "config.json").write_text(json.dumps(nested(raw)))
-        assert same()
     for family in SMALL_CONFIGS:  # whose names are the older and the newer ones
         named = {hub_name(name, family): t for name, t in tensors.items()}
         write_safetensors(tmp_path / "model.safetensors", named, {})
         assert same()
-
-    (tmp_path / "model.safetensors").unlink()
-    names, files = sorted(tensors), {}
-    for i in range(3):
-        files |= dict.fromkeys(names[i::3], f"model-{i}.safetensors")
-        write_safetensors(tmp_path / f"model-{i}.safetensors", {name: tensors[name] for name in names[i::3]}, {})
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    assert same()
 
 
 def test_the_fingerprint_is_the_same_in_every_dtype_and_differs_between_models(tmp_path, checkpoint, vlm):
@@ -135,8 +91,6 @@ def test_every_tensor_is_used_exactly_once(tmp_path, change, message):
 
 
 def test_a_checkpoint_that_lacks_a_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint folder"):
-        VLM.from_pretrained(tmp_path / "nowhere")
     (write_checkpoint(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(InputError, match="model.safetensors: no such file"):
         VLM.from_pretrained(tmp_path)
@@ -159,9 +113,7 @@ def test_a_hub_id_is_downloaded_json_and_safetensors_only(monkeypatch, checkpoin
     ("part", "change", "message"),
     [
         ("", {"model_type": "llama"}, "model_type is 'llama'"),
-        ("", {"num_hidden_layers": None}, "num_hidden_layers"),
         ("", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}, "mrope_section"),
-        ("", {"rope_scaling": {"mrope_section": [2, 3, 3], "mrope_interleaved": True}}, "mrope_interleaved"),
         ("text_config", {"head_dim": None}, "not a complete Qwen3-VL configuration .KeyError: 'head_dim'"),
         ("text_config", {"attention_bias": True}, "attention_bias"),
         ("text_config", {"rope_scaling": {"mrope_interleaved": False, "mrope_section": [6, 3, 3]}}, "mrope_interleaved"),

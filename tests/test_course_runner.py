@@ -25,15 +25,14 @@ PAGES = sorted(COURSE.rglob("*.md"))
 
 
 def run(folder, *command):
-    """A Python command in a copy of the project."""
-    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False)
+    """What a Python command in a copy of the project prints."""
+    return subprocess.run([sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("course") / "copy"
-    runner.main(["--hand-out", str(folder)])
-    return folder
+@pytest.fixture
+def copy(tmp_path):
+    runner.main(["--hand-out", str(tmp_path / "copy")])
+    return tmp_path / "copy"
 
 
 @pytest.fixture
@@ -58,14 +57,13 @@ def test_the_runner_stops_at_the_first_red_check_and_says_after_the_last_green_o
     assert "Lesson 1." in printed and "Lesson 2." not in printed and printed.count("red  ") == 1
     runner.main(["3"])
     printed = capsys.readouterr().out
-    assert "loss 6." in printed and "16,384 numbers" in printed and "imagelora.py" in printed
-    assert "1 of 10 lessons are green. Next: course/lesson1/lesson.md, then python -m course 1" in printed
+    assert "imagelora.py" in printed and "1 of 10 lessons are green. Next: course/lesson1/lesson.md" in printed
 
 
-def test_the_remedy_comes_with_hint_or_at_the_second_failure_and_reset_keeps_the_file(exercises, capsys):
+def test_the_remedy_comes_with_hint_and_reset_keeps_the_file(exercises, capsys):
     wrong = (SOLUTIONS / "lesson3.py").read_text().replace("return A, B", "return A.T, B.T")
     (exercises / "lesson3.py").write_text(wrong)
-    for argv, told in ((["3"], False), (["3"], True), (["3", "--hint"], True)):
+    for argv, told in ((["3"], False), (["3", "--hint"], True)):
         with pytest.raises(SystemExit, match="1"):
             runner.main(argv)
         printed = capsys.readouterr().out
@@ -76,14 +74,11 @@ def test_the_remedy_comes_with_hint_or_at_the_second_failure_and_reset_keeps_the
 
 
 @by_hand
-def test_a_students_own_adapter_goes_through_train_py_and_text_does_not_change(copy, tmp_path):
-    shutil.copytree(copy, tmp_path / "copy")
-    for number in LESSONS:
-        shutil.copyfile(SOLUTIONS / f"lesson{number}.py", tmp_path / f"copy/exercises/lesson{number}.py")
+def test_a_students_own_adapter_goes_through_train_py_and_text_does_not_change(copy):
+    shutil.copytree(SOLUTIONS, copy / "exercises", dirs_exist_ok=True)
     flags = ["--steps=3", "--limit=40", "--eval-limit=4", "--out=exercises/mine-0"]
-    done = run(tmp_path / "copy", "-m", "course", "train", *flags)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "copy/exercises/mine-0/report.json").read_text())
+    run(copy, "-m", "course", "train", *flags)
+    report = json.loads((copy / "exercises/mine-0/report.json").read_text())
     assert report["method"] == "mine" and report["trainable_parameters"] == 4608 and report["text_logit_max_change"] == 0
     assert RULES.keys() <= report["arguments"].keys() and BOXES in report["tuned"]["by_kind"]
 
@@ -92,11 +87,9 @@ def test_a_students_own_adapter_goes_through_train_py_and_text_does_not_change(c
 
 
 def test_grades_are_a_table_and_a_file_for_gradescope(tmp_path, capsys):
-    for name in ("anna", "ben"):
-        (tmp_path / name).mkdir()
-    for number in LESSONS:
-        shutil.copyfile(SOLUTIONS / f"lesson{number}.py", tmp_path / f"anna/lesson{number}.py")
+    shutil.copytree(SOLUTIONS, tmp_path / "anna")
     write_reports(tmp_path / "anna")
+    (tmp_path / "ben").mkdir()
     (tmp_path / "ben/lesson1.py").write_text("def visual_tokens(a, b, c, d):\n    return 1\n")
     assert not grade([tmp_path / "anna", tmp_path / "ben"])
     anna, ben = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -125,25 +118,32 @@ def test_the_hand_out_has_neither_solutions_nor_answers_and_every_file_that_its_
 
 
 @by_hand
-def test_the_notebook_runs_twice_offline_from_top_to_bottom(copy, tmp_path):
+def test_the_notebook_runs_twice_offline_from_top_to_bottom(copy):
     """But for the cell that says that it needs a GPU; the demo is shortened."""
-    shutil.copytree(copy, tmp_path / "copy")
+    script = []
+    for cell in json.loads((COURSE / "colab.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("%%writefile "):
+            name, text = source.removeprefix("%%writefile ").split("\n", 1)
+            source = f"open({name!r}, 'w').write({text!r})"
+        if cell["cell_type"] == "code" and not source.startswith("# GPU"):
+            script.append(source)
+    short = '"--steps=2", "--limit=8", "--eval-every=0", "--eval-limit=2", "--probe-samples=2"'
+    shown = "Image, display = (lambda file: open(file, 'rb').read()), (lambda image: print('displayed', len(image)))"
+    script = "\n".join(script).replace('"--steps=300"', short)
+    script = script.replace("from IPython.display import Image, display", shown)
     for _ in range(2):
-        short = ['"--steps=300"', '"--steps=2", "--limit=8", "--eval-every=0", "--eval-limit=2", "--probe-samples=2"']
-        done = run(tmp_path / "copy/course", str(ROOT / "tests/run_notebook.py"), "colab.ipynb", *short)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("displayed") == 4 and "Lesson 5" in done.stdout
+        printed = run(copy / "course", "-c", script)
+        assert printed.count("displayed") == 4 and "Lesson 5" in printed
 
 
 # -- pages and pictures
 
 
 def test_what_a_page_names_exists():
-    """Files, links, and the names in `- `file`: ...` of what is to be read."""
+    """The files and names in `- `file`: ...` of what is to be read; links are followed in the hand-out."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (page.parent / target).exists(), f"{page}: {target}"
         for file, words in re.findall(r"`((?!exercises)[\w/]+\.py)`:(.*?)(?=`[\w/]+\.py`|\n\n|\Z)", text, re.DOTALL):
             source = (ROOT / file).read_text(encoding="utf-8")
             for name in re.findall(r"`\.?([A-Za-z_]\w*(?:\.\w+)*)`", words):

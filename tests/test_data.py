@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import torch
 from conftest import ROOT, picture, small_config
-from PIL import Image
 
 import data
 from data import Example, Processor
@@ -24,33 +22,17 @@ def test_a_box_is_learnt_in_pixels_of_the_resized_image_and_scored_in_those_of_t
     assert row["score"] == 1 and row["parsed"] == pytest.approx([100, 100, 200, 200])
 
 
-def test_pixels_travel_as_bytes_once_and_patches_are_normalised(processor):
-    """A patch holds channel, frame, row, column. An image has one frame, of which the patch shows two equal ones."""
-    batch = processor([Example([Image.new("RGB", (84, 56), (255, 0, 51))])])
-    assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape == (24, 3, 1, 14, 14)
-    assert batch.grids.tolist() == [[1, 4, 6]] and batch.patches.shape == (24, 1176)
-    mean, std = (processor.preprocessor[f"image_{name}"] for name in ("mean", "std"))
-    expected = torch.tensor([(x - m) / s for x, m, s in zip((1, 0, 0.2), mean, std)])
-    assert torch.allclose(batch.patches.view(24, 3, 392), expected[:, None].expand(24, 3, 392))
-
-
 def test_tokens_and_grids_are_computed_once_by_each_processor(checkpoint, monkeypatch):
-    """For 12 rows about 4 images: the pieces of each prompt with and without its answer, the size of the image."""
-    one, other = Processor.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint, max_pixels=56 * 56)
-    images, calls = [picture(90, 60, i) for i in range(4)], Counter()
+    images, calls, resized_size = [picture(90, 60, i) for i in range(4)], [], data.resized_size
     examples = [Example(images[i // 3 :][:1], f"question {i}?", "yes") for i in range(12)]
-    pieces, resized_size = Processor.pieces, data.resized_size
-    monkeypatch.setattr(Processor, "pieces", lambda *a: calls.update(["pieces"]) or pieces(*a))
-    monkeypatch.setattr(data, "resized_size", lambda *a: calls.update(["sizes"]) or resized_size(*a))
-    for processor, tokens in ((one, 6), (other, 2)):
+    monkeypatch.setattr(data, "resized_size", lambda *a: calls.append(a) or resized_size(*a))
+    for pixels, tokens in ((None, 6), (56 * 56, 2)):
+        processor = Processor.from_pretrained(checkpoint, max_pixels=pixels)
         for _ in range(2):
-            batch, asked = processor(examples), [e.question() for e in examples]
+            batch = processor(examples)
             assert sum(processor.count(e)[0] for e in examples) == batch.attention_mask.sum()
-            assert [processor.count(e)[1] for e in asked] == [tokens] * 12 == batch.visual_mask.sum(dim=1).tolist()
-    assert calls == {"pieces": 2 * 2 * 12, "sizes": 2 * 12}
-
-
-# -- rows of a batch
+            assert [processor.count(e)[1] for e in examples] == [tokens] * 12 == batch.visual_mask.sum(dim=1).tolist()
+    assert len(calls) == 2 * 12
 
 
 def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
@@ -63,16 +45,6 @@ def test_exactly_the_answer_and_the_end_token_are_supervised(processor):
         assert processor.tokenizer.decode(batch.labels[row][supervised].tolist(), False) == f"{answer}<|im_end|>"
         last = supervised.nonzero().max().item()  # the row ends there: what follows is padding
         assert batch.attention_mask[row].nonzero().max().item() == last
-
-
-def test_the_row_is_qwens_chat_template(processor):
-    ids, answer_start, _ = processor.tokens(Example([picture(56, 28)], "Where?", "here"))
-    assert processor.decode(ids[answer_start:]) == "here"
-    assert processor.tokenizer.decode(ids, skip_special_tokens=False) == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>Where?<|im_end|>\n"
-        "<|im_start|>assistant\nhere<|im_end|>"
-    )
 
 
 def test_special_tokens_inside_a_users_text_are_text(processor):
@@ -91,15 +63,12 @@ def test_training_rows_are_padded_right_and_prompts_left(processor):
     for batch in (right, left):
         assert torch.equal(batch.segments, batch.attention_mask - 1)
         assert not batch.visual_mask.any() and batch.patches.shape == (0, 1176) and batch.grids.shape == (0, 3)
-    for wrong in ([Example([], "a", "b"), Example([], "a")], []):
-        with pytest.raises(ValueError, match="needs examples, all with answers"):
-            processor(wrong)
 
 
 def test_the_visual_mask_index_and_source_agree_and_a_shared_picture_is_encoded_once(processor):
     one, two = picture(90, 60), picture(60, 120, 1)
     batch = processor([Example([one], "a"), Example([two, one], "b"), Example([], "c"), Example([one], "d")])
-    assert batch.grids.tolist() == [[1, 4, 6], [1, 8, 4]]
+    assert batch.grids.tolist() == [[1, 4, 6], [1, 8, 4]] and batch.pixels.dtype == torch.uint8
     assert torch.equal(batch.visual_index, batch.visual_mask.flatten().nonzero()[:, 0])
     assert torch.equal(batch.visual_mask, batch.input_ids == processor.config.image_token)
     assert batch.visual_source.tolist() == [*range(6), *range(6, 14), *range(6), *range(6)]
@@ -118,6 +87,8 @@ def test_a_shared_row_shows_the_image_once_and_each_question_at_the_positions_it
         for name in ("input_ids", "labels", "position_ids"):
             assert torch.equal(getattr(batch, name)[..., own], getattr(alone, name))
     assert (processor(examples[:1], share_images=True).segments == 0).all()
+    asks = [Example([photo], f"{word} <image> is?", "x") for word in ("What", "What", "Where")]
+    assert processor(asks, share_images=True).examples == [(0, 1), (0, 2), (1, 0)]  # other words before the image
 
 
 def test_pixel_limits_come_from_the_checkpoint_and_can_be_set(checkpoint, tmp_path):
@@ -127,8 +98,6 @@ def test_pixel_limits_come_from_the_checkpoint_and_can_be_set(checkpoint, tmp_pa
     shutil.copy(checkpoint / "config.json", tmp_path / "config.json")
     for processor in (small, Processor.from_pretrained(tmp_path)):
         assert processor.count(Example([picture(2000, 1000)], "héllo"))[1] == 98
-    with pytest.raises(InputError, match="below min_pixels"):
-        Processor.from_pretrained(checkpoint, max_pixels=100)
 
 
 def test_the_committed_tokenizer_and_configuration_are_what_build_makes():
@@ -153,31 +122,6 @@ def test_a_video_is_slices_of_two_frames_and_its_positions_run_by_the_clock(proc
         assert batch.position_ids[:, 0, after].tolist() == [start + max(times[-1], 1) + 1] * 3
 
 
-def test_an_odd_last_frame_is_repeated_and_a_still_image_is_two_equal_frames(processor):
-    frames = [picture(60, 60, i) for i in range(3)]
-
-    def patches(*clips, images=()):
-        return processor([Example(images=list(images), videos=list(clips))]).patches
-
-    assert torch.equal(patches(frames), patches([*frames, frames[-1]]))
-    assert torch.equal(patches(images=frames[:1]), patches(frames[:1] * 2))
-    mixed = patches(frames[:2], images=frames[2:])  # with a video in the batch, an image has two frames as well
-    assert torch.equal(mixed, torch.cat([patches(images=frames[2:]), patches(frames[:2])]))
-
-
-def test_videos_train_and_answer_batched_as_alone(vlm, processor):
-    clips = [[picture(60, 60, 10 * k + i) for i in range(4 + k)] for k in range(3)]
-    asks = [Example(videos=[clip], fps=2.0 + k, prompt="What happens?") for k, clip in enumerate(clips)]
-    asks.append(Example([], "17 + 25 ="))
-    assert vlm.generate(processor(asks), 6) == [vlm.generate(processor([ask]), 6)[0] for ask in asks]
-
-
-def test_questions_with_different_text_before_the_image_do_not_share_a_row(processor):
-    image = picture(60, 60)
-    asks = [Example([image], f"{word} <image> is?", "x") for word in ("What", "What", "Where")]
-    assert processor(asks, share_images=True).examples == [(0, 1), (0, 2), (1, 0)]
-
-
 def test_an_answer_without_tokens_and_a_row_longer_than_the_positions_are_named(processor):
     with pytest.raises(InputError, match="row 3: the answer has no tokens"):
         processor([Example([], "?", "", source="row 3")])
@@ -190,7 +134,4 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, checkpoint):
         shutil.copy(checkpoint / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(small_config() | {"image_token_id": 12}))
     with pytest.raises(InputError, match="special tokens"):
-        Processor.from_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(InputError, match="tokenizer.json: not a tokenizer"):
         Processor.from_pretrained(tmp_path)

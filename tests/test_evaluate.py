@@ -10,13 +10,6 @@ from short_run import run
 
 from data import Example, Processor, load
 from harness import evaluate
-from harness.evaluate import (
-    TEXT_PROMPTS,
-    score_again,
-    summary,
-    text_change,
-    text_logits,
-)
 from imagelora import load_adapter
 from model import VLM
 
@@ -51,8 +44,6 @@ def test_tuned_answers_are_those_of_the_model_with_the_adapter_and_base_answers_
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     texts = {when: [line["text"] for line in lines if line["when"] == when] for when in ("base", "tuned")}
     assert texts["base"] != texts["tuned"]
-
-
     vlm, processor = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint)
     for when in ("base", "tuned"):
         if when == "tuned":
@@ -64,17 +55,14 @@ def test_tuned_answers_are_those_of_the_model_with_the_adapter_and_base_answers_
 
 def test_the_change_of_text_logits_is_the_largest_of_all_prompts_in_either_direction(vlm, processor):
     same, moved = torch.zeros(1, 2, 3), torch.tensor([[[0.0, 1, 0], [0, 0, -3]]])
-    assert text_change([same, same], [same, moved]) == text_change([same, same], [moved, same]) == 3
-    assert text_change([same, same], [-moved, same]) == text_change([same], [same]) + 3 == 3
+    assert evaluate.text_change([same, same], [same, moved]) == evaluate.text_change([same, same], [moved, same]) == 3
+    assert evaluate.text_change([same, same], [-moved, same]) == evaluate.text_change([same], [same]) + 3 == 3
     with pytest.raises(ValueError, match="not finite"):
-        text_change([same], [same / 0])
-    logits = text_logits(vlm, processor)
-    assert len(logits) == len(TEXT_PROMPTS)
-    for prompt, of_prompt in zip(TEXT_PROMPTS, logits):
+        evaluate.text_change([same], [same / 0])
+    logits = evaluate.text_logits(vlm, processor)
+    assert len(logits) == len(evaluate.TEXT_PROMPTS)
+    for prompt, of_prompt in zip(evaluate.TEXT_PROMPTS, logits):
         assert torch.equal(of_prompt, vlm(processor([Example([], prompt)])))
-
-
-# -- accuracies
 
 
 def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **more):
@@ -86,34 +74,29 @@ def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **mor
 def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_without_the_prior():
     rows = [row("a", score=1.0), row("b", score=0.0), row("b", "prior", score=1.0), row("c", images=[], score=0.5)]
     rows += [row("b", images=[], videos=1, score=0.5), row("b", images=[], score=1.0)]
-    assert [summary(rows, data)["accuracy"] for data in ("a", "b", "c", "d", None)] == [1, 0.25, 0.5, None, 0.5]
-    assert summary(rows)["by_kind"] == {"a": 1, "b": 0.5, "b prior": 1, "c": 0.5}
-    assert summary(rows, "a")["text_accuracy"] == 0.75  # of the rows without image and video, whatever their data set
-    assert summary(rows[:1])["text_accuracy"] is summary([])["accuracy"] is None
-
-
-def test_scores_are_counted_by_kind_and_by_group_and_once_where_these_are_the_same():
+    assert [evaluate.summary(rows, data)["accuracy"] for data in ("a", "b", "c", "d", None)] == [1, 0.25, 0.5, None, 0.5]
+    assert evaluate.summary(rows)["by_kind"] == {"a": 1, "b": 0.5, "b prior": 1, "c": 0.5}
+    assert evaluate.summary(rows, "a")["text_accuracy"] == 0.75  # of all rows without image or video
+    assert evaluate.summary(rows[:1])["text_accuracy"] is evaluate.summary([])["accuracy"] is None
+    # By kind and by group; once where these are the same.
     rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain")]
     rows += [row("screen", "text", "text", score=0.0, parsed=None)]
-    assert summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
-    assert summary(rows)["parse_failures"] == 1
+    assert evaluate.summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
+    assert evaluate.summary(rows)["parse_failures"] == 1
 
 
 def test_boxes_in_another_scale_are_counted():
     """Qwen's checkpoints, asked in other words, often answer in shares or thousandths of the sides: such boxes score 0."""
     texts = ("[10, 20, 300, 401]", "[0.1, 0.2, 0.5, 1]", "[100, 200, 500, 399]", "[0, 0, 9, 999]", "none")
     rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
-    assert [summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
-    assert summary([row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # not a box
-
-
-# -- scores again
+    assert [evaluate.summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
+    assert evaluate.summary([row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # not a box
 
 
 def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):
     line = row("sums", parsed="42", metric="number", text="so 41 + 1 = 42.", reference="42", size=None, when="tuned")
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(line | {"score": score}) for score in (1.0, 0.0)))
-    assert score_again(tmp_path / "p.jsonl") == 1
+    assert evaluate.score_again(tmp_path / "p.jsonl") == 1
     assert "tuned  sums                                      100.0%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         evaluate.main([str(tmp_path / "absent.jsonl")])

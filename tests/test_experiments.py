@@ -60,15 +60,6 @@ def test_a_row_takes_the_rate_of_the_longest_searched_flags_or_its_own():
     assert rate("--method lora --lr 0.5") == 0.5
 
 
-def test_a_row_runs_once_for_each_seed_and_the_base_model_once_without_a_rate(monkeypatch):
-    monkeypatch.setattr(runs, "run_all", lambda flags_of_runs, setup, title: flags_of_runs)
-    setup = Setup(None, None, 1, 1, seeds=(3, 4), rates={"": 0.01})
-    assert runs.run_rows({"base": "--method none", "5 heads": "--heads 5"}, setup, "") == {
-        "base": ["--method none --base"],
-        "5 heads": [f"--heads 5 --lr 0.01 --seed {seed}" for seed in (3, 4)],
-    }
-
-
 def test_other_heads_are_another_run_and_the_same_heads_the_same(tmp_path):
     chosen = [{0: [1], 2: [0]}, {0: [1], 2: [1]}, {2: [0], 0: [1]}]
     first, second, third = (runs.selection_flag(heads, Setup(tmp_path, None, 1, 1)) for heads in chosen)
@@ -97,13 +88,11 @@ def search(monkeypatch, accuracies, starts):
     return runs.search_rates(None), asked
 
 
-def test_a_search_goes_on_while_its_best_is_at_an_edge(monkeypatch):
+def test_a_search_goes_on_while_its_best_is_at_an_edge_and_says_so_where_it_gives_up(monkeypatch):
     result, asked = search(monkeypatch, lambda flags, lr, seed: 1 - abs(math.log2(lr / 8)) / 10, {"": 1.0})
     assert result["rates"] == {"": 8.0} and {lr for _, lr, _ in asked} == {0.5, 1, 2, 4, 8, 16}
     assert list(result["tables"][0][1]) == ["``"] and len(asked) == 6  # and every run is asked for once
 
-
-def test_a_best_rate_that_is_still_at_the_edge_is_printed_so(monkeypatch):
     result, asked = search(monkeypatch, lambda flags, lr, seed: lr / 1000, {"--x": 1.0})
     assert list(result["tables"][0][1]) == ["`--x` (edge)"] and len({lr for _, lr, _ in asked}) == runs.LONGEST
 
@@ -204,18 +193,13 @@ def test_the_page_is_what_the_command_would_write():
     assert len(re.findall("^<!-- table:", page, re.MULTILINE)) == len(tables.MARKED.findall(page))
     for name in suites.SUITES:
         assert f"<!-- table: {name} -->" in page, name
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
-        assert (PAGE.parent / link).exists(), link
 
 
-def test_results_of_the_project_go_into_its_page_and_others_beside_their_numbers(tmp_path, monkeypatch):
-    page, results, elsewhere = tmp_path / "page.md", tmp_path / "results", tmp_path / "elsewhere"
+def test_results_of_the_project_go_into_its_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(tables, "RESULTS", results)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "PAGE", page)
-    result = {"tables": [("", {"a": {"b": [1]}})], "sentences": [], "comparisons": []}
-    result |= {"command": "c", "minutes": 1, "cores": 2}
-    tables.write_result("one", result | {"question": "first"}, results)
-    tables.write_result("one", result | {"question": "second"}, elsewhere)
-    assert "second" in (elsewhere / "one.md").read_text() and filled(page.read_text(), results) == page.read_text()
-    assert re.fullmatch(r"before\n<!-- table(?!.*(old|second)).*first.*\| a \| 1.00 \|.*after\n", page.read_text(), re.DOTALL)
+    result = {"question": "why?", "tables": [("", {"a": {"b": [1]}})], "sentences": [], "comparisons": []}
+    tables.write_result("one", result | {"command": "c", "minutes": 1, "cores": 2}, tmp_path)
+    assert re.fullmatch(r"before\n<!-- table(?!.*old).*why.*\| a \| 1.00 \|.*after\n", page.read_text(), re.DOTALL)

@@ -1,5 +1,6 @@
 """Files: read completely or named in one line, written completely or not at all."""
 
+import json
 import pickle
 
 import pytest
@@ -52,6 +53,9 @@ def test_equal_contents_make_equal_safetensors_files_that_the_library_reads(tmp_
     write_safetensors(tmp_path / "a", TENSORS, metadata)
     write_safetensors(tmp_path / "b", dict(reversed(TENSORS.items())), dict(reversed(metadata.items())))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    content = (tmp_path / "a").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert all(header[name]["data_offsets"][0] % t.itemsize == 0 for name, t in TENSORS.items())  # aligned
     again = dict(read_safetensors(tmp_path / "a"))
     assert again.keys() == TENSORS.keys() and read_metadata(tmp_path / "a") == metadata
     with safe_open(str(tmp_path / "a"), framework="pt") as file:

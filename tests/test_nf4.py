@@ -11,7 +11,6 @@ import train
 from imagelora import ImageLoRA, LoRA, load_adapter
 from model import VLM
 from parts.backbones import nf4
-from parts.backbones.layers import compute_twice
 from parts.files import InputError
 
 FAMILIES = SMALL_CONFIGS  # each test that uses a checkpoint runs for both; 96 inputs of `down` are no multiple of 64
@@ -66,8 +65,6 @@ def test_a_weight_takes_four_and_a_quarter_bits_and_is_off_by_a_tenth():
     assert 8 * (codes.nbytes + scales.nbytes) == 4.25 * weight.numel()
     error = nf4.dequantize(codes, scales, 1024, torch.float32) - weight.float()
     assert 0.07 < error.square().mean().sqrt().item() < 0.11
-    used = torch.cat([codes >> 4, codes & 15]).flatten().long().bincount(minlength=16) / weight.numel()
-    assert used.min() > 0.01 and used.max() < 0.12  # all 16 levels
 
 
 def test_the_projections_of_the_decoder_are_in_4_bits_and_nothing_else_changes(vlm, small):
@@ -94,12 +91,9 @@ def test_loading_holds_one_weight_at_a_time_in_full(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA], ids=["image-lora", "lora"])
-@pytest.mark.parametrize("twice", [False, True], ids=["", "checkpointing"])
-def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(small, rounded, mixed, make, twice):
+def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(small, rounded, mixed, make):
     results = []
     for vlm in (small, rounded):
-        if twice:
-            compute_twice(vlm.model.layers[:-1])
         adapter = randomised(make(vlm.config), size=0.1).attach(vlm)
         vlm.loss(mixed).backward()
         results.append([vlm(mixed).detach(), *(p.grad for p in adapter.parameters())])
@@ -117,13 +111,6 @@ def test_the_backward_pass_keeps_no_weight_in_full(small, mixed):
     assert kept and not weights & {tuple(sorted(shape)) for shape in kept}
 
 
-def test_a_bfloat16_model_in_4_bits_answers_in_bfloat16_and_its_adapter_learns(checkpoint, mixed):
-    vlm = VLM.from_pretrained(checkpoint, torch.bfloat16, quantize="nf4")
-    adapter = randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
-    vlm.loss(mixed).backward()
-    assert vlm(mixed).dtype == torch.bfloat16 and all(p.grad.isfinite().all() for p in adapter.parameters())
-
-
 def test_an_adapter_belongs_to_the_base_in_the_form_that_it_was_trained_on(checkpoint, vlm, small, tmp_path):
     assert small.fingerprint() == f"{vlm.fingerprint()} with --quantize nf4"
     assert VLM.from_pretrained(checkpoint, torch.bfloat16, quantize="nf4").fingerprint() == small.fingerprint()
@@ -137,7 +124,7 @@ def test_an_adapter_belongs_to_the_base_in_the_form_that_it_was_trained_on(check
 
 
 def test_a_run_in_4_bits_goes_from_files_to_a_report(checkpoint, tmp_path, capsys):
-    report = run(checkpoint, tmp_path, "--quantize", "nf4", "--selection", "weight-norm")
+    report = run(checkpoint, tmp_path, "--quantize=nf4", "--dtype=bfloat16", "--selection=weight-norm")
     assert "the decoder's projections in nf4" in capsys.readouterr().out and report["text_logit_max_change"] == 0.0
 
 

@@ -1,6 +1,5 @@
 """What a run says at its end, and which answers it shows."""
 
-import pytest
 from conftest import picture
 
 from data import Example
@@ -24,22 +23,8 @@ def test_examples_show_where_base_and_tuned_differ_a_failure_and_a_row_of_each_o
     assert last["caption"] == "day: day 0"
 
 
-@pytest.mark.parametrize(
-    ("method", "data", "images", "meaning"),
-    [
-        ("image-lora", "fog", ["a"], "to learn"),
-        ("image-lora", "day", ["a"], "at risk"),
-        ("image-lora", "sums", [], "cannot change: it has no image"),
-        ("lora", "sums", [], "at risk"),
-    ],
-)
-def test_an_accuracy_is_of_what_is_to_be_learnt_or_at_risk_or_cannot_change(method, data, images, meaning):
-    assert report.meaning_of({"data": data, "images": images, "videos": 0}, "fog", method) == meaning
-
-
-def test_only_pictures_that_were_drawn_are_pointed_at(finished, tmp_path, capsys):
-    out, measured = finished
-    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", out)
-    assert "look at examples.png (what it answers), heads.png (which heads), curve.png" in capsys.readouterr().out
-    report.print_end(measured, {"base": [], "tuned": []}, "scenes-day", tmp_path)
-    assert "png (" not in capsys.readouterr().out
+def test_an_accuracy_is_of_what_is_to_be_learnt_or_at_risk_or_cannot_change():
+    fog, day, sums = ({"data": name, "images": ["a"] * (name != "sums"), "videos": 0} for name in ("fog", "day", "sums"))
+    meanings = [report.meaning_of(row, "fog", "image-lora") for row in (fog, day, sums)]
+    assert meanings == ["to learn", "at risk", "cannot change: it has no image"]
+    assert report.meaning_of(sums, "fog", "lora") == "at risk"

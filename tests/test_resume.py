@@ -1,6 +1,6 @@
 """Interrupted runs: no work is lost, one line says how to continue, and the run ends in the same adapter, bit for bit.
 
-IMAGELORA_ATTACKS=1 adds signals to real processes and kills at random moments; in the ordinary suite they come from within.
+IMAGELORA_SLOW=1 adds signals to real processes and kills at random moments; in the ordinary suite they come from within.
 """
 
 import os

@@ -4,18 +4,19 @@ import json
 import unicodedata
 
 import pytest
-from conftest import picture
+from conftest import ROOT, picture
 from PIL import Image
 from task_folders import animated, make_frames, write_json, write_lines
 
 import train
 from data import load
 from harness.arguments import evaluation_sets
+from harness.encodings import load_examples
 from parts.files import InputError
 from parts.tasks import score
 from parts.tasks.__main__ import main as look
 from parts.tasks.images import Frame
-from parts.tasks.own import METRICS
+from parts.tasks.own import METRICS, connected
 
 
 @pytest.fixture
@@ -96,6 +97,12 @@ def test_every_answer_of_a_conversation_is_a_row_after_the_turns_before_it(root,
     assert "assistant\nthe first<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>" in text
 
 
+def test_a_system_turn_is_in_place_of_the_models_own_line(root, processor):
+    turns = [{"role": role, "content": role.upper()} for role in ("system", "user", "assistant")]
+    for row in ({"messages": turns}, ASK | {"system": "SYSTEM"}):
+        assert shown(processor, *jsonl(root, row)).startswith("<|im_start|>system\nSYSTEM<|im_end|>\n<|im_start|>user\n")
+
+
 def test_the_parts_of_a_message_may_hold_its_images(root):
     (row,) = jsonl(root, {"messages": [{"role": "user", "content": USER}, {"role": "assistant", "content": "b"}]})
     assert [image.name for image in row.images] == ["a.png", "b.png"] and row.prompt == "Which<image><image>"
@@ -147,6 +154,7 @@ def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_o
         ({"image": "a.png", "sent": "cup"}, 'needs a text "answer" or a "bbox"'),
         ({"image": "a.png", "answer": "x"}, 'needs a text "prompt" or "sent"'),
         (ASK | {"prompt": 3}, '"prompt" must be a text, got 3'),
+        ('{"prompt": "a", "prompt": "b", "answer": "c"}', "a key twice in one object"),
         (ASK | {"answer": "\ud800"}, "surrogates not allowed"),
         (ASK | {"image": "c.png"}, "its image c.png is not in"),
         (ASK | {"image": "sub/a.png"}, "its image sub/a.png is not in"),  # a.png is another one
@@ -167,6 +175,9 @@ def test_names_are_found_in_either_spelling_of_their_accents_and_with_the_bars_o
         ({"video": "clips/7", "image": "a.png", "prompt": "In <video>, is <image>?", "answer": "x"}, "<video> <image> in the prompt"),
         ({"image": "a.png"} | talk("Hi.", "Hi.", "<image>\nWhat?", "x"), "<image> or <video> in a later turn"),
         (talk("What?"), "the last turn has no answer"),
+        (talk("What?", "x") | {"prompt": "Where?"}, "multiple values for keyword argument 'prompt'"),
+        (talk("What?", "x") | {"messages": []}, '"messages" is not read'),
+        (talk("What?", "x") | {"metric": "bleu"}, "metric 'bleu' of 'x'"),
         ({"conversations": talk("What?", "x")["conversations"][::-1]}, "turns must alternate user, assistant"),
         (ASK | {"history": [["What?"]]}, 'a "history" of .prompt, answer. pairs'),
     ],
@@ -225,11 +236,13 @@ def test_without_a_val_file_a_tenth_of_the_images_is_held_out_with_all_that_is_a
 
 def test_no_image_is_on_both_sides_of_a_split_however_rows_and_names_connect_them(forty):
     shown = [(f"{i}.png", f"{i + 1}.png") for i in range(0, 20, 2)] + [(f"./{i}.png",) for i in range(40)]
-    write_lines(forty / "mine.jsonl", [ASK | {"images": names} for names in [*shown, ("30.png", "31.png"), ("31.png", "32.png")]])
+    write_lines(forty / "mine.jsonl", [ASK | {"images": names} for names in shown])
     names = {}
     for split in ("train", "val"):
         names[split] = {image.name for e in load("jsonl", forty / "mine.jsonl", split) for image in e.images}
     assert names["val"] and names["train"] and not names["val"] & names["train"]
+    chain = [("1", "2"), ("3",), ("2", "3"), ("a", "b"), ("c", "d"), ("b", "c"), ("1", "a")]
+    assert len(set(connected(chain))) == 1 and len(set(connected(chain[:-1]))) == 2
 
 
 def test_questions_about_a_single_image_cannot_be_held_out_but_texts_can(forty):
@@ -252,6 +265,32 @@ def test_a_file_that_is_not_trained_on_is_evaluated_completely(tmp_path):
     assert split("--data", a) == ["val"] == split("--data", a, "--eval", a)
     assert split("--data", a, "--eval", b) == ["test"]
     assert split("--data", a, "--eval", b, "--eval-split", "val") == ["val"]
+
+
+COCO = {"images": [{"id": 7, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "fork"}]}
+COCO["annotations"] = [{"image_id": 7, "category_id": c, "bbox": [10, 20, 50, 50]} for c in (1, 2, 2)]
+VALUE = {"x": 10, "y": 25, "width": 50, "height": 62.5, "rectanglelabels": ["cup"]}
+RESULT = {"original_width": 100, "original_height": 80, "value": VALUE, "type": "rectanglelabels"}
+STUDIO = [{"id": 1, "data": {"image": "/data/upload/1/a.png"}, "annotations": [{"result": [RESULT]}]}]
+
+
+@pytest.mark.parametrize(("file", "content"), [("instances.json", COCO), ("export.json", STUDIO)])
+def test_files_of_other_forms_name_the_recipes_of_the_docs_which_work(root, monkeypatch, file, content):
+    write_json(root / file, content)
+    with pytest.raises(InputError, match=f"{file}.*; docs/datasets.md has recipes for other forms"):
+        load("jsonl", root / file, "test")
+    monkeypatch.chdir(root)
+    blocks = (ROOT / "docs/datasets.md").read_text(encoding="utf-8").split("```python\n")
+    (recipe,) = [block.split("```")[0] for block in blocks if f'"{file}"' in block]
+    exec(recipe, {})  # noqa: S102
+    (row,) = load("jsonl", root / "train.jsonl", "test")
+    assert (row.caption, row.answer, row.images) == ("the cup", (10, 20, 60, 70), [root / "a.png"])
+
+
+def test_boxes_in_the_text_of_answers_beyond_what_the_model_sees_are_warned_of(root, processor, capsys):
+    write_lines(root / "mine.jsonl", [ASK | {"image": "a.png", "answer": box} for box in ("[5, 5, 50, 50]", "[900, 5, 999, 50]")])
+    load_examples(processor, "jsonl", root / "mine.jsonl", "test", 0)
+    assert "warning  " + str(root / "mine.jsonl:2 and 0 others: a box in the answer") in capsys.readouterr().out
 
 
 def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root, capsys):

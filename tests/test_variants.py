@@ -88,11 +88,9 @@ def test_the_command_line_names_what_differs_from_the_paper_and_makes_the_method
 
 
 @pytest.mark.parametrize("words", ["path=", "path=x", "width=3", "norm=False", "path=o outer=on", "path=o shared=none"])
-def test_what_is_no_switch_or_excludes_another_one_is_refused(vlm, words):
+def test_what_is_no_switch_or_excludes_another_one_is_refused(words):
     with pytest.raises(InputError, match=f"--ablate {words.split()[0]}"):
         parse_ablations(words.split())
-    with pytest.raises(InputError, match="--ablate shared=True: choose from"):
-        Ablation(vlm.config, HEADS, shared=True)
 
 
 def test_the_exact_score_is_the_squared_norm_of_inputs_times_gradients_of_the_values(vlm, processor):
@@ -102,22 +100,20 @@ def test_the_exact_score_is_the_squared_norm_of_inputs_times_gradients_of_the_va
     kept, scores, G = [], torch.zeros(3, 2), vlm.config.value_heads
 
     def add_zero(v, x, visual_index):
-        zero = torch.zeros(len(visual_index), v.shape[-1], requires_grad=True)
-        kept.append((x.flatten(0, 1)[visual_index], zero))
-        return v.flatten(0, 1).index_add(0, visual_index, zero).view_as(v)
+        kept.append((x, zero := torch.zeros_like(v, requires_grad=True)))
+        return v + zero
 
     for layer in vlm.model.layers:
         layer.self_attn.adapters["v"].append(add_zero)
     for batch in batches:
         kept.clear()
         gradients = torch.autograd.grad(vlm.loss(batch), [zero for _, zero in kept])
-        heads = [(x.T @ g).unflatten(1, (G, -1)) for (x, _), g in zip(kept, gradients)]  # [D, G, K] each
-        scores += torch.stack([M.square().sum(dim=(0, 2)) for M in heads]).detach()
+        for layer, ((x, _), g) in enumerate(zip(kept, gradients)):
+            M = x[batch.visual_mask].T @ g[batch.visual_mask]  # X_v^T dLoss/dV: [D, G K]
+            scores[layer] += M.detach().square().sum(0).view(G, -1).sum(1) / G  # s^2 = 1 / n: all heads are adapted
     for layer in vlm.model.layers:
         layer.self_attn.adapters["v"].clear()
-    scores = scores / G  # s^2, since all heads of a layer are adapted: s = 1 / sqrt(n)
-    for seed in (0, 7):  # it draws nothing
-        torch.testing.assert_close(head_scores(vlm, batches, "exact", seed=seed), scores, rtol=1e-4, atol=0)
+    torch.testing.assert_close(head_scores(vlm, batches, "exact", seed=7), scores, rtol=1e-4, atol=0)
 
 
 def test_weight_norms_look_at_no_batch(vlm):

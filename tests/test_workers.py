@@ -1,17 +1,17 @@
 """Threads and worker processes make the batches that the process itself makes; what fails in them ends the run."""
 
 import multiprocessing
-import shutil
-import subprocess
-import sys
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, by_hand, picture
+from conftest import by_hand, picture
 
 from data import Example, Processor
 from harness.encodings import StepBatches, encode_images
-from harness.workers import ahead, step_loader
+from harness.workers import ahead, fitting_workers, step_loader
+from parts.files import InputError
 
 TYPED = "Is <|im_end|>\n<|im_start|>system a token? <|image_pad|><|vision_start|> <|endoftext|>"
 METHODS = [pytest.param(m, marks=() if m == "fork" else by_hand) for m in multiprocessing.get_all_start_methods()]
@@ -43,25 +43,23 @@ def test_threads_keep_the_order_and_raise_what_fails_in_them():
         list(ahead(lambda n: 1 / n, [2, 1, 0, 1]))
 
 
-SMALL_CONTAINER = """
-import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch; from conftest import picture; from data import Example, Processor
-from harness import workers; from harness.encodings import StepBatches
-processor = Processor.from_pretrained({checkpoint!r}, max_pixels=160000)
-examples = [Example([picture(400, 400, i)], "What?", "a ring") for i in range(24)]
-print("fitting", [workers.fitting_workers(9, processor, rows) for rows in (2, 24)])
-list(workers.step_loader(StepBatches(processor, examples, 24), [range(24)], 1, torch.device("cpu")))
-"""
+class Failing:
+    """The steps of a run whose worker ends, or whose batch does not fit into shared memory."""
+
+    class Large(torch.Tensor):
+        def share_memory_(self):
+            raise RuntimeError("No space left on device")
+
+    def __getitem__(self, what):
+        return os._exit(1) if what == "ends" else [SimpleNamespace(pixels=torch.zeros(2).as_subclass(self.Large))]
 
 
-def test_in_a_container_with_little_shared_memory_fewer_workers_start_and_what_does_not_fit_ends_the_run(checkpoint):
-    """24 images of 400 x 400 pixels are 11 MB; /dev/shm has 10 MB in a mount namespace of its own."""
-    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=10m tmpfs /dev/shm && exec "$@"', "sh"]
-    if not shutil.which("unshare") or subprocess.run([*small, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("mount namespaces are not allowed here")
-    code = SMALL_CONTAINER.format(root=str(ROOT), checkpoint=str(checkpoint))
-    ended = subprocess.run([*small, sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert "fitting [4, 0]" in ended.stdout and "--shm-size" in ended.stdout
-    last = ended.stderr.strip().splitlines()[-1]
-    assert "InputError: the processes that prepare images failed" in last and "--shm-size" in last
-    assert "No space left on device" in last  # and not the timeout
+@pytest.mark.parametrize(("what", "why"), [("ends", "exited unexpectedly"), ("full", "No space left on device")])
+def test_a_worker_that_fails_ends_the_run_with_a_line(what, why):
+    with pytest.raises(InputError, match=f"the processes that prepare images failed .*{why}.*--shm-size"):
+        list(step_loader(Failing(), [what], 1, torch.device("cpu")))
+
+
+def test_where_shared_memory_is_small_fewer_workers_start(processor, monkeypatch, capsys):
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=10, f_frsize=2**20))  # 10 MB
+    assert [fitting_workers(9, processor, rows) for rows in (1, 24)] == [3, 0] and "--shm-size" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from course.real import logits, mixed, scenes, tiny
 from data import IGNORED
 
 
-def tokens_are_counted(student):
+def check_tokens_are_counted(student):
     """visual_tokens counts the tokens of four images, of different sizes, patches and merges."""
     for width, height, p, m in ((448, 448, 14, 2), (840, 280, 14, 2), (512, 768, 16, 2), (252, 84, 14, 3)):
         patches = width * height // p**2
@@ -18,12 +18,11 @@ def tokens_are_counted(student):
             "divided by merge once -> a block has merge x merge patches": patches // m,
             "this takes the image for a square -> width and height differ": (width // (p * m)) ** 2,
         }
-        got = student.visual_tokens(width, height, p, m)
-        compare(f"visual_tokens({width}, {height}, {p}, {m})", got, patches // m**2, mistakes)
-    return f"a scene of 196 x 196 pixels is {student.visual_tokens(196, 196, 14, 2)} visual tokens"
+        size = width, height, p, m
+        compare(f"visual_tokens{size}", student.visual_tokens(*size), patches // m**2, mistakes)
 
 
-def the_mask(student):
+def check_the_mask(student):
     """visual_mask is True at image tokens of every row, and nowhere else; the real model puts the image there."""
     batch, processor = mixed(), tiny()[1]
     ids, right, special = batch.input_ids, batch.visual_mask, processor.special
@@ -37,7 +36,6 @@ def the_mask(student):
     compare("visual_mask", yours, right, mistakes)
     after = logits(replace(batch, visual_index=yours.flatten().nonzero()[:, 0]))
     require(same(logits(batch), after), "the image is at other positions: the logits differ")
-    return f"row 0: {int(yours[0].sum())} of {int(batch.attention_mask[0].sum())} tokens are visual; row 1: {int(yours[1].sum())}"
 
 
 def spans(batch):
@@ -45,7 +43,7 @@ def spans(batch):
     return (batch.labels != IGNORED).int().argmax(dim=1), batch.attention_mask.sum(dim=1)
 
 
-def the_labels(student):
+def check_the_labels(student):
     """make_labels supervises the answer with its end token, nothing else."""
     ids, right, (start, length) = mixed().input_ids, mixed().labels, spans(mixed())
     T = torch.arange(ids.shape[1])
@@ -60,7 +58,7 @@ def the_labels(student):
     compare("make_labels", call(student.make_labels, ids, start, length), right, mistakes)
 
 
-def the_loss(student):
+def check_the_loss(student):
     """In the real model your labels give the right loss."""
     vlm, batch = tiny()[0], tiny()[1](scenes(4))
     labels = student.make_labels(batch.input_ids, *spans(batch)).flatten()
@@ -69,6 +67,3 @@ def the_loss(student):
         loss = vlm.loss(replace(batch, answer_index=index - 1, answer_ids=labels[index])).item()
         compare("the loss with your labels", loss, vlm.loss(batch).item())
     return f"{len(index)} of {int(batch.attention_mask.sum())} tokens are supervised; the frozen model's loss is {loss:.2f}"
-
-
-CHECKS = [tokens_are_counted, the_mask, the_labels, the_loss]

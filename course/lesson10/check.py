@@ -7,7 +7,7 @@ import torch
 from course.checks import require, same, train
 from course.lesson9.check import reports
 from course.mine import RULES, Mine
-from course.real import change, logits, mixed, scenes, tiny, with_updates
+from course.real import logits, mixed, scenes, tiny, with_updates
 from course.teacher import BOXES
 from probe import head_scores
 
@@ -23,7 +23,7 @@ def adapter_of(student):
     return Mine(vlm.config, heads)
 
 
-def it_is_small(student):
+def check_it_is_small(student):
     """All layers together train at most 5,000 numbers."""
     adapter = adapter_of(student)
     count = sum(p.numel() for p in adapter.parameters())
@@ -31,11 +31,11 @@ def it_is_small(student):
     return f"{count:,} numbers in {sum(map(len, adapter.heads.values()))} heads"
 
 
-def it_begins_at_the_frozen_model_and_learns(student):
+def check_it_begins_at_the_frozen_model_and_learns(student):
     """In the real model: at step 0 the logits are the frozen ones, bit for bit; each tensor of my_start can learn."""
     vlm, adapter = tiny()[0], adapter_of(student)
-    start = logits(mixed(), adapter.updates)
-    require(same(start, logits(mixed())), "step 0 is not the frozen model -> one factor of each product is zero")
+    at_start = same(logits(mixed(), adapter.updates), logits(mixed()))
+    require(at_start, "step 0 is not the frozen model -> one factor of each product is zero")
     parameters = list(adapter.parameters())
     before = [p.detach().clone() for p in parameters]
     train(lambda: with_updates(adapter.updates, lambda: vlm.loss(mixed())), parameters, steps=2)
@@ -43,7 +43,7 @@ def it_begins_at_the_frozen_model_and_learns(student):
     require(all(moved), f"{moved.count(False)} of {len(moved)} tensors never move -> are all factors of a product zero?")
 
 
-def text_is_untouched(student):
+def check_text_is_untouched(student):
     """In the real model, whatever is learnt: a row without an image keeps its logits, bit for bit."""
     adapter, before = adapter_of(student), logits(mixed())
     for p in adapter.parameters():
@@ -51,10 +51,9 @@ def text_is_untouched(student):
     after = logits(mixed(), adapter.updates)
     require(same(before[1], after[1]), "the row without an image changed -> use visual_mask")
     require(not same(before[0], after[0]), "the rows with images did not change: nothing is adapted")
-    return f"largest change of a logit: 0 without an image, {change(before, after, 0):.1f} with one"
 
 
-def it_beats_the_bar(student):
+def check_it_beats_the_bar(student):
     """Your three runs, by the rules of the leaderboard, find more than 82.0 % of the boxes in fog."""
     runs = reports(student, "mine")
     for report in runs:
@@ -67,6 +66,3 @@ def it_beats_the_bar(student):
     words = f"{100 * fmean(boxes):.1f} % of boxes in fog with {count:,} numbers"
     require(fmean(boxes) > BAR, f"{words}: ours is {100 * BAR:.1f} % -> more heads at a lower rank? try with --eval-split val")
     return words
-
-
-CHECKS = [it_is_small, it_begins_at_the_frozen_model_and_learns, text_is_untouched, it_beats_the_bar]

@@ -7,7 +7,7 @@ from course.real import change, logits, mixed, tiny
 from imagelora import ImageLoRA
 
 
-def the_start(student):
+def check_the_start(student):
     """image_lora_start gives factors of the right shapes and sizes, with which step 0 is the frozen model."""
     D, K, R, heads = 400, 16, 5, [0, 2, 3]
     A, B = pair("image_lora_start", student.image_lora_start(D, K, heads, R))
@@ -17,12 +17,11 @@ def the_start(student):
     tensor("B", B, len(heads), R, K)
     require(not B.any(), "B is not zero: step 0 would not be the frozen model")
     deviation = A.std().item()
-    words = f"the standard deviation of A is {deviation:.2f}, not {1 / R:.2f} -> "
-    require(abs(deviation - R**-0.5) > 0.04, words + "divide by R, not by sqrt(R)")
-    require(abs(deviation - 1 / R) < 0.02, words + "normal numbers, divided by R")
+    sizes = f"{deviation:.2f}, not {1 / R:.2f}"
+    require(abs(deviation - 1 / R) < 0.02, f"the standard deviation of A is {sizes} -> divide by R, not by sqrt(R)")
 
 
-def the_formula(student):
+def check_the_formula(student):
     """image_lora changes the selected heads, and no other number, as its docstring says."""
     D, K, R, G, n, alpha, gamma, heads = 10, 4, 2, 6, 3, 5.0, 0.3, [1, 2, 0]
     v, x, A, B = torch.randn(2, 7, G * K), torch.randn(2, 7, D), torch.randn(D, R), torch.randn(n, R, K)
@@ -49,15 +48,14 @@ def the_formula(student):
     compare("image_lora", call(student.image_lora, v, x, visual_mask, A, B, gamma, alpha, heads), formula(), mistakes)
 
 
-def in_the_real_model(student):
+def check_in_the_real_model(student):
     """In the real model your update gives the logits of the project's own Image-LoRA; at step 0, the frozen ones."""
     vlm, batch, heads, before = tiny()[0], mixed(), {0: [1], 2: [0, 3], 5: [0, 1, 2, 3]}, logits(mixed())
     adapter, updates = ImageLoRA(vlm.config, heads, rank=4, alpha=12, gamma=0.5), {}
     for site, ours in adapter.updates.items():
         numbers = ours.A, ours.B, ours.gamma, 12, heads[site[0]]
         updates[site] = lambda v, x, _, n=numbers: student.image_lora(v, x, batch.visual_mask, *n)
-    start = logits(batch, updates)
-    require(same(start, before), "with B = 0 the logits are not those of the frozen model")
+    require(same(logits(batch, updates), before), "with B = 0 the logits are not those of the frozen model")
     for p in adapter.parameters():
         p.data.copy_(0.5 * torch.randn(p.shape))
     yours, ours = logits(batch, updates), logits(batch, adapter.updates)
@@ -65,7 +63,7 @@ def in_the_real_model(student):
     return f"7 of 24 heads change a logit by up to {change(before, ours, 0):.1f}; yours differ by {change(yours, ours, 0):.0e}"
 
 
-def flops_are_counted(student):
+def check_flops_are_counted(student):
     """adapter_flops counts one layer of a training step, for two sizes."""
     for N, D, R, n, K in ((5000, 2048, 8, 1, 128), (1568, 128, 8, 3, 16)):
         right = 6 * N * (D * R + R * n * K)
@@ -76,7 +74,3 @@ def flops_are_counted(student):
             "X A is made for each head -> once for all heads of a layer: they share A": 6 * N * n * (D * R + R * K),
         }
         compare("adapter_flops", student.adapter_flops(N, D, R, n, K), right, mistakes)
-    return f"a layer of the tiny model with 3 heads, 1,568 visual tokens: {right / 1e6:.1f} million a step"
-
-
-CHECKS = [the_start, the_formula, in_the_real_model, flops_are_counted]

@@ -10,7 +10,7 @@ from imagelora import ImageLoRA
 from probe import random_heads, select_heads
 
 
-def the_chain_rule(student):
+def check_the_chain_rule(student):
     """gradient_of_B is the gradient of each head's B, from dLoss/dV~."""
     dV, x, A = torch.randn(2, 9, 3, 4), torch.randn(2, 9, 6), torch.randn(6, 1)
     visual_mask = torch.zeros(2, 9, dtype=torch.bool)
@@ -27,7 +27,7 @@ def the_chain_rule(student):
     compare("gradient_of_B", student.gradient_of_B(dV, x, visual_mask, A), visual.sum(dim=0), mistakes)
 
 
-def the_score(student):
+def check_the_score(student):
     """head_scores gives each head's score over all probe examples."""
     g = torch.randn(5, 3, 4, 6)
     squares = g.square().sum(dim=-1)
@@ -63,7 +63,7 @@ def rank1():
     return probe, [layer.A for layer in probe.layers.values()], [layer.B for layer in probe.layers.values()]
 
 
-def in_the_real_model(student):
+def check_in_the_real_model(student):
     """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
     (vlm, processor), (probe, A, B) = tiny(), rank1()
     batch = processor(scenes(2))
@@ -95,12 +95,9 @@ def a_draw_of_A(student, seed):
     return before - yours, before - fmean(rest)
 
 
-def probed_against_random(student):
+def check_probed_against_random(student):
     """A step in six heads by your scores lowers the loss of other questions more than in random heads (mean of five probes)."""
     yours, random = zip(*(a_draw_of_A(student, seed) for seed in range(5)))
     words = f"the loss of other questions falls by {fmean(yours):.4f} in heads by your scores, by {fmean(random):.4f} in random ones"
     require(fmean(yours) > fmean(random), f"{words}: the scores do not say what matters")
     return f"{words}. Your five draws of A: {', '.join(f'{lower:+.4f}' for lower in yours)}"
-
-
-CHECKS = [the_chain_rule, the_score, in_the_real_model, probed_against_random]

@@ -26,7 +26,7 @@ def paired(a, b):
     return around(fmean(differences), stdev(differences) / math.sqrt(len(a)), T[len(a) - 1])
 
 
-def the_interval(student):
+def check_the_interval(student):
     """paired_interval is d -+ t * s / sqrt(n) of the differences, seed by seed."""
     rng = random.Random(8)
     for n in (3, 5, 8):
@@ -47,14 +47,12 @@ def the_interval(student):
         compare("paired_interval", student.paired_interval(a, b), paired(a, b), mistakes)
 
 
-def the_verdict(student):
+def check_the_verdict(student):
     """verdict names what an interval says, and does not take "not significant" for "equal"."""
     cases = {(0.01, 0.05): "better", (-0.05, -0.01): "worse", (-0.01, 0.015): "equivalent", (-0.06, 0.05): "undecided"}
     cases |= {(-0.01, 0.05): "undecided", (0.005, 0.01): "better", (-0.01, -0.005): "worse"}
     for (low, high), right in cases.items():
-        words = "above or below 0 comes first; the margin is for intervals that hold 0, and all of them must be within it"
-        got = student.verdict(low, high, 0.02)
-        require(got == right, f"verdict({low}, {high}, 0.02): {got!r} is not {right!r} -> {words}")
+        compare(f"verdict({low}, {high}, 0.02)", student.verdict(low, high, 0.02), right)
 
 
 def experiment(student):
@@ -70,7 +68,7 @@ def experiment(student):
     return e
 
 
-def it_is_described(student):
+def check_it_is_described(student):
     """my_experiment says what is claimed, by which measure, and what did not show."""
     experiment(student)
 
@@ -95,7 +93,7 @@ def different(one, other):
     return sorted(flag for flag in given if one[flag] != other[flag])
 
 
-def runs_are_pairs(student):
+def check_runs_are_pairs(student):
     """The runs have your three seeds on both sides, and a differs from b in one flag, nothing else."""
     e = experiment(student)
     a, b = reports(student, e["a"]), reports(student, e["b"])
@@ -106,7 +104,7 @@ def runs_are_pairs(student):
     require(changed == [yours], f"a and b differ in {', '.join(changed) or 'nothing'}; `changed` is {e['changed']}")
 
 
-def the_result(student):
+def check_the_result(student):
     """The interval and the verdict follow from the reports."""
     e, values = experiment(student), []
     for side in (reports(student, e["a"]), reports(student, e["b"])):
@@ -122,6 +120,3 @@ def the_result(student):
     verdict = student.verdict(low, high, e["margin"])
     require(e["verdict"] == verdict, f"verdict: {e['verdict']!r}; {words}: your `verdict` is {verdict!r}")
     return f"{words}, {verdict}"
-
-
-CHECKS = [the_interval, the_verdict, it_is_described, runs_are_pairs, the_result]

@@ -45,7 +45,6 @@ SHARED = {"exact": score_exact, "contains": score_contains, "iou": score_iou, "p
 def load(name, root, split, limit=None):
     """At most `limit` (None or 0: all) rows of a split of a data set, checked: what Examples are made of. They are the
     first ones or evenly spread (Task.even). Of images the sizes are read, but no pixels. Raises InputError.
-
     root: the folder that holds the data set, or the file of `jsonl` and `llava`; None: data/NAME or, where that is missing,
     RefCOCO is fetched into the cache folder, and of its images only those of these rows. Drawn sets need a limit alone."""
     rows, folder = read_rows(name, root, split, limit)

@@ -20,15 +20,15 @@ SHOWN, COLUMNS, SIDE = 12, 4, 320
 
 def check(name, root, split):
     """(good examples, lines about bad rows) of a split."""
-    rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
     good, bad, decoded = [], [], set()
+    rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
     for row, source in rows:
         try:
             example = checked(row, source, TASKS[name], folder)
             frames = {Visual(frame).key: frame for frame in sum(example.get("videos", []), example["images"])}
             for key in frames.keys() - decoded:
                 open_image(frames[key])
-            decoded |= frames.keys()
+                decoded.add(key)
             good.append((row, source))
         except InputError as error:
             bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")

@@ -62,8 +62,7 @@ def unpack(archive, folder):
 
 
 def fetch_images(names, folder):
-    """Fetches the named images that are missing in folder/train2014; an annotation's name chooses no other folder.
-    Raises InputError for one that fails; those fetched until then stay, those in the queue are left out."""
+    """Fetches the named images that are missing in folder/train2014; an annotation's name chooses no other folder."""
     files = sorted({folder / "train2014" / Path(name).name for name in names})
     if all(file.exists() for file in files):
         return

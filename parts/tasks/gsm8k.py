@@ -3,7 +3,6 @@
     {"question": "Natalia sold clips to 48 of her friends ...", "answer": "... 48+24 = <<48+24=72>>72 clips.\\n#### 72"}
 
 files    <split>.jsonl (github.com/openai/grade-school-math)
-prompt   asks for the steps and for the marks "####" before the number
 splits   train, test; learnt is the solution without the calculator's marks <<...>>
 metric   "number": exact match of the number after "####" or, without one there, of the last number of the text
 """

@@ -15,7 +15,6 @@ from PIL import Image, ImageOps, ImageSequence
 from parts.files import InputError
 
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
-ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # image files that may hold many frames
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")  # cannot be read here
@@ -65,13 +64,11 @@ def file_of_frame(frame):
 def open_image(frame):
     """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
     if isinstance(frame, Image.Image):
-        frame.load()  # Pillow turns a TIFF itself when it is loaded
         return to_rgb(ImageOps.exif_transpose(frame), "a drawn image")
     path, index = file_of_frame(frame)
     with opened(path) as file:
         file.seek(index)
         check_size(file, path)  # a frame may be larger than the one before
-        file.load()
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
         return to_rgb(file, path)
 
@@ -139,9 +136,8 @@ def file_size(path, is_video=False):
 
 def upright_size(image):
     """The size of a PIL image once it is turned as its EXIF tag says. (Of a TIFF, Pillow announces it.)"""
-    width, height = image.size
-    turned = image.getexif().get(ORIENTATION) in ON_ITS_SIDE and image.format != "TIFF"
-    return (height, width) if turned else (width, height)
+    on_its_side = image.getexif().get(0x0112) in (5, 6, 7, 8) and image.format != "TIFF"
+    return image.size[::-1] if on_its_side else image.size
 
 
 def resized_size(width, height, factor, min_pixels, max_pixels):
@@ -173,9 +169,8 @@ def within(name, source, root):
 
 def on_disk(folder, path):
     """folder/path, in whichever of Unicode's spellings of accents it exists; None if in none."""
-    spelled = str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))
-    files = (Path(folder) / name for name in spelled)
-    return next((file for file in files if os.path.exists(file)), None)  # False for what cannot be a name
+    forms = str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))
+    return next((Path(folder) / name for name in forms if os.path.exists(Path(folder) / name)), None)
 
 
 def find_image(name, source, root, task):

@@ -4,8 +4,7 @@
     4010069381,369,640,480,how do the two men play the instrument,0,6,CH,roll the handle,tap their feet,...
 
 files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or an animated image VIDEO.gif, named as
-         the row says or, if map_vid_vidorID.json exists, as that says (github.com/doc-doc/NExT-QA)
-frames   8, evenly spread; their rate from the file's clock, else from frame_count at 30 a second (VidOR's rate)
+         the row or map_vid_vidorID.json says (github.com/doc-doc/NExT-QA); 8 frames, by frame_count at 30 a second
 prompt   that of LLaVA: the options with their letters
 splits   train, val, test
 metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive

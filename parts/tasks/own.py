@@ -26,14 +26,12 @@ from parts.files import InputError
 from parts.tasks import rows as reader
 from parts.tasks.boxes import is_box
 
-CONVERSATIONS = ("conversations", "messages")  # as LLaVA has them, and as TRL, ms-swift and OpenAI
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 NOTES = re.compile(r"id|.*_id|source|dataset|split|category|quality|licen[cs]e|comment")  # facts about a row: not read
 METRICS = ("exact", "contains", "number", "vqa", "iou")
 
 
 def rows(name, root, split):
-    """Of the split's file, or a part of the only file. root: a folder or a file."""
     patterns = ("*.jsonl",) if name == "jsonl" else ("*.json", "*.jsonl")
     files = reader.split_files(root, *patterns)
     if root.is_file():
@@ -48,10 +46,13 @@ def rows(name, root, split):
 def own_rows(row):
     """The rows of a row: itself, or one for every answer of its conversation, with the turns before it as history."""
     row = {key: value for key, value in row.items() if value is not None and not NOTES.fullmatch(key)}
-    for talk in [row.pop(key) for key in CONVERSATIONS if key in row]:
+    made = [row]
+    if key := next((key for key in ("conversations", "messages") if key in row), None):
         images, texts = [], []
-        for turn, role in zip(talk, ["user", "assistant"] * len(talk)):
-            speaker, content = (turn["from"], turn["value"]) if "from" in turn else (turn["role"], turn["content"])
+        turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row.pop(key)]
+        if turns[0][0] == "system":
+            row["system"] = text_of(turns.pop(0)[1], images)
+        for (speaker, content), role in zip(turns, ["user", "assistant"] * len(turns)):
             if ROLES.get(speaker) != role:
                 raise ValueError(f"turns must alternate user, assistant; {speaker!r:.40} in place of {role}")
             texts.append(text_of(content, images))
@@ -59,10 +60,10 @@ def own_rows(row):
             raise ValueError("the last turn has no answer")
         row |= {"images": images} if images else {}
         turns = list(zip(texts[::2], texts[1::2]))
-        yield from (row | {"prompt": q, "answer": a, "history": turns[:i]} for i, (q, a) in enumerate(turns))
-        return
-    check_metric(row)
-    yield row
+        made = [dict(**row, prompt=q, answer=a, history=turns[:i]) for i, (q, a) in enumerate(turns)]
+    for row in made:
+        check_metric(row)
+        yield row
 
 
 def text_of(content, images):
@@ -107,10 +108,10 @@ def part_of(file, split, splits):
     if split == "test" or len(order) == 1:
         return rows
     held_out = set(order[: max(1, len(order) // 10)])
-    kept = [pair for pair, group in zip(rows, groups) if (group in held_out) == (split == "val")]
+    part = [pair for pair, group in zip(rows, groups) if (group in held_out) == (split == "val")]
     why = "without a val file, a tenth of the images (or texts) is held out, by a checksum of their names"
-    print(f"split    {file}: {split} is {len(kept)} of its {len(rows)} rows; {why}")
-    return kept
+    print(f"split    {file}: {split} is {len(part)} of its {len(rows)} rows; {why}")
+    return part
 
 
 def names_in(entry):

@@ -46,27 +46,21 @@ def row_of(row):
     """The four JSON forms of the family -> one."""
     if "conversations" in row:  # VLM-R1, to train
         ask, answer = (turn["value"] for turn in row["conversations"])
-        yield target(row["image"], described(ask), parse_box(answer))
+        yield target(row["image"], ask, parse_box(answer), row)
     elif "problem" in row:  # VLM-R1, to evaluate
-        yield target(row["image"], described(row["problem"]), row["solution"])
+        yield target(row["image"], row["problem"], row["solution"], row)
     elif "img_id" in row:  # the annotations themselves: the box is x, y, width, height
-        yield target(re.sub(r"_\d+$", "", row["img_id"]) + ".jpg", row["sents"], corners(row["bbox"]), **size_of(row))
+        yield target(re.sub(r"_\d+$", "", row["img_id"]) + ".jpg", row["sents"], corners(row["bbox"]), row)
     else:  # Qwen-VL's evaluation
-        yield target(row["image"], row["sent"], row["bbox"], **size_of(row))
+        yield target(row["image"], row["sent"], row["bbox"], row)
 
 
-def size_of(row):
-    return {key: row[key] for key in ("width", "height") if key in row}
-
-
-def target(image, sent, box, **size):
-    """The lists name other folders than those in which COCO's images are, so the name alone counts."""
-    return {"image": PurePosixPath(image).name, "sent": sent, "bbox": box} | size
-
-
-def described(ask):
-    """VLM-R1 puts each phrase into its own prompt: take what comes after "describes:"."""
-    return ask.replace("<image>", "").rpartition("describes:")[2].strip()
+def target(image, sent, box, sizes):
+    """The lists name other folders than those in which COCO's images are, so the name alone counts. VLM-R1 puts each phrase
+    into its own prompt, which ends in "describes:"."""
+    phrase = sent.replace("<image>", "").rpartition("describes:")[2].strip()
+    size = {key: sizes[key] for key in ("width", "height") if key in sizes}
+    return {"image": PurePosixPath(image).name, "sent": phrase, "bbox": box} | size
 
 
 def refer_rows(folder, pickle_name, split):
@@ -86,7 +80,7 @@ def refer_rows(folder, pickle_name, split):
         # the file_name of a ref has a suffix that its image's name has not, so the id names the image
         name = f"COCO_train2014_{ref['image_id']:012d}.jpg"
         for sentence in ref["sentences"] if ref["split"] == split else ():
-            yield target(name, sentence["sent"], corners(boxes[ref["ann_id"]]), **size_of(images[ref["image_id"]]))
+            yield target(name, sentence["sent"], corners(boxes[ref["ann_id"]]), images[ref["image_id"]])
 
     return rows_of(((ref, f"{file}, item {i}") for i, ref in enumerate(refs)), row_of, "a reference of REFER")
 

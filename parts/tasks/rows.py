@@ -35,6 +35,7 @@ ROW = {  # key: the types of its value, and what they are in words. A row may ho
     "reference": ((str, list, tuple), "a text or a list"),  # what the metric compares with; by default the answer
     **dict.fromkeys(("kind", "group"), (str, "a text")),  # accuracy is also counted by these
     "history": ((list, tuple), "a list of [prompt, answer] pairs"),  # earlier turns of the conversation
+    "system": (str, "a text"),  # in place of the model's own system line
 }
 
 
@@ -43,7 +44,7 @@ def entries(file):
     if file.suffix == ".json":
         rows = read_json(file)
         if not isinstance(rows, list):
-            raise InputError(f"{file}: expected a JSON list of rows")
+            raise InputError(f"{file}: expected a JSON list of rows; docs/datasets.md has recipes for other forms")
         yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
         return
     with reading(file, "lines of JSON"), open(file, "rb") as lines:
@@ -53,7 +54,13 @@ def entries(file):
 
 
 def parsed(entry):
-    return parse_json(entry) if isinstance(entry, bytes) else entry
+    return parse_json(entry, once) if isinstance(entry, bytes) else entry
+
+
+def once(pairs):
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key twice in one object")
+    return dict(pairs)
 
 
 def json_rows(file):
@@ -137,7 +144,8 @@ def checked(row, source, task, root):
     row = {key: value for key, value in row.items() if value is not None}
     for key, value in row.items():
         if key not in ROW:
-            raise InputError(f'{source}: "{key:.60}" is not read; leave it out, or rename it to one of {", ".join(ROW)}')
+            hint = f"leave it out, or rename it to one of {', '.join(ROW)}; docs/datasets.md has recipes for other forms"
+            raise InputError(f'{source}: "{key:.60}" is not read; {hint}')
         if not isinstance(value, ROW[key][0]) or isinstance(value, bool):
             raise InputError(f'{source}: "{key}" must be {ROW[key][1]}, got {value!r:.60}')
     for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox")):
@@ -148,7 +156,7 @@ def checked(row, source, task, root):
 
     images = names_of(row, "image", "images")
     images = [image if isinstance(image, Image.Image) else find_image(image, source, root, task) for image in images]
-    example = {key: row[key] for key in ("kind", "group", "metric", "reference") if key in row} | {"source": source}
+    example = {key: row[key] for key in ("kind", "group", "metric", "reference", "system") if key in row} | {"source": source}
     example |= {"images": images} | videos_of(row, source, root)
     example |= turns_of(row, source, len(images), len(example.get("videos", [])))
     if not row.keys() & {"bbox", "answer"}:
@@ -166,13 +174,13 @@ def names_of(row, one, several):
 
 def videos_of(row, source, root):
     """{"videos": the frames of each of the row's videos, "fps": by the clock of the first}; {} without videos."""
-    if not row.get("fps", 2) > 0:
-        raise InputError(f'{source}: "fps" must be a positive number, got {row["fps"]!r:.60}')
+    if not (fps := row.get("fps", 2)) > 0:
+        raise InputError(f'{source}: "fps" must be a positive number, got {fps!r:.60}')
     videos, rates = [], []
     for name in names_of(row, "video", "videos"):
         frames, count, seconds = video_frames(find_video(name, source, root), FRAMES)
         videos.append(frames)
-        rates.append(len(frames) / (seconds or row.get("seconds") or count / row.get("fps", 2)))
+        rates.append(len(frames) / (seconds or row.get("seconds") or count / fps))
     return {"videos": videos, "fps": rates[0]} if videos else {}
 
 

@@ -70,8 +70,7 @@ def things(rng):
     return scene if len(scene) >= 3 else things(rng)
 
 
-def touch(a, b):
-    """Whether two boxes overlap or are at most 3 pixels from each other."""
+def touch(a, b):  # or are at most 3 pixels from each other
     return a[0] - 3 <= b[2] and b[0] - 3 <= a[2] and a[1] - 3 <= b[3] and b[1] - 3 <= a[3]
 
 
@@ -115,8 +114,7 @@ def in_look(image, look, rng):
     return image
 
 
-def noisy(plane, rng):
-    """Noise from -128 to 127 added, the mean of two uniform values: a triangle of standard deviation 52."""
+def noisy(plane, rng):  # noise from -128 to 127, the mean of two uniform values: a triangle of standard deviation 52
     grain = [Image.frombytes("L", plane.size, rng.randbytes(SIDE * SIDE)) for _ in range(2)]
     return ImageChops.add(plane, ImageChops.add(*grain, scale=2), offset=-128)
 
@@ -150,7 +148,8 @@ def expressions(scene, target):
     for other, relation in itertools.product(range(len(scene)), RELATIONS):
         # how far each thing is on that side of the other one, in pixels; less than 12 are doubtful
         axis, sign = RELATIONS[relation]
-        distances = [sign * (centre(thing, axis) - centre(scene[other], axis)) for thing in scene]
+        centres = [(box[axis] + box[axis + 2]) / 2 for *_, box in scene]
+        distances = [sign * (centre - centres[other]) for centre in centres]
         if distances[target] < 12:
             continue
         # a name does if it fits the target alone, also among the doubtful ones
@@ -160,10 +159,6 @@ def expressions(scene, target):
                 anchors = [anchor for anchor in names(scene[other])[:2] if anchor in own_names(other)]
                 related += [f"the {name} {relation} the {anchor}" for anchor in anchors]
     return [f"the {name}" for name in own_names(target)], related
-
-
-def centre(thing, axis):
-    return (thing[3][axis] + thing[3][axis + 2]) / 2
 
 
 def attributes(scene):

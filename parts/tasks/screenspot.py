@@ -6,7 +6,7 @@
 files    Pro (hub data set likaixin/ScreenSpot-Pro): annotations/*.json, images in images/; boxes x1, y1, x2, y2
          v2 (hub data set OS-Copilot/ScreenSpot-v2): screenspot_{desktop,mobile,web}_v2.json with "data_type" for
          "ui_type", images in screenspotv2_image/; boxes x, y, width, height
-prompt   GROUNDING_PROMPT, Qwen's for boxes; learnt is the box
+prompt   GROUNDING_PROMPT with TARGET; learnt is the box
 splits   test is everything; train and val are ours (`in_split`, by the image)
 metric   the point, or the centre of the box, is in the target; counted by text and icon, and by group or platform
 """

@@ -3,8 +3,8 @@
     {"data": [{"image_id": "0054c91397f2fe05", "question": "what is the brand of phone?", "answers": [ten of them]}]}
 
 files    TextVQA_0.5.1_<split>.json, images in train_images/ (textvqa.org/dataset)
-prompt   that of LLaVA and Qwen-VL: answer with a single word or phrase
-splits   train, val (the answers of test are not public); learnt is the most frequent of the ten answers
+prompt   that of LLaVA and Qwen-VL; learnt is the most frequent of the ten answers
+splits   train, val (the answers of test are not public)
 metric   "vqa": agreement with ten people, see `score`
 """
 
@@ -35,9 +35,8 @@ def row_of(row):
     answers = row["answers"]
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError("answers are a list of texts")
-    [(usual, _)] = Counter(answers).most_common(1)
-    image, prompt = f"{row['image_id']}.jpg", PROMPT.format(row["question"])
-    yield {"image": image, "prompt": prompt, "answer": usual, "metric": "vqa", "reference": answers}
+    asked = {"image": f"{row['image_id']}.jpg", "prompt": PROMPT.format(row["question"])}
+    yield asked | {"answer": Counter(answers).most_common(1)[0][0], "metric": "vqa", "reference": answers}
 
 
 def score(text, reference, *_):

@@ -4,7 +4,6 @@
      "image2": "image2-0.png", "answer2": "square", "image3": ..., "answer3": ...}
 
 files    vilp.jsonl, 300 rows, and images; docs/datasets.md converts the hub's ViLP.parquet (data set ViLP/ViLP)
-prompt   asks for one word
 splits   test is everything; train and val are ours (`in_split`, by the question)
 metric   "word": the same word after the authors' tables. Image 1 agrees with the language prior: its accuracy is the
          kind "prior". Images 2 and 3 contradict it: they are the kind "score", and the accuracy
@@ -14,8 +13,7 @@ from parts.tasks.rows import WORDS, entries, file_of, in_split, rows_of
 
 PROMPT = "Please answer with one word: {}"
 TABLES = [{word: str(n) for n, word in enumerate(WORDS["numbers"])}]  # the authors': "seven" -> "7"
-for table in (WORDS["synonyms"], WORDS["plurals"]):  # {"crocodile": ["alligator"]}
-    TABLES.append({word: one for one, words in table.items() for word in words})
+TABLES += [{word: one for one, words in WORDS[name].items() for word in words} for name in ("synonyms", "plurals")]
 
 
 def rows(name, root, split):

@@ -128,10 +128,8 @@ def main():
     tokenizer = build_tokenizer()
     config = build_config(tokenizer)
     tokenizer.save(str(HERE / "tokenizer.json"))
-    generation = {
-        "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
-        "pad_token_id": config["bos_token_id"],
-    }
+    end, start = config["eos_token_id"], config["bos_token_id"]
+    generation = {"eos_token_id": [end, start], "pad_token_id": start}
     files = {"config.json": config, "preprocessor_config.json": PREPROCESSOR, "generation_config.json": generation}
     for name, content in files.items():
         (HERE / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,8 +7,7 @@ def attend(q, k, v):
     v = v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     earlier = torch.ones(T, T, dtype=torch.bool).tril()
-    scores = scores.masked_fill(~earlier, float("-inf"))
-    weights = scores.softmax(dim=-1)
+    weights = scores.masked_fill(~earlier, float("-inf")).softmax(dim=-1)
     return weights @ v, weights
 
 

@@ -1,10 +1,7 @@
-import torch
-
-
 def gradient_of_B(dV, x, visual_mask, A):
     xA = x @ A
     each = xA[visual_mask][..., None] * dV[visual_mask]
-    return torch.sum(each, dim=0)
+    return each.sum(dim=0)
 
 
 def head_scores(gradients):
