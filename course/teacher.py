@@ -81,4 +81,4 @@ def together(folders):
     half = T[n - 1] * s / sqrt(n)
     power = {m: NormalDist().cdf(MARGIN * sqrt(m) / s - T[m - 1]) for m in (3, n)}
     print(f"{n} pairs, probed - random: {100 * d:+.1f} points [{100 * (d - half):+.1f}, {100 * (d + half):+.1f}]")
-    print(f"a true difference of {100 * MARGIN:g} points is found by 3 pairs in {power[3]:.0%} of all classes, by {n} in {power[n]:.0%}")
+    print(f"a true difference of {100 * MARGIN:g} points is seen by 3 pairs in {power[3]:.0%} of all classes, by {n} in {power[n]:.0%}")

@@ -135,7 +135,7 @@ def parse_args(argv, methods, criteria):
     data = given.get("data", usual["data"])
     for name in [data, *given.get("eval", [])]:
         if data_set(name)[0] not in TASKS:
-            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
+            raise InputError(f"unknown data set {name!r:.80}; choose from {', '.join(TASKS)}")
 
     # Every flag that was not given has its default. Some depend on the data, the model and the method.
     drawn = data_set(data)[0] in DRAWN
