@@ -50,7 +50,8 @@ def make_parser(methods, criteria):
         def add(name, help, default=None, **options):
             usual[name.removeprefix("--").replace("-", "_")] = default
             if default not in (None, []):
-                help += " (default: {}; drawn data: {})".format(*default) if type(default) is tuple else f" (default: {default})"
+                usually = "{}; drawn data: {}".format(*default) if type(default) is tuple else default
+                help += f" (default: {usually})"
             if options.get("type") in (int, float):
                 options["metavar"] = "N" if options["type"] is int else "X"
             g.add_argument(name, help=help, **options)
