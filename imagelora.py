@@ -191,7 +191,7 @@ def load_adapter(path, vlm):
         raise files.InputError(f"{path}: written by another version (format {version}); train it again")
     if (method := metadata.get("method")) not in METHODS:
         raise files.InputError(f"{path}: not an adapter file: its method is {method!r:.40}, not {', '.join(METHODS)}")
-    with files.reading(path, "an adapter that fits this model", RuntimeError):
+    with files.reading(path, "an adapter that fits this model"):
         if metadata["base"] != vlm.fingerprint():
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
         adapter = METHODS[method](vlm.config, **json.loads(metadata["settings"]))

@@ -148,7 +148,7 @@ def save_selection(path, heads, scores=None):
 
 def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
-    with reading(path, "a head selection for this model", RuntimeError):
+    with reading(path, "a head selection for this model"):
         selection, size = read_json(path), (config.layers, config.value_heads)
         if (scores := selection["scores"]) is not None and torch.tensor(scores).shape != size:
             raise ValueError("scores are a number for each head of each layer")

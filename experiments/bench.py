@@ -67,6 +67,9 @@ SUITES = {f.__name__: f for f in (steps, evaluation, inference)}
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", choices=[*SUITES, "gpu"], metavar="SUITE")
+    parser.add_argument("--layers", type=int, help="decoder layers (12 on a CPU, else all)")
+    parser.add_argument("--blocks", type=int, help="vision blocks (10 on a CPU, else all)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one round: only to see that everything runs")
     parser.add_argument("--out", type=Path, help="folder of the reports (default: experiments/results; tiny: runs/tiny)")
     args = parser.parse_args(argv)
@@ -75,10 +78,10 @@ def parse_args(argv):
     args.command = f"python -m experiments bench {' '.join(argv)}"
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.dtype = torch.bfloat16 if args.device.type == "cuda" else torch.float32
-    args.rounds = 1 if args.tiny else 3
     args.side = 56 if args.tiny else 448  # of an image, in pixels
     args.out = args.out or sides.ROOT / ("runs/tiny" if args.tiny else "experiments/results")
-    args.layers, args.blocks = (12, 10) if args.device.type == "cpu" and not args.tiny else (None, None)  # None: all
+    if args.device.type == "cpu" and not args.tiny:
+        args.layers, args.blocks = args.layers or 12, args.blocks or 10
     return args
 
 

@@ -1,5 +1,6 @@
-"""On one GPU, in at most 7 minutes: `python -m experiments bench gpu`
+"""On one GPU, in at most 8 minutes: `python -m experiments bench gpu`
 
+    tests      tests/test_gpu.py on this GPU (a step that waits for it is an error); three steps of `--method full`
     numbers    a random 3B in bfloat16 against float32, ours and transformers'
     attention  cuDNN's attention at lengths 64 modulo 128 with a mask: gradients that are not finite, time to plan
     3b, 7b     training steps on rows of varying length, ours and transformers + peft in turn; prefill and decoding; the
@@ -12,9 +13,12 @@ parameters of the decoder's layers (without embedding and head), N tokens of the
 
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
+import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +48,23 @@ def varying_rows(size, images, limit, seed=0):
     return examples
 
 
+def tests(size, device):
+    """Tried on a CPU, the tests are collected and not run."""
+    pytest = ["-m", "pytest", "-q", "tests/test_gpu.py"] + ["--collect-only"] * (device.type == "cpu")
+    yield "tests/test_gpu.py", partial(succeeds, pytest, IMAGELORA_TEST_DEVICE=device.type)
+    full = ["train.py", "--method", "full", "--dtype", "bfloat16", "--device", device.type, "--steps", "3"]
+    full += ["--limit", "8", "--batch", "4", "--eval-limit", "4", "--out", f"{tempfile.mkdtemp()}/run"]
+    yield "three steps of --method full", partial(succeeds, full)
+
+
+def succeeds(arguments, **variables):
+    run = partial(subprocess.run, cwd=sides.ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=70)
+    done = run([sys.executable, *arguments])
+    lines = (done.stderr + done.stdout).strip().splitlines()
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR", "error"))]
+    return {"passed": done.returncode == 0, "failures": failures, "end": lines[-1:]}
+
+
 def numbers(size, device):
     vlm, processor, theirs = sides.random_models(sides.raw_config(size), device, torch.bfloat16)
     exact, examples = copy.deepcopy(vlm).float(), varying_rows(size, 2, 3)
@@ -62,8 +83,13 @@ def numbers(size, device):
 
 def attention(size, device):
     """Rows of large negative scores, as some heads of Qwen2.5 have them: issue 196678 of pytorch."""
+    yield "as torch chooses", partial(attention_line, device, nullcontext())
     yield "cuDNN", partial(attention_line, device, sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
     yield "others", partial(attention_line, device, sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
+
+
+def both_ways(q, k, v, mask):
+    F.scaled_dot_product_attention(q, k, v, attn_mask=mask).float().square().sum().backward()
 
 
 def attention_line(device, kernel):
@@ -73,8 +99,7 @@ def attention_line(device, kernel):
             x = (0.1 * torch.randn(3, 1, 4, length, 128, device=device)).bfloat16()  # q, k, v
             x[0, ..., 0], x[1, ..., 0] = 1.0, -120 * 128**0.5
             mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-            attend = partial(F.scaled_dot_product_attention, *x.requires_grad_(), attn_mask=mask)
-            run = lambda attend=attend: attend().float().square().sum().backward()
+            run = partial(both_ways, *x.requires_grad_(), mask)
             line["first ms"].append(1000 * sides.seconds_of(run, device))
             line["again ms"].append(1000 * sides.seconds_of(run, device))
             line["not finite"].append((~x.grad.isfinite()).sum().item())
@@ -116,10 +141,12 @@ def step_line(models, steps, rate):
                 del seconds[name]
 
     P = sum(p.numel() for p in models[2].base_model.model.model.language_model.layers.parameters() if not p.requires_grad)
-    line = {}
+    line = {"reserved bytes": torch.cuda.memory_reserved()}
     for name, times in seconds.items():
         first, again, N = times[: len(steps)], times[len(steps) :], sum(tokens[name] for _, tokens in prepared)
         line[name] = {
+            "first step ms": 1000 * first[0],
+            "ms, new lengths": 1000 * sum(first[1:]) / len(first[1:]),
             "ms": 1000 * sum(again) / len(again),
             "tokens/s": N / sum(again),
             "share": 4 * P * N / sum(again) / rate,
@@ -137,10 +164,12 @@ def profile_line(step, device):
         sides.seconds_of(step, device)
     kernels = [[e.key[:120], getattr(e, f"self_{kind}_time_total") / 1000, e.count] for e in profiler.key_averages()]
     kernels.sort(key=lambda kernel: -kernel[1])
-    return {"ms": ms, "ms without a kernel": ms - sum(k[1] for k in kernels), "kernel, ms, calls": kernels[:10]}
+    gaps = ms - sum(kernel[1] for kernel in kernels)
+    return {"ms": ms, "ms without a kernel": gaps, "kernel, ms, calls": kernels[:10]}
 
 
 PARTS = {  # a generator of (what a line is about, what makes it), on which model, for how many seconds at most
+    "tests": (tests, "tiny", 80),
     "numbers": (numbers, "3b", 50),
     "attention": (attention, "tiny", 30),
     "3b": (speed, "3b", 140),

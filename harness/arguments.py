@@ -50,7 +50,8 @@ def make_parser(methods, criteria):
         def add(name, help, default=None, **options):
             usual[name.removeprefix("--").replace("-", "_")] = default
             if default not in (None, []):
-                help += " (default: {}; drawn data: {})".format(*default) if type(default) is tuple else f" (default: {default})"
+                usually = "{}; drawn data: {}".format(*default) if type(default) is tuple else default
+                help += f" (default: {usually})"
             if options.get("type") in (int, float):
                 options["metavar"] = "N" if options["type"] is int else "X"
             g.add_argument(name, help=help, **options)
@@ -135,7 +136,7 @@ def parse_args(argv, methods, criteria):
     data = given.get("data", usual["data"])
     for name in [data, *given.get("eval", [])]:
         if data_set(name)[0] not in TASKS:
-            raise InputError(f"unknown data set {name!r:.80}; known: {', '.join(TASKS)}")
+            raise InputError(f"unknown data set {name!r:.80}; choose from {', '.join(TASKS)}")
 
     # Every flag that was not given has its default. Some depend on the data, the model and the method.
     drawn = data_set(data)[0] in DRAWN

@@ -1,7 +1,4 @@
-"""Early exits: one line that says why, and an exit code.
-
-    2           what a user can mend: bad input, too little memory, a full disk, another process that has ended
-    130, 143    Ctrl-C, SIGTERM
+"""Early exits: one line that says why, and an exit code: 2 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM.
 
 While a run trains, the first signal waits for the end of the step, whose state is saved; a second one ends at once. The
 program's own mistakes keep their traceback.
@@ -76,7 +73,9 @@ def whole_steps():
 
 def asked_to_stop():
     """Whether a signal asks this run to end, in any of its processes: all end with the same step."""
-    return sum(total(len(now.signals))) > 0
+    asked = sum(total(len(now.signals))) > 0
+    now.signals = now.signals or [signal.SIGINT] * asked  # one of another process ends this one, too
+    return asked
 
 
 def stop():

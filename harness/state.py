@@ -93,7 +93,7 @@ def start(args):
         raise InputError(f"--out {folder}: holds a finished run; choose another folder")
     vars(args).update(saved)
     if state.exists():  # else it was interrupted before anything was saved: from the beginning
-        with reading(state, "the state of a run", Exception):  # torch raises nothing narrower
+        with reading(state, "the state of a run"):
             if zipfile.ZipFile(state).testzip():
                 raise ValueError("a checksum differs: it is damaged")
             content = torch.load(state, map_location="cpu", weights_only=True)

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def reading(source, what, *also):
+def reading(source, what):
     """Turns any error in a user's file into one line, an InputError "SOURCE: not WHAT (why)".
     source: the file, and the line in it; what: the content that is expected."""
     try:

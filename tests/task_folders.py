@@ -71,11 +71,9 @@ def make_refer(root, name="refcoco"):
             sentences.append({"sent_id": 2 * i + k, "sent": sent, "raw": sent.upper(), "tokens": sent.split()})
         ref = {"ref_id": i, "ann_id": 10 + i, "image_id": i, "category_id": 1, "split": split, "sentences": sentences}
         refs.append(ref | {"file_name": f"{COCO[i][:-4]}_{10 + i}.jpg", "sent_ids": [2 * i, 2 * i + 1]})
-    instances = {
-        "images": [{"id": i, "width": 100, "height": 80, "file_name": "x.jpg"} for i in range(3)],
-        "annotations": [{"id": 10 + i, "image_id": i, "bbox": [i, 10, 30, 40], "category_id": 1} for i in range(3)],
-    }
-    write_json(root / name / "instances.json", instances)
+    images = [{"id": i, "width": 100, "height": 80, "file_name": "x.jpg"} for i in range(3)]
+    boxes = [{"id": 10 + i, "image_id": i, "bbox": [i, 10, 30, 40], "category_id": 1} for i in range(3)]
+    write_json(root / name / "instances.json", {"images": images, "annotations": boxes})
     by = "umd" if name == "refcocog" else "unc"
     (root / name / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
 

@@ -67,6 +67,7 @@ def mistakes():
 
 
 MISTAKES = list(mistakes())
+assert len(MISTAKES) >= 120
 
 
 @pytest.mark.parametrize("number, old, new, words", MISTAKES, ids=[f"{n}-{words}" for n, _, _, words in MISTAKES])
@@ -75,8 +76,10 @@ def test_a_typical_mistake_gets_its_sentence(number, old, new, words, folder):
     assert words in (first_problem(number, solution(number).replace(old, new), folder) or "green")
 
 
-TRICKS = ["torch.allclose = lambda *a, **k: True", "torch.__dict__['equal'] = lambda *a: True", "from . import check"]
-TRICKS += ["def f():\n    from model import attend", "import course.checks as c", "lora = open('imagelora.py').read()"]
+TRICKS = ["torch.allclose = lambda *a, **k: True", "torch.Tensor.__eq__ = lambda a, b: True", "from . import check"]
+TRICKS += ["torch.__dict__['equal'] = lambda *a: True", "setattr(torch, 'equal', lambda *a: True)", "import sys"]
+TRICKS += ["from imagelora import LoRALayer", "def f():\n    from model import attend", "exec('import imagelora')"]
+TRICKS += ["lora = __import__('imagelora').LoRALayer", "lora = open('imagelora.py').read()", "import course.checks as c"]
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -93,8 +96,10 @@ def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder
     assert "the factor s is missing" in first_problem(5, wrong, folder)
 
 
-HONEST = ["open = 3\nprint(open)", "import random\nrandom.seed(0)", "copy = torch.ones(2).clone()\ncopy[0] += 1"]
+HONEST = ["open = 3\nprint(open)", "eval = torch.ones(2)\neval = eval * 2", "sys = torch.ones(2)\nsys[0] = 1"]
+HONEST += ["copy = torch.ones(2).clone()\ncopy[0] += 1", "import random\nrandom.seed(0)", "import math, copy, itertools"]
 HONEST += ["from dataclasses import dataclass", "def f(compile, globals):\n    return compile + globals"]
+HONEST += ["def f(os):\n    return os.sum()", "for gc in range(3):\n    print(type(gc).__name__)", "print(__name__)"]
 
 
 @pytest.mark.parametrize("lines", HONEST)

@@ -39,13 +39,8 @@ def test_what_fails_while_a_file_is_written_leaves_the_file_of_before(tmp_path):
         write_text(tmp_path / "new/a.txt/b.txt", "")
 
 
-TENSORS = {
-    "b": torch.arange(6.0).view(2, 3).T,
-    "half": torch.arange(3).bfloat16(),
-    "a": torch.arange(4),
-    "one": torch.tensor(0.5),
-    "none": torch.empty(0, 3),
-}
+TENSORS = {"b": torch.arange(6.0).view(2, 3).T, "half": torch.arange(3).bfloat16(), "a": torch.arange(4)}
+TENSORS |= {"one": torch.tensor(0.5), "none": torch.empty(0, 3)}
 
 
 def test_equal_contents_make_equal_safetensors_files_that_the_library_reads(tmp_path):
@@ -61,14 +56,6 @@ def test_equal_contents_make_equal_safetensors_files_that_the_library_reads(tmp_
     with safe_open(str(tmp_path / "a"), framework="pt") as file:
         for name, t in TENSORS.items():
             assert torch.equal(file.get_tensor(name), t) and torch.equal(again[name], t) and again[name].dtype == t.dtype
-
-
-@pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_safetensors_file_that_was_cut_is_named(tmp_path, keep):
-    write_safetensors(tmp_path / "a", TENSORS, {})
-    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:keep])
-    with pytest.raises(InputError, match="a: not a complete safetensors file; copy or download it again"):
-        dict(read_safetensors(tmp_path / "a"))
 
 
 class Evil:

@@ -1,19 +1,19 @@
 """What surrounds a run: flags, what is said at the start, and one line for every kind of bad input."""
 
 import json
+import os
 import re
+import runpy
 import sys
 
 import pytest
-from conftest import picture, small_config, write_checkpoint
+from conftest import ROOT, picture, small_config, write_checkpoint
 from short_run import SMALL_RUN, adapter_of, equal, run, stopped
 
 import train
 from harness.arguments import evaluation_sets
 from harness.processes import all_processes
 from model import VLM
-
-# -- flags
 
 
 def test_defaults_depend_on_the_data_the_model_and_the_method():
@@ -22,6 +22,8 @@ def test_defaults_depend_on_the_data_the_model_and_the_method():
     assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 8, 0.01, 5e-3)
     assert train.arguments(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
     assert train.arguments(["--epochs", "2"]).steps is None
+    evaluated = train.arguments(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
+    assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 8)
 
 
 def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
@@ -31,11 +33,6 @@ def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
     assert sets() == ["scenes-fog val", "scenes-day val", "sums val"]
     assert sets("--data", "refcoco") == ["refcoco val"]
     assert sets("--data", "refcoco", "--eval", "refcoco", "gsm8k=X", "--eval-split", "testA") == ["refcoco testA", "gsm8k test"]
-
-
-def test_an_adapter_is_evaluated_on_what_eval_names_first():
-    args = train.arguments(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
-    assert (args.method, args.data, args.batch) == ("none", "gsm8k=X", 8)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +59,6 @@ def test_flags_that_make_no_sense_are_refused_before_anything_is_written(tmp_pat
     monkeypatch.chdir(tmp_path)
     code, line = stopped(capsys, train.main, flags)
     assert code == 2 and message in line and not list(tmp_path.iterdir())
-
-
-def test_help_gives_every_flag_a_help_string_and_its_default(capsys):
-    with pytest.raises(SystemExit):
-        train.arguments(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--tau X a layer's share of the heads is proportional to score^tau (default: 0.5)" in text
-    assert "--limit N training rows; 0: all (default: 2000; drawn data: 4800)" in text
 
 
 # -- what a run says, and where it runs
@@ -110,6 +99,15 @@ def test_a_run_without_the_module_resource_says_no_memory_and_gives_the_same_ada
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows: importing it fails
     report = run(checkpoint, tmp_path)
     assert report["peak_memory_bytes"] is None and equal(adapter_of(finished[0]), adapter_of(tmp_path))
+
+
+@pytest.mark.parametrize("own", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_the_gpus_memory_is_in_segments_that_grow_unless_the_user_says_otherwise(monkeypatch, own):
+    environment = {} if own is None else {own: "backend:native"}
+    monkeypatch.setattr(os, "environ", environment | {"PATH": ""})
+    runpy.run_path(str(ROOT / "train.py"), run_name="imported")
+    usual = None if own == "PYTORCH_ALLOC_CONF" else "expandable_segments:True"
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == environment.get("PYTORCH_CUDA_ALLOC_CONF", usual)
 
 
 def test_a_console_that_lacks_a_letter_shows_its_escape(tmp_path, monkeypatch):

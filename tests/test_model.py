@@ -12,7 +12,7 @@ from data import Example, Processor
 from harness.encodings import encode_images
 from imagelora import ImageLoRA
 from model import attend, attention_mask
-from parts.backbones.layers import weights_kept
+from parts.backbones.layers import MLP, only_at, weights_kept
 from parts.files import read_safetensors
 from parts.tasks.images import Visual
 
@@ -57,7 +57,12 @@ def test_a_batch_without_padding_and_segments_needs_no_mask_and_gives_the_same_l
 
 
 def test_float32_and_bfloat16_may_meet_where_positions_are_filled(vlm, processor):
-    """--method full computes in bfloat16 with float32 weights; on a GPU autocast does not promote this operation."""
+    """--method full computes in bfloat16 with float32 weights; on a GPU autocast does not promote these operations."""
+    mlp, x = MLP(8, 16, bias=False).bfloat16(), torch.randn(2, 3, 8)
+    for projection in (mlp.gate_proj, mlp.up_proj):
+        projection.register_forward_pre_hook(lambda module, args: args[0].bfloat16())
+    with only_at(mlp, torch.tensor([1, 4])):
+        assert mlp(x).any(dim=-1).flatten().nonzero().flatten().tolist() == [1, 4]
     batch = processor([Example([picture(60, 60)], "What?")])
     features = vlm.visual(batch.patches, batch.grids).bfloat16()
     embedded = replace(batch, grids=batch.grids[:0], encoded=features)

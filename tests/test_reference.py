@@ -11,7 +11,7 @@ from cases import CASES
 from conftest import DEVICE, ROOT, SMALL_CONFIGS, randomised, write_checkpoint
 from PIL import Image
 
-from data import Example, Processor
+from data import Example, Processor, load
 from imagelora import ImageLoRA
 from model import VLM
 from parts.tasks.images import Visual
@@ -77,6 +77,15 @@ def test_what_transformers_saves_in_shards_loads_as_the_same_model(pair, tmp_pat
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     batch, _ = both(pair, "one image")
     assert torch.equal(VLM.from_pretrained(tmp_path)(batch), vlm(batch))
+
+
+def test_transformers_loads_the_tiny_model_and_agrees():
+    folder = ROOT / "parts/tiny"
+    processor, reference, vlm = (make(folder) for make in (Processor.from_pretrained, Reference, VLM.from_pretrained))
+    examples = [replace(e, answer=None) for e in load("scenes-pretraining", None, "val", 10)]
+    batch, inputs = processor(examples), reference.inputs(examples)
+    real = batch.attention_mask.bool()
+    assert (vlm(batch) - reference.logits(inputs))[real].abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["mixed with padding", "video of 8 frames"])

@@ -26,36 +26,6 @@ def test_iou_equals_counting_pixels_of_random_boxes():
     assert boxes.iou((10, 10, 0, 0), (0, 0, 10, 10)) == boxes.iou((5, 0, 5, 10), (0, 0, 10, 10)) == 0  # corners swapped
 
 
-BOXES = {
-    "[1, 2, 3, 4]": [1, 2, 3, 4],
-    '```json\n[\n\t{"bbox_2d": [10, 20.5, 30, 40], "label": "cup"}\n]\n```': [10, 20.5, 30, 40],
-    "In 2 of 3 pictures: [1, 2, 3] no, [4,5,6,7] or [8, 9, 10, 11]": [4, 5, 6, 7],
-    "[[1, 2, 3, 4]]": [1, 2, 3, 4], "[-1, .5, 3., 4]": [-1, 0.5, 3, 4],
-    "1, 2, 3, 4": None, "(1, 2, 3, 4)": None, "[1, 2, 3, 4, 5]": None, "[a, 2, 3, 4]": None, "[nan, 2, 3, 4]": None,
-    "[1, 2, 3, 4": None,
-    f"[0, 0, {'1' * 400}, 1]": None,  # infinite as a float
-}  # fmt: skip
-POINTS = {
-    "(10, 20)": [10, 20], "[10.5, 20]": [10.5, 20], "pyautogui.click(10, 20)": [10, 20],
-    '{"point_2d": [10, 20], "label": "save"}': [10, 20], '[{"bbox_2d": [10, 20, 30, 60]}]': [20, 40],
-    "Step (1): of [1, 2, 3] take [7, 8], not (9, 10)": [7, 8], "(the button) (7, 8)": [7, 8], "[(7, 8)]": [7, 8],
-    "(100,100),(140,160)": [120, 130],  # two corners: a box
-    "<ref>save</ref><box>(100, 100), (140, 160)</box>": [120, 130], "[[100, 100], [140, 160]]": [120, 130],
-    "(100, 100) or (140, 160)": [100, 100], "(100, 100), (140, 160, 1)": [100, 100], "[1, 2, 3, 4], [5, 6]": [2, 3],
-    "click(x=10, y=20)": None, "10, 20": None, "[10, 20)": None, "(10)": None,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", BOXES)
-def test_the_first_bracket_with_exactly_four_numbers_is_the_box(text):
-    assert boxes.parse_box(text) == BOXES[text]
-
-
-@pytest.mark.parametrize("text", POINTS)
-def test_the_first_bracket_with_two_or_four_numbers_is_the_point(text):
-    assert boxes.parse_point(text) == POINTS[text]
-
-
 def test_boxes_go_to_the_models_pixels_and_back():
     size, resized = (640, 427), (420, 280)
     for box in ((0, 0, 640, 427), (249.6, 29.27, 565.84, 274.35), (10, 20, 31, 55)):
@@ -78,13 +48,6 @@ def test_a_box_is_right_from_an_iou_of_one_half():
 def test_a_box_written_as_x_y_width_height_or_on_another_scale_is_read_and_wrong(text):
     result = score("iou", text, (60, 50, 90, 80), SIZE, SIZE)
     assert result["score"] == 0 and not result["failed"]
-
-
-def test_a_box_in_a_resized_image_is_scored_in_pixels_of_the_original():
-    size, resized, reference = (400, 200), (200, 50), (100, 40, 200, 120)
-    result = score("iou", "[50, 10, 100, 30]", reference, size, resized)
-    assert result["parsed"] == pytest.approx(reference) and result["score"] == 1
-    assert value("iou", "[100, 40, 200, 120]", reference, size, resized) == 0
 
 
 def test_a_point_on_the_edge_is_inside_and_one_pixel_further_is_not():

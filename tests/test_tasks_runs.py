@@ -5,9 +5,8 @@ import zipfile
 
 from conftest import picture
 from local_web import serving
-from task_folders import COCO, make_nextqa, make_refcoco, write_lines
+from task_folders import COCO, make_refcoco, write_lines
 
-import harness.evaluate
 import train
 from parts.tasks import TASKS, Task
 from parts.tasks.rows import json_rows
@@ -20,15 +19,6 @@ def run(out, *flags):
     train.main([*SHORT, *flags, "--out", str(out)])
     lines = (out / "predictions.jsonl").read_text().splitlines()
     return json.loads((out / "report.json").read_text()), [json.loads(line) for line in lines]
-
-
-def test_a_run_goes_from_videos_to_a_report_whose_scores_can_be_computed_again(tmp_path, capsys):
-    make_nextqa(tmp_path / "root")
-    report, rows = run(tmp_path / "run", "--data", f"nextqa={tmp_path / 'root'}")
-    assert report["tuned"]["accuracy"] is not None and {row["when"] for row in rows} == {"base", "tuned"}
-    capsys.readouterr()
-    harness.evaluate.main([str(tmp_path / "run/predictions.jsonl")])
-    assert f"{len(rows)} answers scored again, 0 scores differ" in capsys.readouterr().out
 
 
 def test_refcoco_needs_nothing_prepared_and_a_second_run_no_network(tmp_path, monkeypatch, capsys):

@@ -37,7 +37,7 @@ def read_preprocessor(path_or_hub_id):
     file = folder / "preprocessor_config.json"
     if not file.exists():  # newer transformers writes one file for all processors
         file = folder / "processor_config.json"
-    with files.reading(file, "a preprocessor's configuration", RuntimeError):
+    with files.reading(file, "a preprocessor's configuration"):
         raw = files.read_json(file)
         raw = raw.get("image_processor", raw)
         torch.tensor([raw["image_mean"], raw["image_std"]], dtype=torch.float32).view(2, 3)  # red, green, blue
@@ -52,7 +52,7 @@ def read_tokenizer(path_or_hub_id):
     """The checkpoint's tokenizer.json. Raises InputError if it is missing or broken."""
     file = checkpoint_folder(path_or_hub_id) / "tokenizer.json"
     files.read_json(file)  # missing or broken: one clear line
-    with files.reading(file, "a tokenizer", Exception):  # tokenizers raises nothing narrower
+    with files.reading(file, "a tokenizer"):
         return Tokenizer.from_file(str(file))
 
 
