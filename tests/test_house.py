@@ -23,13 +23,13 @@ BUDGETS = {  # lines of Python, docstrings included; README.md quotes the sums
     "harness": 1710,  # the aim is 1,400
     "experiments": 1650,
     "course": 1850,
-    "tests": 6250,  # the aim is 5,800
+    "tests": 5940,  # the aim is 5,800
 }
 ALL_SOURCE = (*LECTURES, "parts", "harness", "experiments", "course")
 SUMS = {  # the aims are 1,280 and 8,900
     "lectures": (LECTURES, 1305),
     "parts": (("parts",), 2850),
-    "all source": (ALL_SOURCE, 9250),
+    "all source": (ALL_SOURCE, 9240),
 }
 ARROWS = {  # room: the rooms that it may import, and with them those that these may import
     "parts": (),
