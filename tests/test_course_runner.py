@@ -86,6 +86,7 @@ def test_a_students_own_adapter_goes_through_train_py_and_text_does_not_change(c
 # -- teachers
 
 
+@by_hand  # twenty lessons are judged
 def test_grades_are_a_table_and_a_file_for_gradescope(tmp_path, capsys):
     shutil.copytree(SOLUTIONS, tmp_path / "anna")
     write_reports(tmp_path / "anna")
