@@ -12,7 +12,6 @@ predictions.jsonl (a line an answer), adapter.safetensors, heads.json and three 
 """
 
 import itertools
-import json
 import math
 import os
 import sys
@@ -213,7 +212,7 @@ def run(args, command):
         return predictions
 
     if record.base is None:
-        record.base = json.loads(json.dumps(answers(sets) if args.base else []))  # as a resumed run reads it
+        record.base = answers(sets) if args.base else []
     predictions = {"base": record.base, "tuned": []}
     logits, logit_change = text_logits(vlm, processor), None
 

@@ -3,6 +3,7 @@
 IMAGELORA_SLOW=1 adds signals to real processes and kills at random moments; in the ordinary suite they come from within.
 """
 
+import json
 import os
 import random
 import shutil
@@ -64,7 +65,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_bit_for_bit(checkpoin
         train.main(["--resume", str(tmp_path / "killed")])
         weights = [dict(read_safetensors(tmp_path / name / file)) for name in ("whole", "killed")]
         assert equal(*weights)
-        resumed = train.json.loads((tmp_path / "killed/report.json").read_text())
+        resumed = json.loads((tmp_path / "killed/report.json").read_text())
         for key in ("base", "tuned", "heads", "adapter_flops_per_step", "text_logit_max_change", "curve"):
             assert whole[key] == resumed[key]
         assert [line["step"] for line in lines_of(tmp_path / "killed/log.jsonl")] == [0, 1, 2, 3, 4]
