@@ -190,7 +190,7 @@ def run(args, command):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
     steps, rows = planned_steps(args, len(examples)), args.batch * args.accumulate
     record.begin(vlm, {"training": examples, **held_out})
-    # The encoder is frozen: each image that the run needs is encoded once.
+    # While the encoder is frozen, each image that the run needs is encoded once.
     first = itertools.islice(row_order(examples, args.seed), min(steps * rows, len(examples)))
     needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in sorted(first))]
     encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
@@ -226,6 +226,7 @@ def run(args, command):
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
+    processor.encoded = processor.encoded if adapter and not adapter.in_encoder else {}  # those of the frozen encoder
 
     # ========== 7. Training ==========
     def measure():
