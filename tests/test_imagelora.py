@@ -268,12 +268,3 @@ def test_any_other_file_is_refused_in_a_line_that_says_why(tmp_path, vlm, adapte
     write_safetensors(file, tensors, metadata)
     with pytest.raises(InputError, match=r"not an adapter that fits this model .*layers\.0\.gamma"):
         load_adapter(file, vlm)
-
-
-def test_a_method_is_saved_under_the_name_on_its_class_also_where_it_is_not_in_METHODS(tmp_path, vlm):
-    class Other(LoRA):
-        name = "other"
-
-    Other(vlm.config).attach(vlm).save(tmp_path / "a.safetensors")
-    assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
-    assert all(method.name == name for name, method in METHODS.items())
