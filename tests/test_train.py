@@ -14,7 +14,6 @@ from harness import state
 from harness.encodings import StepBatches, row_order, rows_of_steps
 from imagelora import ImageLoRA, LoRA
 from model import VLM
-from parts.files import read_safetensors
 
 # -- one step
 
