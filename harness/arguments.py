@@ -6,7 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from harness.ablations import CHOICES, parse_ablations
+from harness.ablations import CHOICES, Ablation, parse_ablations
+from harness.criteria import CRITERIA
+from imagelora import METHODS
 from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
@@ -36,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def make_parser(methods, criteria):
+def make_parser():
     """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given. A pair
     is a default for real data and one for drawn data, whose images are small and in memory anyway."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
@@ -60,6 +62,7 @@ def make_parser(methods, criteria):
         return add
 
     add = group("what is trained, and how long")
+    methods = [*(name for name in METHODS if name != Ablation.name), "full", "none"]  # --ablate names that one
     models = "checkpoint folder or hub id; tiny: the model that comes with this program"
     add("--model", models, "tiny", metavar="NAME")
     sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}"
@@ -110,23 +113,23 @@ def make_parser(methods, criteria):
     add("--rank", "R", 8, type=int)
     add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
     add("--gamma", "gamma at the start; the tiny model learns faster from 1", (0.01, 1.0), type=float)
-    selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
+    selections = f"probe (rank1), {', '.join(CRITERIA)}, random, all, or a heads.json of another run"
     add("--selection", selections, "probe", metavar="NAME")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
-    add("--targets", f"of --method lora, as letters or as names with commas: {', '.join(TARGETS)}", "qkvo", metavar="NAMES")
+    targets, letters = f"of --method lora, as letters or with commas: {', '.join(TARGETS)}", set("qkvo")
+    add("--targets", targets, [*"qkvo"], metavar="NAMES", type=lambda t: t.split(",") if set(t) - letters else [*t])
     add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
 
 
-def parse_args(argv, methods, criteria):
+def parse_args(argv=None):
     """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value; `given` has
     the names of those on the command line.
 
-    methods: what --method may be; criteria: what --selection may be besides the usual. Ends the program with code 2 for
-    flags that make no sense; raises InputError for an unknown data set.
+    Ends the program with code 2 for flags that make no sense; raises InputError for an unknown data set.
     """
-    parser, usual = make_parser(methods, criteria)
+    parser, usual = make_parser()
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if problem := nonsense(given):
         parser.error(problem)
@@ -152,13 +155,7 @@ def parse_args(argv, methods, criteria):
     # One design choice of Image-LoRA changed is another method.
     if parse_ablations(args.ablate):
         args.method = "ablation"
-    args.targets = target_names(args.targets)
     return args
-
-
-def target_names(text):
-    """"qkv" -> ["q", "k", "v"], and "v,mlp" -> ["v", "mlp"]."""
-    return text.split(",") if set(text) - set("qkvo") else list(text)
 
 
 def data_set(text):
@@ -177,9 +174,9 @@ def nonsense(given):
             return f"{flag} {value}: must not be negative"
     if "steps" in given and "epochs" in given:
         return "--steps and --epochs exclude each other"
-    names = target_names(given.get("targets", "q"))
-    if not names or set(names) - set(TARGETS) or len(set(names)) < len(names):
-        return f"--targets {given['targets']}: choose from {', '.join(TARGETS)}, each once"
+    targets = given.get("targets", ["q"])
+    if set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets)):
+        return f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once"
     largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
     if given.get("min_pixels", 0) > largest:
         return f"--min-pixels {given['min_pixels']}: --max-pixels {largest} is below it"

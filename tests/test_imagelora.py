@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
-from imagelora import METHODS, ImageLoRA, LoRA, LoRALayer, load_adapter
+from imagelora import ImageLoRA, LoRA, LoRALayer, load_adapter
 from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
