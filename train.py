@@ -253,7 +253,7 @@ def run(args, command):
     measured = report.measured(vlm, adapter, parameters, record, logit_change, predictions, main_data)
     report.write(record.folder, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(record.folder, measured, record, held_out, predictions, main_data)
-    report.print_end(measured | {"method": method}, predictions, main_data, record.folder)
+    report.print_end(measured | {"method": method}, main_data, record.folder)
 
 
 def main(argv=None):

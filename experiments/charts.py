@@ -13,19 +13,19 @@ def curves(path, panels):
     """Draw {cost: {line: [(cost, boxes), ...]}} beside each other, the same lines in all. Costs have a logarithmic axis."""
     colours = dict(zip(next(iter(panels.values())), cycle(COLOURS)))
     picture, pen = figures.canvas(GAP + len(panels) * (SIDE + GAP), TOP + SIDE + 110 + 34 * len(colours))
-    pen.text((20, 16), "What boxes cost", BLACK, figures.font(26))
+    figures.label(pen, (20, 16), "What boxes cost", 26)
     for i, (cost, series) in enumerate(panels.items()):
         left = GAP + i * (SIDE + GAP)
+        series = {line: [(x, 100 * boxes) for x, boxes in points] for line, points in series.items()}
         xs, ys = zip(*(point for points in series.values() for point in points))
-        margin = 0.06 * (max(ys) - min(ys)) or 0.02
+        margin = 0.06 * (max(ys) - min(ys)) or 2
         ranges = (0.8 * min(xs), 1.25 * max(xs)), (min(ys) - margin, max(ys) + margin)
-        axes = Axes(picture, (left, TOP, left + SIDE, TOP + SIDE), *ranges, log_x=True, size=19)
-        axes.ticks("k", "g%", count=4)
-        axes.words(f"boxes against {cost}", cost, "boxes")
+        axes = Axes(pen, (left, TOP, left + SIDE, TOP + SIDE), *ranges, log_x=True, size=19)
+        axes.show(f"boxes (%) against {cost}", cost, count=4)
         for line, points in series.items():
             axes.line(points, colours[line])
     for i, (line, colour) in enumerate(colours.items()):
         y = TOP + SIDE + 110 + 34 * i
         pen.circle((GAP + 7, y), 6, "white", colour, 2)
-        pen.text((GAP + 22, y), line, BLACK, figures.font(19), anchor="lm")
+        figures.label(pen, (GAP + 22, y), line, 19, "lm")
     figures.save(picture, path)

@@ -15,20 +15,17 @@ PAPER = {name: values[0] for name, values in VALUES.items() if name != "gamma"}
 
 def parse_ablations(settings):
     """["path=k", "norm=off", "gamma=fixed"] -> {"path": "k", "norm": False, "gamma": None}: what differs from the paper,
-    as arguments of Ablation; {} if nothing does. Raises InputError for any other name or value."""
-    words = dict(setting.partition("=")[::2] for setting in settings)
-    switches = checked({name: WORDS.get(word, word) for name, word in words.items()})
-    return {name: value for name, value in switches.items() if value != VALUES[name][0]}
-
-
-def checked(switches):
-    """The same switches. Raises InputError for a value that is not in VALUES, and for switches that exclude each other."""
-    for name, value in switches.items():
-        if value not in VALUES.get(name, []):
-            raise InputError(f"--ablate {name}={value!s:.40}: choose from {CHOICES}")
-    if switches.get("path") == "o" and (switches.get("shared", "layer") != "layer" or switches.get("outer")):
+    as arguments of Ablation; {} if nothing does. Raises InputError for anything else, and for choices that exclude each
+    other."""
+    chosen = {}
+    for setting in settings:
+        name, _, word = setting.partition("=")
+        chosen[name] = WORDS.get(word, word)
+        if chosen[name] not in VALUES.get(name, []):
+            raise InputError(f"--ablate {setting:.60}: choose from {CHOICES}")
+    if chosen.get("path") == "o" and (chosen.get("shared", "layer") != "layer" or chosen.get("outer")):
         raise InputError("--ablate path=o has an A for each head and one B: it goes without shared and outer")
-    return switches
+    return {name: value for name, value in chosen.items() if value != VALUES[name][0]}
 
 
 class AblationLayer(ImageLoRALayer):
@@ -89,7 +86,7 @@ class Ablation(ImageLoRA):
     name, options = "ablation", (*ImageLoRA.options, *PAPER)
 
     def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01, **switches):
-        heads, switches = check_heads(config, heads), PAPER | checked(switches)
+        heads, switches = check_heads(config, heads), PAPER | switches
         layers = {layer: AblationLayer(config, hs, rank, alpha, gamma, switches) for layer, hs in heads.items()}
         for update in layers.values() if switches["shared"] == "model" else ():
             update.A = next(iter(layers.values())).A  # one matrix, which every layer holds

@@ -3,6 +3,7 @@
     python -m harness.evaluate runs/.../predictions.jsonl      the scores of a run again, from its answers
 """
 
+import json
 import math
 from pathlib import Path
 from statistics import fmean
@@ -113,22 +114,18 @@ def text_change(before, after):
 
 
 def score_again(file):
-    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the accuracies of the
+    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
     base and the tuned model. Returns how many scores differ."""
-    answers, differ = {"base": [], "tuned": []}, 0
+    predictions, differ = {"base": [], "tuned": []}, 0
     for line, source in json_rows(Path(file)):
         with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
-            answers[line["when"]].append(line | scored)
+            predictions[line["when"]].append(line | scored)
     with reading(file, "the predictions of a run"):
-        results = {when: summary(predictions) for when, predictions in answers.items()}
-    for when, result in results.items():
-        for kind, accuracy in result["by_kind"].items():
-            print(f"{when:6} {kind:40} {accuracy:7.1%}")
-        for count in ("parse_failures", "boxes_in_another_scale"):
-            print(f"{when:6} {count.replace('_', ' '):40} {result[count]:7}")
-    print(f"{sum(map(len, answers.values()))} answers scored again, {differ} scores differ from those in {file}")
+        summaries = {when: summary(of_model) for when, of_model in predictions.items()}
+    print(json.dumps(summaries, indent=1))
+    print(f"{sum(map(len, predictions.values()))} answers scored again, {differ} scores differ from those in {file}")
     return differ
 
 

@@ -97,7 +97,7 @@ def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):
     line = row("sums", parsed="42", metric="number", text="so 41 + 1 = 42.", reference="42", size=None, when="tuned")
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(line | {"score": score}) for score in (1.0, 0.0)))
     assert evaluate.score_again(tmp_path / "p.jsonl") == 1
-    assert "tuned  sums                                      100.0%" in capsys.readouterr().out
+    assert '"tuned": {\n  "accuracy": 1.0' in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         evaluate.main([str(tmp_path / "absent.jsonl")])
     assert stop.value.code == 2 and "absent.jsonl: no such file" in capsys.readouterr().err
