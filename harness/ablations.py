@@ -15,17 +15,20 @@ PAPER = {name: values[0] for name, values in VALUES.items() if name != "gamma"}
 
 def parse_ablations(settings):
     """["path=k", "norm=off", "gamma=fixed"] -> {"path": "k", "norm": False, "gamma": None}: what differs from the paper,
-    as arguments of Ablation; {} if nothing does. Raises InputError for anything else, and for choices that exclude each
-    other."""
-    chosen = {}
-    for setting in settings:
-        name, _, word = setting.partition("=")
-        chosen[name] = WORDS.get(word, word)
-        if chosen[name] not in VALUES.get(name, []):
-            raise InputError(f"--ablate {setting:.60}: choose from {CHOICES}")
-    if chosen.get("path") == "o" and (chosen.get("shared", "layer") != "layer" or chosen.get("outer")):
-        raise InputError("--ablate path=o has an A for each head and one B: it goes without shared and outer")
+    as arguments of Ablation; {} if nothing does. Raises InputError for any other name or value."""
+    words = dict(setting.partition("=")[::2] for setting in settings)
+    chosen = checked({name: WORDS.get(word, word) for name, word in words.items()})
     return {name: value for name, value in chosen.items() if value != VALUES[name][0]}
+
+
+def checked(switches):
+    """The same switches. Raises InputError for a value that is not in VALUES, and for switches that exclude each other."""
+    for name, value in switches.items():
+        if value not in VALUES.get(name, []):
+            raise InputError(f"--ablate {name}={value!s:.40}: choose from {CHOICES}")
+    if switches.get("path") == "o" and (switches.get("shared", "layer") != "layer" or switches.get("outer")):
+        raise InputError("--ablate path=o has an A for each head and one B: it goes without shared and outer")
+    return switches
 
 
 class AblationLayer(ImageLoRALayer):
@@ -44,12 +47,12 @@ class AblationLayer(ImageLoRALayer):
         D, G, R, n = config.hidden, config.value_heads, rank, len(heads)
         self.path, self.tokens, self.outer, self.groups = switches["path"], switches["tokens"], switches["outer"], G
         W = config.head_size * (config.heads // G if self.path in "qo" else 1)  # outputs of a head; for "o" its inputs
-        A, B = [n, D, R] if switches["shared"] == "none" else [D, R], [n, R, W]
         if self.path == "o":
-            A, B = [n, W, R], [R, D]
-        if A != [D, R]:  # else it is the A that Image-LoRA draws from the same seed
-            self.A = nn.Parameter(torch.randn(A) / R)
-        self.B = None if self.outer else nn.Parameter(torch.zeros(B))
+            self.A, self.B = nn.Parameter(torch.randn(n, W, R) / R), nn.Parameter(torch.zeros(R, D))
+        else:
+            self.B = None if self.outer else nn.Parameter(torch.zeros(n, R, W))
+        if switches["shared"] == "none":
+            self.A = nn.Parameter(torch.randn(n, D, R) / R)
         if self.outer:
             self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
         self.gamma.requires_grad_(gamma is not None)
@@ -86,7 +89,7 @@ class Ablation(ImageLoRA):
     name, options = "ablation", (*ImageLoRA.options, *PAPER)
 
     def __init__(self, config, heads, rank=8, alpha=16, gamma=0.01, **switches):
-        heads, switches = check_heads(config, heads), PAPER | switches
+        heads, switches = check_heads(config, heads), PAPER | checked(switches)
         layers = {layer: AblationLayer(config, hs, rank, alpha, gamma, switches) for layer, hs in heads.items()}
         for update in layers.values() if switches["shared"] == "model" else ():
             update.A = next(iter(layers.values())).A  # one matrix, which every layer holds

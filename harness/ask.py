@@ -8,7 +8,6 @@ Further flags are those of train.py: --max-pixels, --max-new-tokens, --device, -
 
 import json
 import time
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from PIL import Image
@@ -42,7 +41,7 @@ def ask(vlm, processor, images, prompt, max_new_tokens):
 def ask_folder(answer, prompt, folder, file):
     """The answer about every image of a folder: each is a line of `file`, written as it comes. A bad image is named,
     counted and left out."""
-    entries, bad = sorted(Path(folder).glob("*")), 0
+    entries, left_out = sorted(Path(folder).glob("*")), 0
     images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in ENDINGS]
     if not images:
         raise InputError(f"--folder {folder}: no image in it ({' '.join(ENDINGS)})")
@@ -53,16 +52,16 @@ def ask_folder(answer, prompt, folder, file):
                 text, box = answer([image])
             except InputError as error:
                 print(f"left out {error}")
-                bad += 1
+                left_out += 1
                 continue
             row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     folders = "".join(f", the folder {entry.name}" for entry in entries if entry.is_dir())
-    print(f"answers  to {len(images) - bad} images of {folder}: {file}; left out: {bad} images{folders}")
+    print(f"answers  to {len(images) - left_out} images of {folder}: {file}; left out: {left_out} images{folders}")
 
 
 def main(argv=None):
-    parser = Parser(usage="python -m harness.ask [flags]", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(usage="python -m harness.ask [flags]", description="Ask about images. Other flags: those of train.py.")
     images, question = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image", nargs="+", default=[], metavar="FILE", help="one question about these images")
     images.add_argument("--folder", help="the same question about every image of a folder")

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from pathlib import Path
 from statistics import fmean
 
@@ -43,11 +42,9 @@ def evaluate(vlm, processor, examples, name, max_new_tokens, size=32):
     def batch_of(numbers):
         return processor([examples[i].question() for i in numbers], share_images=True)
 
-    with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for batch, numbers in zip(ahead(batch_of, jobs), jobs):
-            for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
-                generated[i, : len(ids)] = torch.tensor(ids)
-            bar.update(len(numbers) * WORLD)
+    for numbers, batch in zip(progress(jobs, desc=f"evaluate {name}"), ahead(batch_of, jobs)):
+        for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
+            generated[i, : len(ids)] = torch.tensor(ids)
     if WORLD > 1:
         generated = generated.to(vlm.device)
         with together():
@@ -107,10 +104,10 @@ def text_logits(vlm, processor):
 def text_change(before, after):
     """The largest change of any logit of any prompt, from two results of text_logits. Raises InputError if one is not
     finite."""
-    largest = torch.stack([(a - b).abs().max() for a, b in zip(before, after)]).max().item()
-    if not math.isfinite(largest):
+    changes = torch.stack([(a - b).abs().max() for a, b in zip(before, after)])
+    if not changes.isfinite().all():
         raise InputError("the logits of text are not finite; lower --lr, or use --dtype float32")
-    return largest
+    return changes.max().item()
 
 
 def score_again(file):

@@ -15,8 +15,7 @@ from parts.files import writing
 from parts.tasks.boxes import draw_box
 from parts.tasks.images import open_image
 
-BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (234, 234, 234)
-LINES = (225, 225, 225)  # across a chart
+BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (230, 230, 230)
 ORANGE, BLUE, GREEN, RED = (230, 159, 0), (0, 114, 178), (0, 158, 115), (213, 94, 0)
 ROUND = [m * 10.0**power for power in range(-9, 15) for m in (1, 2, 5)]
 LETTER = 0.5  # mean width of a letter, in heights of its font
@@ -52,67 +51,62 @@ def shade(value):
     return tuple(round(a + (b - a) * value) for a, b in zip(light, dark))
 
 
-class Axes:
-    """The frame of a chart, and the way from values to pixels.
+def chart(pen, frame, title, x_name, lines, log_x=False):
+    """Draw lines [(colour, [(x, y), ...]), ...] in a frame (x1, y1, x2, y2), with a circle at each point unless they are
+    many, and round numbers at both axes. log_x: equal ratios of x have equal widths."""
+    x1, y1, x2, y2 = frame
+    scale = math.log10 if log_x else float
+    xs, ys = zip(*(point for _, points in lines for point in points))
+    left, right = with_margin([scale(x) for x in xs])
+    lower, upper = with_margin(ys)
 
-    frame: (x1, y1, x2, y2) in pixels of the picture. x_range, y_range: the values at its left and right, and at its
-    lower and upper edge. log_x: equal ratios of x have equal widths.
-    """
-
-    def __init__(self, pen, frame, x_range, y_range, log_x=False, size=16):
-        self.pen, self.frame, self.size = pen, frame, size
-        self.x_range, self.y_range, self.log_x = x_range, y_range, log_x
-
-    def at(self, x, y):
+    def at(x, y):
         """Values -> pixels."""
-        x1, y1, x2, y2 = self.frame
-        (left, right), (lower, upper) = self.x_range, self.y_range
-        if self.log_x:
-            x, left, right = math.log10(x), math.log10(left), math.log10(right)
-        return x1 + (x - left) / (right - left) * (x2 - x1), y2 - (y - lower) / (upper - lower) * (y2 - y1)
+        return x1 + (scale(x) - left) / (right - left) * (x2 - x1), y2 - (y - lower) / (upper - lower) * (y2 - y1)
 
-    def show(self, title, x_name, count=5):
-        """The title above the frame, about `count` numbers at each axis with grey lines across, and the name of x."""
-        x1, y1, x2, y2 = self.frame
-        for tick in ticks(*self.y_range, count, log=False):
-            _, y = self.at(self.x_range[0], tick)
-            self.pen.line((x1, y, x2, y), LINES)
-            label(self.pen, (x1 - 8, y), f"{tick:g}", self.size, "rm")
-        for tick in ticks(*self.x_range, count, self.log_x):
-            x, _ = self.at(tick, self.y_range[0])
-            self.pen.line((x, y1, x, y2 + 5), LINES)
-            label(self.pen, (x, y2 + 9), f"{tick:g}", self.size, "mt")
-        self.pen.line((x1, y1, x1, y2, x2, y2), BLACK)
-        label(self.pen, (x1, y1 - 14), title, self.size + 2, "ls")
-        label(self.pen, ((x1 + x2) / 2, y2 + 16 + self.size), x_name, self.size, "mt")
-
-    def line(self, points, colour):
-        """A line through [(x, y), ...] in values, with a circle at each unless they are many."""
-        pixels = [self.at(x, y) for x, y in points]
-        self.pen.line(pixels, colour, 2, joint="curve")
+    for tick in ticks(lower, upper):
+        _, y = at(xs[0], tick)
+        pen.line((x1, y, x2, y), PALE)
+        label(pen, (x1 - 8, y), f"{tick:g}", anchor="rm")
+    for tick in log_ticks(left, right) if log_x else ticks(left, right):
+        x, _ = at(tick, lower)
+        pen.line((x, y1, x, y2 + 5), PALE)
+        label(pen, (x, y2 + 9), f"{tick:g}", anchor="mt")
+    pen.line((x1, y1, x1, y2, x2, y2), BLACK)
+    label(pen, (x1, y1 - 14), title, 18, "ls")
+    label(pen, ((x1 + x2) / 2, y2 + 32), x_name, anchor="mt")
+    for colour, points in lines:
+        pixels = [at(x, y) for x, y in points]
+        pen.line(pixels, colour, 2, joint="curve")
         for pixel in pixels if len(pixels) < 50 else ():
-            self.pen.circle(pixel, 5, WHITE, colour, 2)
+            pen.circle(pixel, 5, WHITE, colour, 2)
 
 
-def ticks(low, high, count, log):
-    """About `count` round numbers from low to high; log: 1, 2, 5, 10, ... or, if these are many, the powers of ten."""
-    if log:
-        return [n for n in (ROUND if high < 1000 * low else ROUND[::3]) if low <= n <= high]
-    step = next(n for n in ROUND if (high - low) / n <= count)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]  # 1e-9: rounding
+def with_margin(values):
+    """Their range and a bit more."""
+    margin = 0.06 * (max(values) - min(values)) or 0.5
+    return min(values) - margin, max(values) + margin
+
+
+def ticks(low, high):
+    """About five round numbers from low to high."""
+    step = next(n for n in ROUND if (high - low) / 6 <= n)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def log_ticks(low, high):
+    """1, 2, 5, 10, 20, ... from 10^low to 10^high; where these are many, the powers of ten alone."""
+    return [n for n in (ROUND if high - low < 3 else ROUND[::3]) if low <= math.log10(n) <= high]
 
 
 def head_map(path, scores, heads):
     """Layers x value heads: the shade is the influence, a frame marks the selected ones; and the quota of each layer.
-
-    scores: lists [L][G]; heads: {layer: [heads]}.
-    """
+    scores: lists [L][G]; heads: {layer: [heads]}."""
     L, G = len(scores), len(scores[0])
     cell = max(16, min(44, 1600 // L))
     picture, pen = canvas(max(G * cell + 210, 420), L * cell + 210)
-    words = f"{sum(map(len, heads.values()))} value heads are selected (framed). A layer's quota follows from the sum of "
-    words += "its scores; its highest scores fill the quota. "
-    words += f"White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
+    words = f"{sum(map(len, heads.values()))} value heads are selected (framed): the highest scores of each layer fill its "
+    words += f"quota, which follows from their sum. White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
     label(pen, (20, 16), "Influence of value heads", 24)
     label(pen, (20, 54), "\n".join(wrap(words, 16, picture.width - 40, 5)))
     head_grid(pen, (90, 190), cell, scores, heads)
@@ -134,7 +128,7 @@ def head_grid(pen, corner, cell, scores, heads):
         for h, score in enumerate(row):
             x = left + h * cell
             frame = (x, y, x + cell - 3, y + cell - 3)
-            pen.rectangle(frame, shade(math.sqrt(max(score, 0) / largest)))
+            pen.rectangle(frame, shade(min(1.0, math.sqrt(max(score, 0) / largest))))
             if h in selected:
                 pen.rectangle(frame, outline=ORANGE, width=max(3, cell // 10))
 
@@ -149,10 +143,7 @@ def curve(path, losses, accuracies):
     panels = [(f"training loss (mean of {size} steps)", means, BLUE), ("accuracy on held-out rows, in %", percent, ORANGE)]
     for i, (title, points, colour) in enumerate(panels):
         if points:
-            y_range = 0, 1.05 * max(value for _, value in points) or 1
-            axes = Axes(pen, (90, 60 + 340 * i, 830, 280 + 340 * i), (0, losses[-1][0] + 1), y_range)
-            axes.show(title, "step")
-            axes.line(points, colour)
+            chart(pen, (90, 60 + 340 * i, 830, 280 + 340 * i), title, "step", [(colour, points)])
     save(picture, path)
 
 
@@ -163,11 +154,9 @@ EDGE, TOP = 10, 60  # around the image of a tile; above all tiles
 
 def examples(path, items, columns=4, side=300):
     """A grid of images, each with the reference's, the base model's and the tuned model's answer.
-
     items: dicts with "image" (a file or PIL) and "caption". Their "reference", "base" and "tuned" are a box or a point in
     pixels of the image, a text, or None for an answer that cannot be read; any of them may be missing. "scores": {"base"
-    or "tuned": from 0 to 1}.
-    """
+    or "tuned": from 0 to 1}."""
     tiles = [tile(item, side) for item in items]
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(drawn.height for drawn in row) for row in rows]

@@ -1,4 +1,7 @@
-"""What a run says: at its start, at each step, as a report, as pictures, as a table."""
+"""What a run says: at its start, at each step, as a report, as pictures, as a table.
+
+predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose accuracy is the run's; out: the run's folder.
+"""
 
 import json
 import math
@@ -6,6 +9,7 @@ import platform
 import re
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -94,16 +98,13 @@ def log_steps(record, lines, results, device, begun):
 
 def commit():
     """The git commit of this code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    with suppress(OSError):  # no git on this machine
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or None
 
 
 def measured(vlm, adapter, parameters, record, logit_change, predictions, main_data):
-    """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
-    accuracy is the run's; record.log: a line a step; record.curve: accuracies on the way."""
+    """What a run measured, for report.json. record.log: a line a step; record.curve: accuracies on the way."""
     flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in record.log] if adapter else []
     summaries = {when: summary(of_model, main_data) for when, of_model in predictions.items()}
     return {
@@ -136,7 +137,7 @@ def curve(record, predictions, main_data):
 
 
 def write(out, arguments, measured, predictions, command):
-    """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
+    """Write report.json and predictions.jsonl. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     how = {"arguments": arguments, "versions": versions, "command": " ".join(command), "commit": commit()}
