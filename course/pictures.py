@@ -98,7 +98,7 @@ def what_changes():
 def selections(scores, title, columns):
     """Lessons 7 and 8: scores, row a layer and column a head, with different heads framed. columns: {name: {layer: [heads]}}."""
     picture, pen = canvas(60 + 290 * len(columns), 410)
-    pen.text((20, 16), f"{title} (row: layer, column: head)", BLACK, font(24))
+    pen.text((20, 16), title, BLACK, font(24))
     for i, (name, heads) in enumerate(columns.items()):
         pen.text((60 + 290 * i, 60), name, BLACK, font(20))
         figures.head_grid(pen, (60 + 290 * i, 120), 40, scores.tolist(), heads)
@@ -111,7 +111,7 @@ def draw(folder):
     scores = head_scores(vlm, [processor([example]) for example in scenes(16)])
     split = {f"tau = {tau}": select_heads(scores, 6, tau) for tau in (0, 0.5, 1)}
     pictures = {1: row_of_tokens(), 2: where_it_looks(), 5: what_changes()}
-    pictures[7] = selections(scores, "Scores of the tiny model's heads", {"the darker, the higher": {}})
+    pictures[7] = selections(scores, "Scores of all heads", {"the darker, the higher": {}})
     pictures[8] = selections(scores, "Six heads, by the same scores", split)
     for number, picture in pictures.items():
         figures.save(picture, folder / f"lesson{number}/picture.png", optimize=True)

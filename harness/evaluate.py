@@ -74,10 +74,14 @@ def summary(predictions, data=None):
     (ViLP's first image measures what the model would say without looking). text_accuracy: of all questions without image
     and video. by_kind: the mean score of each "data kind" and each "data group". A mean over nothing is None.
     """
+
+    def mean_score(rows):
+        return fmean(p["score"] for p in rows) if rows else None
+
     by_kind = {}
     for p in predictions:
         for name in dict.fromkeys([p["kind"], p["group"] or p["kind"]]):  # once if they are the same
-            by_kind.setdefault(f"{p['data']} {name}".strip(), []).append(p["score"])
+            by_kind.setdefault(f"{p['data']} {name}".strip(), []).append(p)
     own = [p for p in predictions if data in (None, p["data"]) and p["kind"] != "prior"]
     with_image = [p for p in own if p["images"] or p["videos"]]
     text = [p for p in predictions if not p["images"] and not p["videos"]]
@@ -85,14 +89,10 @@ def summary(predictions, data=None):
     return {
         "accuracy": mean_score(with_image or own),
         "text_accuracy": mean_score(text),
-        "by_kind": {name: fmean(scores) for name, scores in by_kind.items()},
+        "by_kind": {name: mean_score(rows) for name, rows in by_kind.items()},
         "parse_failures": sum(p["failed"] for p in predictions),
         "boxes_in_another_scale": sum(in_another_scale(box, resized) for box, resized in boxes if box),
     }
-
-
-def mean_score(predictions):
-    return fmean(p["score"] for p in predictions) if predictions else None
 
 
 @torch.no_grad()

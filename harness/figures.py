@@ -68,7 +68,7 @@ def chart(pen, frame, title, x_name, lines, log_x=False):
         _, y = at(xs[0], tick)
         pen.line((x1, y, x2, y), PALE)
         label(pen, (x1 - 8, y), f"{tick:g}", anchor="rm")
-    for tick in log_ticks(left, right) if log_x else ticks(left, right):
+    for tick in ticks(left, right, log_x):
         x, _ = at(tick, lower)
         pen.line((x, y1, x, y2 + 5), PALE)
         label(pen, (x, y2 + 9), f"{tick:g}", anchor="mt")
@@ -88,15 +88,12 @@ def with_margin(values):
     return min(values) - margin, max(values) + margin
 
 
-def ticks(low, high):
-    """About five round numbers from low to high."""
+def ticks(low, high, log=False):
+    """About five round numbers from low to high; log: 1, 2, 5, 10, ... or, if many, powers of ten from 10^low to 10^high."""
+    if log:
+        return [n for n in (ROUND if high - low < 3 else ROUND[::3]) if low <= math.log10(n) <= high]
     step = next(n for n in ROUND if (high - low) / 6 <= n)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def log_ticks(low, high):
-    """1, 2, 5, 10, 20, ... from 10^low to 10^high; where these are many, the powers of ten alone."""
-    return [n for n in (ROUND if high - low < 3 else ROUND[::3]) if low <= math.log10(n) <= high]
 
 
 def head_map(path, scores, heads):

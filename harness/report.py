@@ -203,9 +203,9 @@ def print_end(report, main_data, out):
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
     print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
 
-    at_risk = "all that has an image" if report["method"] == "image-lora" else "all else"
-    print(f"\n  to learn: {main_data}; at risk: {at_risk}")
+    others = "that has an image" if report["method"] == "image-lora" else "else"
     pictures = sorted(file.name for file in out.glob("*.png"))
+    print(f"\n  to learn: {main_data}; at risk: all {others}")
     print(f"  written to {out}; look at {', '.join(pictures) or 'report.json'}")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"

@@ -27,7 +27,8 @@ def test_higher_values_are_higher_and_equal_ratios_equally_wide_on_a_logarithmic
 def test_ticks_are_round_numbers_in_the_range():
     assert figures.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert figures.ticks(-0.13, 0.11) == pytest.approx([-0.1, -0.05, 0, 0.05, 0.1])
-    assert figures.log_ticks(0.9, 2.5) == [10, 20, 50, 100, 200] and figures.log_ticks(0.9, 4) == [10, 100, 1000, 10_000]
+    assert figures.ticks(0.9, 2.5, log=True) == [10, 20, 50, 100, 200]
+    assert figures.ticks(0.9, 4, log=True) == [10, 100, 1000, 10_000]
 
 
 def test_a_text_is_broken_into_lines_that_fit():
