@@ -69,7 +69,7 @@ def main(argv=None):
     question.add_argument("--find", metavar="TEXT", help='asks for the box of "the red cup"')
     with ending.in_one_line():
         asked, others = parser.parse_known_args(argv)
-        args = parse_args(["--method", "none", *others], ["none"], [])
+        args = parse_args(["--method", "none", *others])
         if "model" not in args.given and not args.adapter:
             raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
         vlm, processor = load_model(args)
