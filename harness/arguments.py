@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness.ablations import CHOICES, parse_ablations
+from harness.ablations import CHOICES, Ablation, parse_ablations
 from harness.criteria import CRITERIA
 from imagelora import METHODS
 from parts.files import InputError
@@ -50,8 +50,8 @@ def make_parser():
     group = parser.add_argument_group("what is trained, and how long")
     add("--model", "checkpoint folder or hub id; tiny: the model that comes with this program", "tiny")
     add("--data", f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}", "scenes")
-    methods = [name for name in METHODS if name != "ablation"]  # which is what --ablate makes of Image-LoRA
-    add("--method", "what is trained; none: only evaluate", "image-lora", choices=[*methods, "full", "none"])
+    methods = [*(name for name in METHODS if name != Ablation.name), "full", "none"]  # --ablate names that one
+    add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
     add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
     add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=int)
     add("--epochs", "instead of --steps: passes over the training rows", type=float)

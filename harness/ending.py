@@ -38,9 +38,10 @@ def in_one_line(again=None):
         if now.signals:  # another process of this run got it, too, and has ended first
             stop(again)
         line = explained(error)
-        if line or now.rescued:
-            more = [one_line(line or "an error of the program"), *[resuming()] * now.rescued]
-            print(f"error: {'; '.join(more)}", file=sys.stderr)
+        if now.rescued:
+            print(f"error: {one_line(line or 'one of the program')}; {resuming()}", file=sys.stderr)
+        elif line:
+            print(f"error: {one_line(line)}", file=sys.stderr)
         if line is None:
             raise
         sys.exit(2)

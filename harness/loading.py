@@ -15,27 +15,33 @@ from parts.files import InputError, parse_json, read_metadata, reading
 TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
-def load_model(args):
-    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it. The
-    model is frozen."""
+def load_processor(args):
+    """The processor of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it."""
     notes = adapter_notes(args.adapter) if args.adapter else {}
     if args.adapter and "model" not in args.given:
         args.model = notes["model"]
         if not args.model:
             raise InputError(f"{args.adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
-    folder = TINY if args.model == "tiny" else args.model
     min_pixels = args.min_pixels or notes.get("min_pixels")
     max_pixels = args.max_pixels or notes.get("max_pixels", MAX_PIXELS)
-    processor = Processor.from_pretrained(folder, min_pixels, max_pixels)
+    return Processor.from_pretrained(folder_of(args.model), min_pixels, max_pixels)
+
+
+def load_model(args):
+    """The frozen model of --model, after load_processor."""
     device, dtype = choose_device(args.device, args.dtype)
     if args.method == "full":
         dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
-    vlm = VLM.from_pretrained(folder, dtype, device, args.quantize)
+    vlm = VLM.from_pretrained(folder_of(args.model), dtype, device, args.quantize)
     vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     report.show_model(args.model, vlm)
-    return vlm, processor
+    return vlm
+
+
+def folder_of(model):
+    return TINY if model == "tiny" else model
 
 
 def choose_device(name, dtype):

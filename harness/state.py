@@ -16,7 +16,6 @@ from harness.arguments import data_set
 from harness.processes import RANK, total
 from parts.files import InputError, reading, write_text, writing
 
-FORMAT = 4  # of state.pt; with 3, the arguments had a file of their own
 SAVED = ("origin", "base", "heads", "scores", "step", "log", "curve", "parameters", "optimizer")
 LOCK = ".lock"  # the file that a run holds while it lives
 
@@ -73,7 +72,7 @@ class Record:
         """Write the state after so many steps; the old one stays until the new one is complete."""
         if not all(p.isfinite().all() for p in parameters):
             raise InputError("a trained weight is not finite any more; lower --lr; what was saved stays")
-        content = {name: getattr(self, name) for name in SAVED} | {"format": FORMAT, "args": vars(self.args), "step": step}
+        content = {name: getattr(self, name) for name in SAVED} | {"args": vars(self.args), "step": step}
         if optimizer:
             content |= {"parameters": [p.detach().cpu() for p in parameters], "optimizer": optimizer.state_dict()}
         for file in ["state.pt", *[f"state-{step}.pt"] * (self.args.keep_states and step > 0)] if RANK == 0 else []:
@@ -115,8 +114,8 @@ def start(args):
             content = None if zipfile.ZipFile(file).testzip() else torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError:  # torch's own message advises what is not safe
             content = None
-        if content is None or content["format"] != FORMAT or content["args"].keys() != vars(args).keys():
-            raise ValueError("it is damaged, or its flags are others")
+        if content is None or content["args"].keys() != vars(args).keys():
+            raise ValueError("it is damaged, or has other flags")
         vars(record).update({name: content[name] for name in SAVED})
 
     # The flags are that run's. One that is given again must be the same.

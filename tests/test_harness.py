@@ -20,19 +20,19 @@ from model import VLM
 
 
 def test_defaults_depend_on_the_data_the_model_and_the_method():
-    drawn, real = train.arguments([]), train.arguments(["--data", "refcoco"])
+    drawn, real = train.parse_args([]), train.parse_args(["--data", "refcoco"])
     assert (drawn.steps, drawn.heads, drawn.batch, drawn.gamma, drawn.lr) == (300, 12, 32, 1.0, 2e-2)
     assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 4, 0.01, 5e-3)
-    assert (drawn.accumulate, real.accumulate, train.arguments(["--data", "refcoco", "--batch", "8"]).accumulate) == (1, 2, 1)
-    assert train.arguments(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
-    assert train.arguments(["--epochs", "2"]).steps is None
-    evaluated = train.arguments(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
+    assert (drawn.accumulate, real.accumulate, train.parse_args(["--data", "refcoco", "--batch", "8"]).accumulate) == (1, 2, 1)
+    assert train.parse_args(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
+    assert train.parse_args(["--epochs", "2"]).steps is None
+    evaluated = train.parse_args(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
     assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 4)
 
 
 def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
     def sets(*flags):
-        return [f"{name} {split}" for name, _, split, _ in evaluation_sets(train.arguments([*flags]))]
+        return [f"{name} {split}" for name, _, split, _ in evaluation_sets(train.parse_args([*flags]))]
 
     assert sets() == ["scenes-fog val", "scenes-day val", "sums val"]
     assert sets("--data", "refcoco") == ["refcoco val"]
@@ -76,7 +76,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     assert [part for part in parts if part not in text] == [] and (tmp_path / "scene.png").exists()
     assert re.search(r"[\d,]+ trainable parameters \(\d+\.\d\d%\)", text)
     assert re.search(r"heads    1 of 6 value heads are adapted; layer \d: \[\d\]", text)
-    train.load_model(train.arguments([]))
+    train.load_model(train.parse_args([]))
     assert "drawn scenes alone" in capsys.readouterr().out  # of the tiny model, and of no other
     assert "drawn scenes alone" not in text
 
@@ -92,8 +92,8 @@ def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, 
     rows = [{"prompt": "2+2?", "answer": "4"}, {"prompt": "long " * 99, "answer": "5"}, {"prompt": "2?", "answer": "x" * 10**6}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "val.jsonl").write_text(json.dumps(rows[0]))
-    where, encode = ["--model", str(folder), "--data", f"jsonl={tmp_path}", "--out", str(tmp_path / "out")], Processor.encode
-    monkeypatch.setattr(Processor, "encode", lambda self, text: encode(self, text[:10000]))  # the last row is not tokenised
+    where, encode = ["--model", str(folder), "--data", f"jsonl={tmp_path}", "--out", str(tmp_path / "out")], Processor.token_ids
+    monkeypatch.setattr(Processor, "token_ids", lambda self, text: encode(self, text[:10000]))  # the last row is not tokenised
     train.main([*where, "--method", "lora", "--steps", "1", "--max-new-tokens", "4"])
     line = f"skipped  2 of 3 rows, longer than 120 tokens: {tmp_path}/train.jsonl:2, {tmp_path}/train.jsonl:3"
     assert line in capsys.readouterr().out
