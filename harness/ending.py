@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
@@ -17,8 +18,8 @@ from parts.files import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NO_MEMORY = ("out of memory", "tried to allocate", "not enough memory")  # of a GPU, of a CPU, of Windows
-UNUSED = {"signals": (), "training": False, "rescued": False, "record": None, "lock": None}
-now = SimpleNamespace(**UNUSED)  # of this run; rescued: an error has saved the last step
+UNUSED = {"signals": (), "training": False, "record": None}
+now = SimpleNamespace(**UNUSED)  # of this run
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def in_one_line(again=None):
     """Around a complete program and its processes: signals, and what a user can mend, end it with one line and a code.
     again: how to continue, for a program that has no record."""
     vars(now).update(UNUSED)
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    listens = threading.current_thread() is threading.main_thread()  # no other thread gets signals
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS if listens}
     try:
         with all_processes():
             yield
@@ -37,19 +39,16 @@ def in_one_line(again=None):
     except Exception as error:
         if now.signals:  # another process of this run got it, too, and has ended first
             stop(again)
-        line = explained(error)
-        if now.rescued:
-            print(f"error: {one_line(line or 'one of the program')}; {resuming()}", file=sys.stderr)
-        elif line:
-            print(f"error: {one_line(line)}", file=sys.stderr)
-        if line is None:
+        if (line := explained(error)) is None:
             raise
+        line = "; ".join([line, *getattr(error, "__notes__", [])])
+        print(f"error: {one_line(line)}", file=sys.stderr)
         sys.exit(2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if now.lock:
-            now.lock.release()
+        if now.record:
+            now.record.lock.release()
 
 
 def explained(error):
@@ -79,10 +78,10 @@ def whole_steps(rescue):
     now.training = True
     try:
         yield
-    except Exception:
+    except Exception as error:
         with suppress(Exception):  # such as: the loss of that step is not finite
             rescue()
-            now.rescued = RANK == 0
+            error.add_note(resuming())
         raise
     finally:
         now.training = False

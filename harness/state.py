@@ -59,14 +59,14 @@ class Record:
             return
         with reading(self.folder, "a folder that can be written to"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            ending.now.lock = FileLock(self.folder / LOCK, timeout=0)
+            self.lock = FileLock(self.folder / LOCK, timeout=0)
             try:
-                ending.now.lock.acquire()
+                self.lock.acquire()
             except Timeout:
                 raise InputError(f"{self.folder}: another run is writing to it; wait for its end") from None
+        ending.now.record = self  # which releases the lock in the end
         if not self.args.resume:
-            refuse_files(self.folder)  # a run that has ended meanwhile
-        ending.now.record = self
+            refuse_files(self.folder)  # of a run that has ended meanwhile
 
     def save(self, step, parameters=(), optimizer=None, wait=True):
         """Write the state after so many steps; the old one stays until the new one is complete."""

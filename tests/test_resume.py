@@ -263,8 +263,8 @@ def test_too_little_memory_is_one_line_with_the_flags_to_lower_and_costs_no_step
     assert equal(adapter_of(finished[0]), adapter_of(tmp_path))
 
 
-def test_the_programs_own_mistakes_keep_their_traceback(checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_programs_own_mistakes_keep_their_traceback_and_save_the_step(checkpoint, tmp_path, monkeypatch):
     at_loss(monkeypatch, PROBED + 2, lambda loss: loss.backward(torch.zeros(3)))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as error:
         run(checkpoint, tmp_path)
-    assert f"error: one of the program; python train.py --resume {tmp_path} continues from step 1" in capsys.readouterr().err
+    assert error.value.__notes__ == [f"python train.py --resume {tmp_path} continues from step 1"]
