@@ -43,7 +43,7 @@ def row_of_tokens():
     x, y = 30, 310
     for token, visual, label in zip(batch.input_ids[0], batch.visual_mask[0], batch.labels[0]):
         word = "" if visual else processor.tokenizer.decode([int(token)], skip_special_tokens=False).replace("\n", "\\n")
-        width = 22 if visual else figures.text_width(word, 17) + 10
+        width = 22 if visual else int(font(17).getlength(word)) + 11
         if x + width > 1170:
             x, y = 30, y + 44
         text = ORANGE if label >= 0 else PALE
@@ -98,9 +98,9 @@ def what_changes():
 def selections(scores, title, columns):
     """Lessons 7 and 8: scores, row a layer and column a head, with different heads framed. columns: {name: {layer: [heads]}}."""
     picture, pen = canvas(60 + 290 * len(columns), 410)
-    pen.text((20, 16), f"{title} (row: layer)", BLACK, font(24))
+    pen.text((20, 16), title, BLACK, font(24))
     for i, (name, heads) in enumerate(columns.items()):
-        pen.text((60 + 290 * i, 84), name, BLACK, font(20))
+        pen.text((60 + 290 * i, 60), name, BLACK, font(20))
         figures.head_grid(pen, (60 + 290 * i, 120), 40, scores.tolist(), heads)
     return picture
 
@@ -111,7 +111,7 @@ def draw(folder):
     scores = head_scores(vlm, [processor([example]) for example in scenes(16)])
     split = {f"tau = {tau}": select_heads(scores, 6, tau) for tau in (0, 0.5, 1)}
     pictures = {1: row_of_tokens(), 2: where_it_looks(), 5: what_changes()}
-    pictures[7] = selections(scores, "Scores of the tiny model's heads", {"the darker, the higher": {}})
+    pictures[7] = selections(scores, "Scores of all heads", {"the darker, the higher": {}})
     pictures[8] = selections(scores, "Six heads, by the same scores", split)
     for number, picture in pictures.items():
         figures.save(picture, folder / f"lesson{number}/picture.png", optimize=True)

@@ -19,6 +19,7 @@ TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suit
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
+TARGETS = ("q", "k", "v", "o", "mlp", "encoder", "merger")
 MAY_BE_0 = ("limit", "eval_limit", "eval_every", "cache_vision", "workers", "seed", "tau")  # other numbers are positive
 
 
@@ -98,7 +99,8 @@ def make_parser():
     add("--selection", selections, "probe")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
-    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
+    targets, letters = f"of --method lora, as letters or with commas: {', '.join(TARGETS)}", set("qkvo")
+    add("--targets", targets, [*"qkvo"], metavar="NAMES", type=lambda t: t.split(",") if set(t) - letters else [*t])
     add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
 
@@ -135,8 +137,6 @@ def parse_args(argv=None):
     # One design choice of Image-LoRA changed is another method.
     if parse_ablations(args.ablate):
         args.method = "ablation"
-    if args.method == "full":
-        args.cache_vision = 0.0  # the encoder itself is trained
     return args
 
 
@@ -152,12 +152,13 @@ def nonsense(given):
         zero = value == 0 and name in MAY_BE_0
         if type(value) in (int, float) and not zero and not 0 < value < math.inf:
             return f"--{name.replace('_', '-')} {value}: must be {'0 or ' * (name in MAY_BE_0)}a positive number"
-    method, targets, smallest = given.get("method"), given.get("targets", "q"), given.get("min_pixels", 0)
+    method, targets, smallest = given.get("method"), given.get("targets", ["q"]), given.get("min_pixels", 0)
     largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
+    mistaken = set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets))
     others = "ablate" in given and ("adapter" in given or method not in (None, "image-lora"))
     problems = {
         "--steps and --epochs exclude each other": "steps" in given and "epochs" in given,
-        f"--targets {targets}: choose from q, k, v, o": not targets or set(targets) - set("qkvo"),
+        f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once": mistaken,
         f"--min-pixels {smallest}: --max-pixels {largest} is below it": smallest > largest,
         "--adapter is evaluated, not trained: leave --method out": "adapter" in given and method not in (None, "none"),
         "--ablate changes --method image-lora: leave the other method out": others,
