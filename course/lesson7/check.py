@@ -5,9 +5,8 @@ from statistics import fmean
 import torch
 
 from course.checks import compare, require
-from course.real import scenes, tiny, with_updates
-from imagelora import ImageLoRA
-from probe import random_heads, select_heads
+from course.real import attached, scenes, tiny
+from probe import random_heads, rank1_gradients, select_heads
 
 
 def check_the_chain_rule(student):
@@ -40,59 +39,60 @@ def check_the_score(student):
     compare("head_scores", student.head_scores(g), squares.sum(dim=0), mistakes)
 
 
+def draw_A(seed):
+    """The A of each layer, [D, 1], as the probe draws them from this seed."""
+    torch.manual_seed(seed)
+    config = tiny()[0].config
+    return [torch.randn(config.hidden, 1) for _ in range(config.layers)]
+
+
 def by_chain_rule(student, batch, A):
     """dLoss/dB of every layer of the real model by the student's chain rule, [L, G, K]. A: that of each layer."""
-    vlm, kept = tiny()[0], []
+    vlm, kept, gradients = tiny()[0], [], []
 
     def watch(v, x, visual_index):
-        v = v if v.requires_grad else v.detach().requires_grad_()
-        kept.append((v, x.detach()))
+        kept.append((v.requires_grad_(), x.detach()))
         return v
 
-    loss = with_updates({(layer, "v"): watch for layer in range(vlm.config.layers)}, lambda: vlm.loss(batch))
-    each = []
-    for (_, x), dv, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
-        dV = dv.unflatten(-1, (-1, vlm.config.head_size))
-        each.append(student.gradient_of_B(dV, x, batch.visual_mask, a.detach()))
-    return torch.stack(each)
-
-
-def rank1():
-    """A rank-1 Image-LoRA on every head, and its A and B, one of each for a layer."""
-    probe = ImageLoRA(tiny()[0].config, dict.fromkeys(range(6), range(4)), rank=1, alpha=1, gamma=1.0)
-    return probe, [layer.A for layer in probe.layers.values()], [layer.B for layer in probe.layers.values()]
+    with attached({(layer, "v"): watch for layer in range(vlm.config.layers)}):
+        loss = vlm.loss(batch)
+    for (_, x), dV, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
+        dV = dV.unflatten(-1, (-1, vlm.config.head_size))  # [B, T, G, K]
+        gradients.append(student.gradient_of_B(dV, x, batch.visual_mask, a))
+    return torch.stack(gradients)
 
 
 def check_in_the_real_model(student):
     """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
-    (vlm, processor), (probe, A, B) = tiny(), rank1()
+    (vlm, processor), A = tiny(), draw_A(7)
     batch = processor(scenes(2))
-    ours = with_updates(probe.updates, lambda: torch.autograd.grad(vlm.loss(batch), B))
-    right = torch.stack([g[:, 0] for g in ours]) * vlm.config.value_heads**0.5  # without the probe's 1/sqrt(n)
-    compare("gradient_of_B", by_chain_rule(student, batch, A), right)
+    torch.manual_seed(7)
+    (right,) = rank1_gradients(vlm, [batch])
+    compare("gradient_of_B", by_chain_rule(student, batch, A), right * vlm.config.value_heads**0.5)  # s is 1/sqrt(n) there
 
 
 def a_draw_of_A(student, seed):
     """By how much a step on eight questions lowers the loss of sixteen others: in heads by the student's scores, and
     in random ones (the mean of four selections)."""
-    torch.manual_seed(seed)
-    (vlm, processor), (probe, A, B), examples = tiny(), rank1(), scenes(32)
-    scores = student.head_scores(torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]]))
-    random = [random_heads(vlm.config, 6, 4 * seed + i) for i in range(4)]
-    others = processor(examples[16:])
+    (vlm, processor), examples, A = tiny(), scenes(32), draw_A(seed)
+    gradients = torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]])  # [S, L, G, K]
+    scores, others = student.head_scores(gradients), processor(examples[16:])
+    before = vlm.loss(others).item()
 
-    def losses():
-        steps = torch.autograd.grad(vlm.loss(processor(examples[:8])), B)
-        for heads in [{}, select_heads(scores, 6), *random]:
-            for layer, (b, step) in enumerate(zip(B, steps)):
-                selected = heads.get(layer, [])
-                b.data.zero_()
-                b.data[selected] -= 0.2 * step[selected]
-            with torch.no_grad():
-                yield vlm.loss(others).item()
+    @torch.no_grad()
+    def lower_by(heads):
+        """By how much a step from B = 0 along the mean gradient, in these heads alone, lowers the loss of the others."""
+        updates = {}
+        for layer, selected in heads.items():
+            B = torch.zeros(gradients.shape[2:])  # [G, K]
+            B[selected] = -0.05 * gradients.mean(dim=0)[layer, selected]
+            AB = A[layer] @ B.view(1, -1)  # [D, G*K]
+            updates[layer, "v"] = lambda v, x, visual_index, AB=AB: v + others.visual_mask[..., None] * (x @ AB)
+        with attached(updates):
+            return before - vlm.loss(others).item()
 
-    before, yours, *rest = with_updates(probe.updates, lambda: list(losses()))
-    return before - yours, before - fmean(rest)
+    random = [lower_by(random_heads(vlm.config, 6, 4 * seed + i)) for i in range(4)]
+    return lower_by(select_heads(scores, 6)), fmean(random)
 
 
 def check_probed_against_random(student):

@@ -3,8 +3,8 @@
 import torch
 
 from course.checks import call, compare, require
-from course.real import scenes, tiny
-from probe import head_scores, select_heads
+from course.real import probe_scores
+from probe import select_heads
 
 
 def check_shares_follow_mass_and_tau(student):
@@ -80,8 +80,7 @@ def selected(student, scores, budget, tau):
 
 def check_in_the_real_model(student):
     """For the probe's scores of the real model the three together meet every budget, and select what the project selects."""
-    vlm, processor = tiny()
-    scores = head_scores(vlm, [processor([e]) for e in scenes(4)])
+    scores = probe_scores()
     for tau in (0, 0.5, 1, 3):
         for budget in range(1, 25):
             given = sum(map(len, selected(student, scores, budget, tau).values()))
