@@ -6,7 +6,8 @@ import torch
 
 from course.checks import compare, require
 from course.real import attached, scenes, tiny
-from probe import random_heads, rank1_gradients, select_heads
+from imagelora import ImageLoRA
+from probe import gradients, random_heads, select_heads
 
 
 def check_the_chain_rule(student):
@@ -48,7 +49,7 @@ def draw_A(seed):
 
 def by_chain_rule(student, batch, A):
     """dLoss/dB of every layer of the real model by the student's chain rule, [L, G, K]. A: that of each layer."""
-    vlm, kept, gradients = tiny()[0], [], []
+    (vlm, _), kept, each = tiny(), [], []
 
     def watch(v, x, visual_index):
         kept.append((v.requires_grad_(), x.detach()))
@@ -58,25 +59,27 @@ def by_chain_rule(student, batch, A):
         loss = vlm.loss(batch)
     for (_, x), dV, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
         dV = dV.unflatten(-1, (-1, vlm.config.head_size))  # [B, T, G, K]
-        gradients.append(student.gradient_of_B(dV, x, batch.visual_mask, a))
-    return torch.stack(gradients)
+        each.append(student.gradient_of_B(dV, x, batch.visual_mask, a.detach()))
+    return torch.stack(each)
 
 
 def check_in_the_real_model(student):
     """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
-    (vlm, processor), A = tiny(), draw_A(7)
+    vlm, processor = tiny()
+    every_head = dict.fromkeys(range(vlm.config.layers), range(vlm.config.value_heads))
+    layers = list(ImageLoRA(vlm.config, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
     batch = processor(scenes(2))
-    torch.manual_seed(7)
-    (right,) = rank1_gradients(vlm, [batch])
-    compare("gradient_of_B", by_chain_rule(student, batch, A), right * vlm.config.value_heads**0.5)  # s is 1/sqrt(n) there
+    (ours,) = gradients(vlm, [batch], layers, [layer.B for layer in layers])
+    right = ours / layers[0].norm  # our s is 1/sqrt(4), not 1
+    compare("gradient_of_B", by_chain_rule(student, batch, [layer.A for layer in layers]), right)
 
 
 def a_draw_of_A(student, seed):
     """By how much a step on eight questions lowers the loss of sixteen others: in heads by the student's scores, and
     in random ones (the mean of four selections)."""
     (vlm, processor), examples, A = tiny(), scenes(32), draw_A(seed)
-    gradients = torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]])  # [S, L, G, K]
-    scores, others = student.head_scores(gradients), processor(examples[16:])
+    dB = torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]])  # [S, L, G, K]
+    others = processor(examples[16:])
     before = vlm.loss(others).item()
 
     @torch.no_grad()
@@ -84,15 +87,15 @@ def a_draw_of_A(student, seed):
         """By how much a step from B = 0 along the mean gradient, in these heads alone, lowers the loss of the others."""
         updates = {}
         for layer, selected in heads.items():
-            B = torch.zeros(gradients.shape[2:])  # [G, K]
-            B[selected] = -0.05 * gradients.mean(dim=0)[layer, selected]
+            B = torch.zeros(dB.shape[2:])  # [G, K]
+            B[selected] = -0.05 * dB.mean(dim=0)[layer, selected]
             AB = A[layer] @ B.view(1, -1)  # [D, G*K]
             updates[layer, "v"] = lambda v, x, visual_index, AB=AB: v + others.visual_mask[..., None] * (x @ AB)
         with attached(updates):
             return before - vlm.loss(others).item()
 
     random = [lower_by(random_heads(vlm.config, 6, 4 * seed + i)) for i in range(4)]
-    return lower_by(select_heads(scores, 6)), fmean(random)
+    return lower_by(select_heads(student.head_scores(dB), 6)), fmean(random)
 
 
 def check_probed_against_random(student):

@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -113,7 +112,11 @@ def check_the_result(student):
         values.append([of_run[e["measure"]] for of_run in measured])
     d, low, high = paired(*values)
     words = f"{e['a']} - {e['b']}: {100 * d:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    (first, last), near = e["interval"], partial(math.isclose, abs_tol=0.0015, rel_tol=0)
+    first, last = e["interval"]
+
+    def near(x, y):  # to a tenth of a point
+        return abs(x - y) < 0.0015
+
     require(not (near(first / 100, low) and near(last / 100, high)), f"interval: {POINTS}")
     require(not (near(first, -high) and near(last, -low)), "interval: the sign is wrong -> it is a - b")
     require(near(first, low) and near(last, high), f"interval: {e['interval']} is not that of the reports -> {words}")
