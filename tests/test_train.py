@@ -1,12 +1,13 @@
 """Lecture 5: a step, the loop, what is drawn from the seed, and complete runs with their reports."""
 
+import json
 from itertools import islice
 
 import pytest
 import torch
 from conftest import picture, randomised
 from PIL import Image
-from short_run import adapter_of, equal, lines_of, run
+from short_run import adapter_of, equal, lines_of, run, stopped
 
 import train
 from data import Example
@@ -223,6 +224,16 @@ def test_the_curve_has_the_accuracy_of_the_same_few_rows_at_every_point(checkpoi
     without = run(checkpoint, tmp_path / "without", "--eval-every", "0")
     assert without["curve"] == [measured["curve"][0], measured["curve"][2]]  # looking changes nothing
     assert equal(adapter_of(tmp_path), adapter_of(tmp_path / "without"))
+
+
+def test_a_bad_row_ends_the_run_before_the_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(train, "load_model")
+    picture(60, 60).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "sent": "a", "bbox": [0, 0, 9, 9]}, {"image": "a.png", "sent": "b", "bbox": [0, 0, 99, 9]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ("--data", f"jsonl={tmp_path / 'rows.jsonl'}")
+    code, line = stopped(capsys, run, checkpoint, tmp_path / "run", *data)
+    assert code == 2 and "rows.jsonl:2" in line and not (tmp_path / "run").exists()
 
 
 def test_every_saved_state_can_be_kept(checkpoint, tmp_path):
