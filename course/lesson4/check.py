@@ -13,6 +13,7 @@ def check_the_bytes(student):
         weights = 2 * f + 4 * t
         mistakes = {
             "frozen numbers have gradients -> only what is trained has them": (weights, 4 * (f + t), 8 * (f + t)),
+            "frozen numbers have moments -> only what is trained has them": (weights, 4 * t, 8 * (f + t)),
             "the adapter's own weights are missing -> they are kept, too": (2 * f, 4 * t, 8 * t),
             "there is one moment for each number -> AdamW keeps two": (weights, 4 * t, 4 * t),
             "all weights are float32 -> the frozen ones are bfloat16, 2 bytes": (4 * (f + t), 4 * t, 8 * t),

@@ -19,6 +19,7 @@ def check_the_chain_rule(student):
     visual = each[visual_mask]  # [N, G, K]
     mistakes = {
         "all tokens are summed -> the update acts on visual tokens only, use the mask": each.sum(dim=(0, 1)),
+        "the text is summed -> the mask is the wrong way round": each[~visual_mask].sum(dim=0),
         "this is the mean over the visual tokens -> the chain rule gives the sum": visual.mean(dim=0),
         "A is missing -> V~ depends on B through x A": dV[visual_mask].sum(dim=0),
         "squared too early -> first the complete gradient, then its square": visual.square().sum(dim=0),
@@ -33,6 +34,7 @@ def check_the_score(student):
     squares = g.square().sum(dim=-1)
     mistakes = {
         "summed before squaring -> opposite gradients cancel; square each example's first": g.sum(0).square().sum(-1),
+        "this sums absolute values -> a squared norm sums squares": g.abs().sum(dim=-1).sum(dim=0),
         "this sums norms -> the score sums squared norms": g.norm(dim=-1).sum(dim=0),
         "the norm is K times too small -> it sums the squares, here their mean is taken": g.square().mean(3).sum(0),
         "this is the mean over the examples -> the score is their sum": squares.mean(dim=0),

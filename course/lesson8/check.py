@@ -1,5 +1,7 @@
 """What lesson 8 checks."""
 
+import math
+
 import torch
 
 from course.checks import call, compare, require
@@ -59,6 +61,7 @@ def check_the_sum_is_exact(student):
         higher = [(r, -i) for i, r in enumerate(rest)]
         mistakes = {
             "heads are missing -> give them to the largest remainders, after rounding down": down,
+            "too many heads: each is rounded up -> round down first": [math.ceil(x) for x in values],
             "the sum is not the budget: each is rounded for itself -> use the largest remainders": rounded,
             "what is missing went to the first layers -> to the largest remainders": topped_up(down, missing, range(9)),
             "what is missing went to the largest shares -> to the largest remainders": topped_up(down, missing, [-x for x in values]),

@@ -37,6 +37,8 @@ def check_the_interval(student):
         mistakes = {
             "this is the spread of single runs -> divide s by sqrt(n)": around(d, s, t),
             "the interval is too narrow -> divide s by sqrt(n), not by n": around(d, s / n, t),
+            "the interval is a little too wide -> the root is that of n, not n - 1": around(d, s / math.sqrt(n - 1), t),
+            "the mean is in the middle -> it comes first, then low and high": sorted(paired(a, b)),
             "s is a little too small -> n - 1 under its root, not n": around(d, s * math.sqrt(n - 1) / n, t),
             "1.96 is for hundreds of runs -> take t from the table": around(d, s / root, 1.96),
             "t is that of n degrees of freedom -> take n - 1": around(d, s / root, T[n]),
