@@ -188,7 +188,7 @@ def run(args, command):
     # ========== 3. The frozen model ==========
     vlm = load_model(args)
     record.begin(vlm, {"training": examples, **held_out})
-    if not args.probe_only:  # the encoder is frozen: each image that the run needs is encoded once
+    if not args.probe_only:  # while the encoder is frozen, each image that the run needs is encoded once
         trained_on = [examples[i] for i in sorted(set(itertools.chain(*plan)))]
         encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
 
@@ -223,6 +223,8 @@ def run(args, command):
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
+    if not adapter or adapter.in_encoder:
+        processor.encoded = {}  # by the frozen encoder, which answers no more
 
     # ========== 7. Training ==========
     def measure():
@@ -253,7 +255,7 @@ def run(args, command):
     measured = report.measured(vlm, adapter, parameters, record, logit_change, predictions, main_data)
     report.write(record.folder, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(record.folder, measured, record, held_out, predictions, main_data)
-    report.print_end(measured | {"method": method}, predictions, main_data, record.folder)
+    report.print_end(measured | {"method": method}, main_data, record.folder)
 
 
 def main(argv=None):

@@ -18,6 +18,7 @@ MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of 
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
 LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
+TARGETS = ("q", "k", "v", "o", "mlp", "encoder", "merger")
 POSITIVE = ("steps", "epochs", "heads", "lr", "batch", "accumulate", "max_pixels", "min_pixels", "save_every")
 POSITIVE += ("max_new_tokens", "rank", "alpha", "gamma", "probe_samples")  # other numbers may also be 0
 EXAMPLES = """
@@ -116,7 +117,8 @@ def make_parser():
     add("--selection", selections, "probe", metavar="NAME")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
-    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
+    targets, letters = f"of --method lora, as letters or with commas: {', '.join(TARGETS)}", set("qkvo")
+    add("--targets", targets, [*"qkvo"], metavar="NAMES", type=lambda t: t.split(",") if set(t) - letters else [*t])
     add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
 
@@ -153,8 +155,6 @@ def parse_args(argv=None):
     # One design choice of Image-LoRA changed is another method.
     if parse_ablations(args.ablate):
         args.method = "ablation"
-    if args.method == "full":
-        args.cache_vision = 0.0  # the encoder itself is trained
     return args
 
 
@@ -174,8 +174,9 @@ def nonsense(given):
             return f"{flag} {value}: must not be negative"
     if "steps" in given and "epochs" in given:
         return "--steps and --epochs exclude each other"
-    if not given.get("targets", "q") or set(given.get("targets", "q")) - set("qkvo"):
-        return f"--targets {given['targets']}: choose from q, k, v, o"
+    targets = given.get("targets", ["q"])
+    if set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets)):
+        return f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once"
     largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
     if given.get("min_pixels", 0) > largest:
         return f"--min-pixels {given['min_pixels']}: --max-pixels {largest} is below it"

@@ -53,8 +53,15 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out
     assert "answers  to 4 images" in printed and "left out: 1 images, the folder more" in printed and "._a.jpg" in printed
-    empty = f"--model {checkpoint} --folder {folder}/more --prompt ?".split()
-    assert f"--folder {folder}/more: no image" in stopped(capsys, ask.main, empty)[1]
+
+
+@pytest.mark.parametrize("flags", ["--folder EMPTY", "--image absent.png", "--image BAD", "--image EMPTY", "--adapter BAD"])
+def test_a_bad_file_is_one_line(checkpoint, tmp_path, capsys, flags):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    flags = flags.replace("EMPTY", f"{tmp_path}/empty").replace("BAD", f"{tmp_path}/bad.png")
+    code, line = stopped(capsys, ask.main, f"--model {checkpoint} --prompt What? --out {tmp_path}/out {flags}".split())
+    assert code == 2 and flags.split()[1] in line
 
 
 def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):

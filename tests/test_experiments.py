@@ -167,15 +167,6 @@ def test_every_analysis_runs(flags, tmp_path, monkeypatch):
             assert values and all(math.isfinite(v) for v in values)
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    def run_suite(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "run_suite", run_suite)
-    with pytest.raises(SystemExit, match="130"):
-        command.main(["main", "--runs", str(tmp_path), "--out", str(tmp_path)])
-    assert capsys.readouterr().err == "stopped; the same command continues\n"
-
 
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 2, stderr="warning\nerror: --heads 99: too many\n")
