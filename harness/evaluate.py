@@ -13,9 +13,8 @@ import torch.distributed as dist
 from data import Example
 from harness import ending
 from harness.arguments import Parser
-from harness.encodings import like_batches
+from harness.encodings import ahead, like_batches
 from harness.processes import RANK, WORLD, progress, together
-from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import in_another_scale, parse_box
