@@ -16,7 +16,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from experiments.suites import COMMON, SEARCHED
+from experiments.suites import COMMON, LIKE, SEARCHED
 from experiments.tables import RESULTS, accuracy, main_column
 from parts.files import InputError, read_json, reading
 from probe import save_selection
@@ -159,6 +159,7 @@ def search_rates(setup):
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
         accuracies = rates[best[flags]]
         rows[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
+    best |= {flags: best[other] for flags, other in LIKE.items() if other in best}
     result = {"question": "Which learning rate is best for each method?", "tables": [("", rows)]}
     return result | {"comparisons": [], "sentences": [], "rates": best, "tried": tried}
 
@@ -188,6 +189,6 @@ def read_rates(setup):
         raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
     with reading(file, "learning rates"):
         rates = read_json(file)["rates"]
-        for flags in SEARCHED.keys() - rates.keys():
+        for flags in (SEARCHED | LIKE).keys() - rates.keys():
             raise InputError(f"{file}: no rate for {flags!r}; search the rates again: python -m experiments rates")
         return rates

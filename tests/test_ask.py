@@ -1,11 +1,10 @@
 """Questions without a data set, from the command line: `python -m harness.ask`."""
 
-import json
 from pathlib import Path
 
 import pytest
 from conftest import picture
-from short_run import stopped
+from short_run import lines_of, stopped
 
 import train
 from data import Processor
@@ -40,15 +39,18 @@ def test_an_adapter_that_names_no_base_is_not_given_another_one(adapter, tmp_pat
     assert "which model?" in stopped(capsys, ask.main, ["--prompt", "Why?"])[1]
 
 
-def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys):
+def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for i, name in enumerate(("b.png", "a.jfif", "c.TIF", "d.gif")):
         picture(112 + 28 * i, 112, i).save(folder / name)
     for name in ("._a.jpg", "notes.txt"):
         (folder / name).write_text("no image")
+    real, written, file = ask.ask, [], tmp_path / "out/predictions.jsonl"
+    monkeypatch.setattr(ask, "ask", lambda *arguments: written.append(len(lines_of(file))) or real(*arguments))
     ask.main(f"--model {checkpoint} --folder {folder} --prompt What? --max-new-tokens 4 --out {tmp_path}/out".split())
-    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    rows = lines_of(file)
+    assert written == [0, 0, 1, 2, 3]  # each at once; the first file is none
     assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out

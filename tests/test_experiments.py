@@ -21,7 +21,7 @@ from experiments.tables import PAGE, RESULTS, filled, markdown
 from harness.arguments import evaluation_sets
 from parts.files import InputError
 
-RATES = dict.fromkeys(suites.SEARCHED, 1e-2)
+RATES = dict.fromkeys(suites.SEARCHED | suites.LIKE, 1e-2)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The probe scores what it says, of the rows that it should, and the budget is always met."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -9,6 +8,7 @@ from conftest import picture, randomised
 
 import probe
 from data import Example
+from harness.criteria import CRITERIA  # the probe's, and more
 from imagelora import ImageLoRA
 from parts.files import InputError
 from probe import head_scores, random_heads, select_heads
@@ -27,32 +27,28 @@ def test_scores_are_summed_over_batches_after_squaring(vlm, batches, criterion):
 
 @pytest.mark.parametrize("criterion", ["rank1", "gate", "exact"])
 def test_a_score_follows_from_the_gradients_of_the_visual_values(vlm, processor, criterion):
-    """By a zero added to the values of each layer, whose gradient is theirs: neither text before the image nor text after
-    it counts, though it has values of the same heads."""
+    """Neither text before the image nor text after it counts, though it has values of the same heads."""
     question = "Read all of this <image> and then say where the ring is, in as few words as you can, please."
     batch, kept = processor([Example([picture(60, 90)], question, "[1, 2, 3, 4]")]), []
 
-    def add_zero(v, x, visual_index):
-        kept.append((x, v.detach().clone(), torch.zeros_like(v, requires_grad=True)))
-        return v + kept[-1][2]
+    def keep(v_proj, inputs, V):
+        kept.append((inputs[0], V.requires_grad_()))
 
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters["v"].append(add_zero)
-    gradients = torch.autograd.grad(vlm.loss(batch), [zero for _, _, zero in kept])
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters["v"].clear()
-
-    scores = head_scores(vlm, [batch], criterion, seed=3)
+    hooks = [layer.self_attn.v_proj.register_forward_hook(keep) for layer in vlm.model.layers]
+    gradients = torch.autograd.grad(vlm.loss(batch), [V for _, V in kept])
+    for hook in hooks:
+        hook.remove()
+    torch.manual_seed(3)
+    scores = CRITERIA[criterion](vlm, [batch])
     torch.manual_seed(3)
     drawn = [layer.A for layer in ImageLoRA(vlm.config, dict.fromkeys(range(3), (0, 1)), rank=1).layers.values()]
-    for of_layer, (x, v, _), g, A in zip(scores, kept, gradients, drawn):
-        X, V, dV = (tensor[batch.visual_mask] for tensor in (x, v, g))
-        M = X.T @ dV  # X_v^T dLoss/dV: [D, G K]
-        by_heads = {"rank1": A.T @ M, "exact": M, "gate": V * dV}[criterion].unflatten(1, (2, -1))  # [..., G, K]
-        if criterion == "gate":
-            expected = by_heads.sum(dim=(0, 2)).square()  # a factor on all values of a head
-        else:
-            expected = by_heads.square().sum(dim=(0, 2)) / 2  # s^2 = 1 / n: both heads of the layer are adapted
+    for of_layer, (X, V), dV, A in zip(scores, kept, gradients, drawn):
+        X, V, dV = X[batch.visual_mask], V[batch.visual_mask], dV[batch.visual_mask]
+        by_head = {"rank1": A.T @ X.T @ dV, "exact": X.T @ dV, "gate": V * dV}[criterion].unflatten(1, (2, -1))  # [..., G, K]
+        if criterion == "gate":  # one factor on all values of a head
+            expected = by_head.sum(dim=(0, 2)).square()
+        else:  # s^2 = 1 / n: both heads of the layer are adapted
+            expected = by_head.square().sum(dim=(0, 2)) / 2
         torch.testing.assert_close(of_layer, expected, rtol=1e-4, atol=1e-9)
 
 
@@ -99,10 +95,10 @@ def test_tau_moves_the_budget_from_uniform_to_proportional_and_within_a_layer_th
         assert [len(heads.get(layer, [])) for layer in range(4)] == shares
 
 
-def test_scores_that_mean_nothing_are_errors():
-    for bad in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(ValueError, match="finite"):
-            select_heads(torch.tensor([[1.0, bad]]), 1)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_scores_that_mean_nothing_are_errors(bad):
+    with pytest.raises(ValueError, match="finite"):
+        select_heads(torch.tensor([[1.0, bad]]), 1)
 
 
 def test_random_heads_meet_the_budget_are_seeded_and_reach_every_head(vlm):
@@ -117,7 +113,7 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
     scores, heads = torch.rand(3, 2), {0: [0, 1], 2: [1]}
     probe.save_selection(tmp_path / "heads.json", heads, scores.tolist())
     assert probe.load_selection(tmp_path / "heads.json", vlm.config) == (heads, scores.tolist())
-    for wrong in ({"heads": {"9": [0]}, "scores": None}, {"heads": {}, "scores": None}, {"heads": {"a": [0]}}, []):
-        (tmp_path / "heads.json").write_text(json.dumps(wrong))
+    for wrong in ('{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"):
+        (tmp_path / "heads.json").write_text(wrong)
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             probe.load_selection(tmp_path / "heads.json", vlm.config)
