@@ -187,14 +187,16 @@ METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is 
 def load_adapter(path, vlm):
     """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
-    if (version := metadata.get("format_version", FORMAT)) != FORMAT:
-        raise files.InputError(f"{path}: written by another version (format {version}); train it again")
-    if (method := metadata.get("method")) not in METHODS:
-        raise files.InputError(f"{path}: not an adapter file: its method is {method!r:.40}, not {', '.join(METHODS)}")
+    version, method = metadata.get("format_version", FORMAT), metadata.get("method")
+    if version != FORMAT or method not in METHODS:
+        why = f"its format is {version}, not {FORMAT}, or its method {method!r:.40} is not one of {', '.join(METHODS)}"
+        raise files.InputError(f"{path}: not an adapter file of this version: {why}")
     with files.reading(path, "an adapter that fits this model"):
-        if metadata["base"] != vlm.fingerprint():
+        if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        adapter = METHODS[method](vlm.config, **json.loads(metadata["settings"]))
+        if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{bad[0]} holds NaN or infinity")
+        adapter = METHODS[method](vlm.config, **files.parse_json(metadata["settings"].encode()))
         adapter.load_state_dict(tensors)
         adapter.notes = json.loads(metadata["notes"])
     return adapter.attach(vlm)

@@ -69,17 +69,17 @@ class Product(torch.autograd.Function):
 
 
 class NF4Linear(nn.Module):
-    """A Linear whose weight is kept in 4 bits. stored: some of its values before, for the fingerprint."""
+    """A Linear whose weight is kept in 4 bits."""
 
     def __init__(self, plain):
         super().__init__()
         self.outputs, self.inputs = plain.weight.shape
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scales", None, persistent=False)
-        self.bias, self.stored = plain.bias, None
+        self.bias = plain.bias
 
-    def keep(self, weight, stored):
-        (self.codes, self.scales), self.stored = quantize(weight), stored
+    def keep(self, weight):
+        self.codes, self.scales = quantize(weight)
 
     def dequantized(self, dtype):
         return dequantize(self.codes, self.scales, self.inputs, dtype)

@@ -6,7 +6,9 @@ Letters: P image patches, W windows, S patches in the largest window, E hidden s
 sequence length.
 """
 
+import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,11 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
-from parts.files import InputError, reading
+from parts.files import InputError, read_json, reading
+
+# What transformers' classes have for keys that config.json leaves out; but not Qwen3-VL's rope_theta, which changed.
+DEFAULTS = read_json(Path(__file__).with_name("defaults.json"))  # {family: {"text_config", "vision_config"}}
+FIXED = {"hidden_act", "use_sliding_window", "attention_bias", "mrope_interleaved", "in_chans"}  # only the default is computed
 
 
 def key(name):
@@ -70,6 +76,9 @@ class Config:
     vision: VisionConfig = None
     raw: dict = field(default=None, repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
     generation: dict = field(default=None, repr=False, compare=False)  # generation_config.json, likewise
+    folder: Path = field(default=None, repr=False, compare=False)  # where they are from
+    system: str = ""  # the line before the user's turn, and
+    opening: str = ""  # what the answer begins with: of the chat template
 
     @property
     def family(self):
@@ -81,13 +90,16 @@ class Config:
         return self.hidden * (1 + len(self.vision.deepstack))
 
     @classmethod
-    def from_dict(cls, raw, generation=None, source="config.json"):
-        """raw, generation: the parsed config.json and generation_config.json (or None); source: the file, for messages.
-        Raises InputError for a missing key, or a value not implemented here."""
+    def from_dict(cls, raw, generation=None, folder=None, template=""):
+        """raw, generation: the parsed config.json and generation_config.json (or None) of a folder; template: the text of
+        its chat template, "": the family's. Raises InputError for a missing key, or a value not implemented here."""
+        source = folder / "config.json" if folder else "config.json"
         with reading(source, f"a complete {cls.name} configuration"):
             flat, vision = flattened(raw, generation)
             encoder = cls.Vision(**read_fields(cls.Vision, vision))
-            config = cls(**read_fields(cls, flat), vision=encoder, raw=raw, generation=generation)
+            turns = read_turns(template) if template else {}
+            values = read_fields(cls, flat) | turns
+            config = cls(**values, vision=encoder, raw=raw, generation=generation, folder=folder)
             wrong = [name for name, differs in config.unsupported(flat, vision).items() if differs]
         if wrong:
             raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
@@ -95,30 +107,40 @@ class Config:
 
     def unsupported(self, flat, vision):
         """{key: whether this code does not compute its value}: that is refused, not ignored. A family adds its own."""
+        text, encoder = DEFAULTS[self.family].values()
+        fixed = {key: flat[key] != text[key] for key in FIXED & text.keys()}
+        fixed |= {f"vision {key}": vision[key] != encoder[key] for key in FIXED & encoder.keys()}
         tokens = self.image_token, self.video_token
-        return {
-            "use_sliding_window": flat.get("use_sliding_window", False),
-            "hidden_act": flat.get("hidden_act", "silu") != "silu",
+        return fixed | {
             "rope type": flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"),
             "mrope_section": len(self.rope_sections) != 3 or 2 * sum(self.rope_sections) != self.head_size,
-            "num_key_value_heads": self.heads % self.value_heads != 0,
             "image_token_id or video_token_id": max(tokens) >= self.vocab or len(set(tokens)) < 2,
-            "out_hidden_size": vision.get("out_hidden_size", self.hidden) != self.hidden,
-            "in_chans": self.vision.channels != 3,
-            "num_heads": self.vision.hidden % (4 * self.vision.heads) != 0,  # two halves of a head turn, in pairs
         }
 
 
 def flattened(raw, generation):
-    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. The end
-    tokens are a list, and generation_config.json's if it names some."""
-    text = {"tie_word_embeddings": False} | raw.get("text_config", {})
+    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. What it leaves
+    out has the default. The end tokens are a list, and generation_config.json's if it names some."""
+    text, vision = raw.get("text_config", {}), raw.get("vision_config", {})
     rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
-    flat = text | {k: v for k, v in raw.items() if v is not None} | rope
-    ends = (generation or {}).get("eos_token_id", flat["eos_token_id"])
+    given = {key: value for part in (text, raw, rope) for key, value in part.items() if value is not None}
+    flat, encoder = DEFAULTS[raw["model_type"]].values()
+    flat = flat | given
+    ends = (generation or {}).get("eos_token_id") or flat["eos_token_id"]
     flat["eos_token_id"] = ends if isinstance(ends, list) else [ends]
-    vision = raw["vision_config"]
-    return flat, {"in_chans": vision.get("in_channels", 3)} | vision
+    return flat, encoder | {"in_chans": vision.get("in_channels", 3)} | vision
+
+
+def read_turns(template):
+    """{"system", "opening"}: the line that a chat template puts before the user's turn, and what it lets an answer begin
+    with. Read from its text, without running it: a literal system turn, or a variable set to one; "<think>" where
+    the answer begins, but not one that is closed at once. ValueError for a template of other turns."""
+    text = template.replace("\\n", "\n").replace("\\'", "'")
+    if "<|im_start|>" not in text:
+        raise ValueError("its chat template has no <|im_start|>; put the template of the original checkpoint there")
+    line = re.search(r"<\|im_start\|>system\n([^{}'\"][^{}]*?)<\|im_end\|>|set \w*system\w* *= *['\"]([^'\"]+)['\"]", text)
+    answer = re.sub(r"<think>\s*</think>", "", text.rpartition("add_generation_prompt")[2])
+    return {"system": line[1] or line[2] if line else "", "opening": "<think>\n" if "<think>" in answer else ""}
 
 
 def patch_coordinates(grids, merge):

@@ -11,7 +11,6 @@ from torch import nn
 from parts.backbones import qwen
 from parts.backbones.layers import MLP, Linear, RMSNorm
 
-SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 TOWERS = {"visual": "visual.", "model": "model."}  # module of model.py -> how the hub's tensor names begin
 BOX_END = 1  # a box ends at most at scale - 1, the last pixel
 
@@ -25,6 +24,8 @@ class VisionConfig(qwen.VisionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(qwen.Config):
+    system: str = "You are a helpful assistant."
+
     name = "Qwen2.5-VL"
     Vision = VisionConfig
     qkv_bias = True
@@ -43,9 +44,6 @@ class Config(qwen.Config):
     def unsupported(self, flat, vision):
         c = self.vision
         return super().unsupported(flat, vision) | {
-            "vision hidden_act": vision.get("hidden_act", "silu") != "silu",
-            "mrope_interleaved": flat.get("mrope_interleaved", False),
-            "num_attention_heads": self.hidden % self.heads != 0,
             "window_size": c.window % (c.patch_size * c.merge) != 0,
             "fullatt_block_indexes": not set(c.full_blocks) <= set(range(c.depth)),
         }

@@ -18,7 +18,6 @@ from torch import nn
 from parts.backbones import qwen
 from parts.backbones.layers import LayerNorm, Linear
 
-SYSTEM = ""  # no line before the user's turn
 TOWERS = {"visual": "model.visual.", "model": "model.language_model."}  # module -> how the hub's tensor names begin
 BOX_END = 0  # how far below the scale of boxes the largest number of a side is: the edge itself has a number
 
@@ -53,9 +52,6 @@ class Config(qwen.Config):
         c = self.vision
         ascending = list(c.deepstack) == sorted(set(c.deepstack)) and set(c.deepstack) <= set(range(c.depth))
         return super().unsupported(flat, vision) | {
-            "attention_bias": flat.get("attention_bias", False),
-            "mrope_interleaved": not flat.get("mrope_interleaved", True),
-            "vision hidden_act": vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
             "num_position_embeddings": math.isqrt(c.table) ** 2 != c.table,
             "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
         }
