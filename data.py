@@ -142,6 +142,7 @@ class Processor:
 
     def __init__(self, config, tokenizer, preprocessor, min_pixels=None, max_pixels=None):
         self.config, self.preprocessor = config, preprocessor
+        self.family = FAMILIES[config.family]  # the family's own: the system line, spans, positions, the scale of boxes
         self.min_pixels = min_pixels or preprocessor["min_pixels"]
         self.max_pixels = max_pixels or preprocessor["max_pixels"]
         if self.min_pixels > self.max_pixels:
@@ -157,11 +158,6 @@ class Processor:
         if None in self.special.values() or pads != (config.image_token, config.video_token):
             raise InputError(f"the tokenizer's special tokens {self.special} are not those of config.json")
 
-    @property
-    def family(self):
-        """What is the model family's own: the system line, spans, positions, the scale of boxes."""
-        return FAMILIES[self.config.family]
-
     @classmethod
     def from_pretrained(cls, path_or_hub_id, min_pixels=None, max_pixels=None):
         """min_pixels, max_pixels: area limits of a resized image; by default those of the checkpoint. 784 pixels
@@ -175,7 +171,7 @@ class Processor:
         write_text(Path(folder) / "preprocessor_config.json", json.dumps(settings, indent=2) + "\n")
         write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
 
-    def encode(self, text):
+    def token_ids(self, text):
         """Text -> token ids. "<|im_end|>" typed by a user is text, not a special token."""
         self.tokenizer.encode_special_tokens = True  # set each time: a copy in another process forgets it
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -192,9 +188,9 @@ class Processor:
             return example.tokens[key]
         ids = []
         for piece in self.pieces(example):
-            ids += self.encode(piece) if isinstance(piece, str) else piece
+            ids += self.token_ids(piece) if isinstance(piece, str) else piece
         prefix = len(ids) - ids[::-1].index(self.special["vision_end"]) if example.visuals else 0
-        answer = [] if example.answer is None else [*self.encode(self.answer_text(example)), self.special["im_end"]]
+        answer = [] if example.answer is None else [*self.token_ids(self.answer_text(example)), self.special["im_end"]]
         if len(answer) == 1:
             raise InputError(f"{example.name}: the answer has no tokens")
         example.tokens[key] = Tokens(array("i", ids + answer), len(ids), prefix)

@@ -46,18 +46,13 @@ def gradients(vlm, batches, updates, parameters):
             site.pop()
 
 
-def rank1_gradients(vlm, batches):
-    """dLoss/dB^(h) of a rank-1 Image-LoRA on every head, B = 0: [L, G, K] for each batch. alpha, R and gamma are 1. The
-    scale s is the same for all heads, so it does not change the ranking."""
+def rank1(vlm, batches):
+    """The paper's criterion: a rank-1 Image-LoRA on every head, B = 0, and the sum over the batches of || dLoss/dB^(h) ||^2.
+    alpha, R and gamma are 1: the scale s is the same for all heads, so it does not change the ranking."""
     c = vlm.config
     every_head = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
     layers = list(ImageLoRA(c, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
-    return gradients(vlm, batches, layers, [layer.B for layer in layers])
-
-
-def rank1(vlm, batches):
-    """The paper's criterion: sum over the batches of || dLoss/dB^(h) ||^2."""
-    return sum(g.square().sum(dim=-1) for g in rank1_gradients(vlm, batches))
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.B for layer in layers]))
 
 
 class HeadGates(nn.Module):

@@ -27,15 +27,9 @@ import torch
 import probe
 from harness import ablations, criteria, ending, report, state
 from harness.arguments import data_set, evaluation_sets, parse_args, planned_steps
-from harness.encodings import (
-    StepBatches,
-    encode_images,
-    load_examples,
-    row_order,
-    rows_of_steps,
-)
+from harness.encodings import StepBatches, encode_images, load_examples, rows_of_steps
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
-from harness.loading import choose_device, load_model
+from harness.loading import choose_device, load_model, load_processor
 from harness.processes import RANK, progress, sum_over_processes, total
 from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
@@ -43,13 +37,14 @@ from parts.files import InputError
 
 CLIP = 1.0  # largest norm of a step's gradient
 WARMUP = 0.05  # share of the steps over which the learning rate rises
-READ_EVERY = 10  # steps: so often the CPU waits for the numbers of the GPU
+READ_EVERY = 10  # steps: so often the CPU waits for the results of the GPU
 
 
-def training_step(vlm, batches, answers, parameters, optimizer, dtype):
-    """One step on the mean loss over the answer tokens of its batches: `answers` tokens, in all processes together.
+def training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype):
+    """One step on the mean loss over the answer tokens of its batches, which are so many in all processes together.
 
-    dtype: of the arithmetic. Returns [2], that loss and the norm of its gradient, still on the device: nothing here waits.
+    dtype: of the arithmetic. Returns [2]: the loss and the norm of its gradient before it is clipped, still on the device,
+    so nothing here waits.
     """
     loss = torch.zeros((), device=vlm.device)
     for batch in batches:
@@ -60,11 +55,11 @@ def training_step(vlm, batches, answers, parameters, optimizer, dtype):
     loss = sum_over_processes(parameters, loss)
     for p in parameters:
         if p.grad is not None:
-            p.grad /= answers
+            p.grad /= answer_tokens
     norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
     optimizer.step()
     optimizer.zero_grad()
-    return torch.stack([loss / answers, norm])
+    return torch.stack([loss / answer_tokens, norm])
 
 
 def learning_rate(step, steps, peak):
@@ -87,43 +82,44 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     record.restore(parameters, optimizer)
 
-    lines, numbers = [], []  # of the steps whose numbers were not read yet
+    lines, results = [], []  # of the steps whose results were not read yet
     with progress(total=steps, initial=record.step, desc="train", leave=True) as bar, ending.whole_steps():
         begun = ready = time.perf_counter()
         for step, batches in enumerate(loader, start=record.step):
             waited = time.perf_counter() - ready
 
             # How large the step is.
-            answers = sum(len(batch.answer_ids) for batch in batches)
+            answer_tokens = sum(len(batch.answer_ids) for batch in batches)
             tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
             visual_tokens = sum(len(batch.visual_index) for batch in batches)
-            answers, tokens, visual_tokens = total(answers, tokens, visual_tokens)
+            answer_tokens, tokens, visual_tokens = total(answer_tokens, tokens, visual_tokens)
 
             # The step, at its own rate.
             optimizer.param_groups[0]["lr"] = rates[step]
-            numbers.append(training_step(vlm, batches, answers, parameters, optimizer, dtype))
+            results.append(training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype))
             lines.append({"step": step, "lr": rates[step], "wait_ms": 1000 * waited})
             lines[-1] |= {"tokens": tokens, "visual_tokens": visual_tokens}
             bar.update()
 
             # What is due after it?
             done = step + 1
-            stops = ending.asked_to_stop()
-            saves = stops or done == steps or done % args.save_every == 0
-            measures = args.eval_every and done < steps and done % args.eval_every == 0
+            must_stop = ending.asked_to_stop()
+            must_save = must_stop or done == steps or done % args.save_every == 0
+            must_measure = args.eval_every and done < steps and done % args.eval_every == 0
 
-            # Its numbers come before anything is saved: they must be finite.
-            if step % READ_EVERY == 0 or saves or measures:
-                bar.set_postfix_str(report.log_steps(record, lines, numbers, vlm.device, begun))
-                lines, numbers = [], []
-            if measures:
+            # Its results come before anything is saved: they must be finite.
+            if step % READ_EVERY == 0 or must_save or must_measure:
+                bar.set_postfix_str(report.log_steps(record, lines, results, vlm.device, begun))
+                lines, results = [], []
+            if must_measure:
                 record.curve.append((done, measure()))
-            if saves:
+            if must_save:
                 record.save(done, parameters, optimizer)
-            if stops:
+            if must_stop:
                 raise KeyboardInterrupt
             ready = time.perf_counter()
-            begun = begun if lines else ready
+            if not lines:  # the next line of the log begins now
+                begun = ready
 
 
 def probe_scores(vlm, processor, examples, criterion, samples, seed):
@@ -170,14 +166,12 @@ def build_method(args, vlm, heads):
 
 
 def run(args, command):
-    """One run from its arguments (a Namespace made by `arguments`) to its report."""
+    """One run from its arguments (a Namespace made by `parse_args`) to its report."""
     # ========== 1. A new run, or the rest of an interrupted one ==========
     record = state.start(args)
 
-    # ========== 2. The frozen model and its processor ==========
-    vlm, processor = load_model(args)
-
-    # ========== 3. The data: to train on, and held out ==========
+    # ========== 2. The data: to train on, and held out; every row is checked before the model is loaded ==========
+    processor = load_processor(args)
     sets = [] if args.probe_only else evaluation_sets(args)
     examples, held_out = [], {}
     for name, folder, split, max_new_tokens in sets:
@@ -188,12 +182,15 @@ def run(args, command):
     takes_heads = args.method in METHODS and "heads" in METHODS[args.method].options
     if takes_heads and not any(e.visuals for e in examples):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
-    steps, rows = planned_steps(args, len(examples)), args.batch * args.accumulate
+    steps, step_rows = planned_steps(args, len(examples)), args.batch * args.accumulate
+    plan = rows_of_steps(examples, args.seed, steps, step_rows)  # the numbers of the examples of each step
+
+    # ========== 3. The frozen model ==========
+    vlm = load_model(args)
     record.begin(vlm, {"training": examples, **held_out})
-    # The encoder is frozen: each image that the run needs is encoded once.
-    first = itertools.islice(row_order(examples, args.seed), min(steps * rows, len(examples)))
-    needed = [*itertools.chain(*held_out.values()), *(examples[i] for i in sorted(first))]
-    encode_images(vlm, processor, [] if args.probe_only else needed, args.cache_vision)
+    if not args.probe_only:  # the encoder is frozen: each image that the run needs is encoded once
+        trained_on = [examples[i] for i in sorted(set(itertools.chain(*plan)))]
+        encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
 
     # ========== 4. Which heads: the probe ==========
     if takes_heads and record.heads is None:
@@ -204,15 +201,15 @@ def run(args, command):
         return report.show_probe(record.folder, record.heads, record.scores)
 
     # ========== 5. What the frozen model answers, and its logits of text ==========
-    def answers(sets, rows=None):
-        """Predictions for the first `rows` of each of these data sets (None: all of them)."""
-        predictions = []
+    def answer(sets, limit=None):
+        """Predictions for the first `limit` examples of each of these data sets (None: all of them)."""
+        answers = []
         for name, _, _, max_new_tokens in sets:
-            predictions += evaluate(vlm, processor, held_out[name][:rows], name, max_new_tokens, size=4 * args.batch)
-        return predictions
+            answers += evaluate(vlm, processor, held_out[name][:limit], name, max_new_tokens, size=4 * args.batch)
+        return answers
 
     if record.base is None:
-        record.base = answers(sets) if args.base else []
+        record.base = answer(sets) if args.base else []
     predictions = {"base": record.base, "tuned": []}
     logits, logit_change = text_logits(vlm, processor), None
 
@@ -222,30 +219,26 @@ def run(args, command):
         adapter, parameters = build_method(args, vlm, record.heads)
         if adapter:
             adapter.notes = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
-        report.show_method(vlm, args.method, parameters, steps, rows, args.lr, record.heads)
+        report.show_method(vlm, args.method, parameters, steps, step_rows, args.lr, record.heads)
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
 
     # ========== 7. Training ==========
     def measure():
-        """The accuracy on the way, on a few rows. The best adapter so far is kept beside the last."""
-        accuracy = report.accuracy_of(answers(sets[:1], CURVE_ROWS))
-        if adapter and RANK == 0 and all(accuracy > earlier for _, earlier in record.curve):
-            adapter.save(record.folder / "best.safetensors")
-        return accuracy
+        """The accuracy on the way, on a few rows."""
+        return report.accuracy_of(answer(sets[:1], CURVE_ROWS))
 
     if examples:
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
-        numbers = rows_of_steps(examples, args.seed, record.step, steps, rows)
-        workers = fitting_workers(args.workers, processor, rows)
-        loader = step_loader(StepBatches(processor, examples, args.batch), numbers, workers, vlm.device)
+        workers = fitting_workers(args.workers, processor, step_rows)
+        loader = step_loader(StepBatches(processor, examples, args.batch), plan[record.step :], workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
 
     # ========== 8. What the tuned model answers; text must not have changed ==========
     if parameters:
-        predictions["tuned"] = answers(sets)
+        predictions["tuned"] = answer(sets)
         logit_change = text_change(logits, text_logits(vlm, processor))
 
     # ========== 9. The adapter, the report, the pictures ==========
@@ -263,16 +256,10 @@ def run(args, command):
     report.print_end(measured | {"method": method}, predictions, main_data, record.folder)
 
 
-def arguments(argv=None):
-    """The command line -> a Namespace with a value for every flag."""
-    methods = [name for name in METHODS if name != "ablation"]  # which is what --ablate makes of Image-LoRA
-    return parse_args(argv, [*methods, "full", "none"], criteria.CRITERIA)
-
-
 def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     with ending.in_one_line():
-        run(arguments(argv), command)
+        run(parse_args(argv), command)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(argv=None):
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
     try:
         # Wrong flags are refused before anything runs.
-        train.arguments(f"{COMMON} {args.more}".split())
+        train.parse_args(f"{COMMON} {args.more}".split())
         for folder in (args.out, args.runs):
             with reading(folder, "a folder that can be made"):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -78,8 +78,8 @@ class Subject:
 
 def load_subject(setup, data="", split="test", limit=300):
     """The model of the suites, and at most `limit` examples of their data set. data: flags for another one."""
-    args = train.arguments(f"{COMMON} {data} {setup.more}".split())
-    vlm, processor = train.load_model(args)
+    args = train.parse_args(f"{COMMON} {data} {setup.more}".split())
+    processor, vlm = train.load_processor(args), train.load_model(args)
 
     limit = min(limit, (args.limit if split == "train" else args.eval_limit) or limit)
     examples = load_examples(processor, *data_set(args.data), split, limit)

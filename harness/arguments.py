@@ -6,7 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from harness.ablations import CHOICES, parse_ablations
+from harness.ablations import CHOICES, Ablation, parse_ablations
+from harness.criteria import CRITERIA
+from imagelora import METHODS
 from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def make_parser(methods, criteria):
+def make_parser():
     """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given. A pair
     is a default for real data and one for drawn data, whose images are small and in memory anyway."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
@@ -59,6 +61,7 @@ def make_parser(methods, criteria):
         return add
 
     add = group("what is trained, and how long")
+    methods = [*(name for name in METHODS if name != Ablation.name), "full", "none"]  # --ablate names that one
     models = "checkpoint folder or hub id; tiny: the model that comes with this program"
     add("--model", models, "tiny", metavar="NAME")
     sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}"
@@ -109,7 +112,7 @@ def make_parser(methods, criteria):
     add("--rank", "R", 8, type=int)
     add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
     add("--gamma", "gamma at the start; the tiny model learns faster from 1", (0.01, 1.0), type=float)
-    selections = f"probe (rank1), {', '.join(criteria)}, random, all, or a heads.json of another run"
+    selections = f"probe (rank1), {', '.join(CRITERIA)}, random, all, or a heads.json of another run"
     add("--selection", selections, "probe", metavar="NAME")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
@@ -118,14 +121,13 @@ def make_parser(methods, criteria):
     return parser, usual
 
 
-def parse_args(argv, methods, criteria):
+def parse_args(argv=None):
     """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value; `given` has
     the names of those on the command line.
 
-    methods: what --method may be; criteria: what --selection may be besides the usual. Ends the program with code 2 for
-    flags that make no sense; raises InputError for an unknown data set.
+    Ends the program with code 2 for flags that make no sense; raises InputError for an unknown data set.
     """
-    parser, usual = make_parser(methods, criteria)
+    parser, usual = make_parser()
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if problem := nonsense(given):
         parser.error(problem)

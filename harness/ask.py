@@ -16,7 +16,7 @@ from PIL import Image
 from data import Example
 from harness import ending, figures
 from harness.arguments import Parser, parse_args
-from harness.loading import load_model
+from harness.loading import load_model, load_processor
 from harness.processes import progress
 from imagelora import load_adapter
 from parts.files import InputError, write_text
@@ -69,10 +69,10 @@ def main(argv=None):
     question.add_argument("--find", metavar="TEXT", help='asks for the box of "the red cup"')
     with ending.in_one_line():
         asked, others = parser.parse_known_args(argv)
-        args = parse_args(["--method", "none", *others], ["none"], [])
+        args = parse_args(["--method", "none", *others])
         if "model" not in args.given and not args.adapter:
             raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
-        vlm, processor = load_model(args)
+        processor, vlm = load_processor(args), load_model(args)
         prompt, item = asked.prompt or GROUNDING_PROMPT.format(asked.find), {}
         out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
 

@@ -83,11 +83,10 @@ def row_order(examples, seed):
             yield from groups[g]
 
 
-def rows_of_steps(examples, seed, first, steps, rows):
-    """The numbers of the examples of each step, from the step `first` on; each has so many rows."""
-    order = itertools.islice(row_order(examples, seed), first * rows, None)
-    for _ in range(first, steps):
-        yield list(itertools.islice(order, rows))
+def rows_of_steps(examples, seed, steps, rows):
+    """The numbers of the examples of each step, [steps][rows]."""
+    order = row_order(examples, seed)
+    return [list(itertools.islice(order, rows)) for _ in range(steps)]
 
 
 def like_batches(processor, examples, size):

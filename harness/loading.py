@@ -15,24 +15,31 @@ from parts.files import InputError, parse_json, read_metadata, reading
 TINY = Path(__file__).parent.parent / "parts/tiny"
 
 
-def load_model(args):
-    """(vlm, processor) of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it. The
-    model is frozen."""
+def load_processor(args):
+    """The processor of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it."""
     if args.adapter and "model" not in args.given:
         args.model = base_of(args.adapter)
-    folder = TINY if args.model == "tiny" else args.model
-    processor = Processor.from_pretrained(folder, *pixel_limits(args.min_pixels, args.max_pixels, args.adapter))
+    limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
+    return Processor.from_pretrained(folder_of(args.model), *limits)
+
+
+def load_model(args):
+    """The frozen model of --model, after load_processor."""
     device, dtype = choose_device(args.device, args.dtype)
     if args.method == "full":
         dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
-    vlm = VLM.from_pretrained(folder, dtype, device, args.quantize)
+    vlm = VLM.from_pretrained(folder_of(args.model), dtype, device, args.quantize)
     vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
     if dtype == torch.float16:
         refuse_infinite(vlm)
     report.show_model(args.model, vlm)
-    return vlm, processor
+    return vlm
+
+
+def folder_of(model):
+    return TINY if model == "tiny" else model
 
 
 def choose_device(name, dtype):

@@ -154,7 +154,7 @@ def test_what_a_page_names_exists():
 def test_every_train_command_of_a_page_parses():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     commands = re.findall(r"^python train\.py(.*)$", pages, re.MULTILINE)
-    assert commands and all(train.arguments(flags.replace("SEED", "0").split()) for flags in commands)
+    assert commands and all(train.parse_args(flags.replace("SEED", "0").split()) for flags in commands)
 
 
 def test_the_committed_pictures_are_those_that_the_program_draws(tmp_path):

@@ -40,7 +40,7 @@ def flags(checkpoint, tmp_path, monkeypatch):
 
 def test_every_row_is_a_command_and_compared_rows_answer_the_same_questions():
     def sets(flags):
-        return evaluation_sets(train.arguments(f"{suites.COMMON} {flags}".split()))
+        return evaluation_sets(train.parse_args(f"{suites.COMMON} {flags}".split()))
 
     for suite in suites.SUITES.values():
         asked = {row: sets(flags) for row, flags in suite.rows.items()}

@@ -17,18 +17,18 @@ from model import VLM
 
 
 def test_defaults_depend_on_the_data_the_model_and_the_method():
-    drawn, real = train.arguments([]), train.arguments(["--data", "refcoco"])
+    drawn, real = train.parse_args([]), train.parse_args(["--data", "refcoco"])
     assert (drawn.steps, drawn.heads, drawn.batch, drawn.gamma, drawn.lr) == (300, 12, 32, 1.0, 2e-2)
     assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 8, 0.01, 5e-3)
-    assert train.arguments(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
-    assert train.arguments(["--epochs", "2"]).steps is None
-    evaluated = train.arguments(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
+    assert train.parse_args(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
+    assert train.parse_args(["--epochs", "2"]).steps is None
+    evaluated = train.parse_args(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
     assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 8)
 
 
 def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
     def sets(*flags):
-        return [f"{name} {split}" for name, _, split, _ in evaluation_sets(train.arguments([*flags]))]
+        return [f"{name} {split}" for name, _, split, _ in evaluation_sets(train.parse_args([*flags]))]
 
     assert sets() == ["scenes-fog val", "scenes-day val", "sums val"]
     assert sets("--data", "refcoco") == ["refcoco val"]
@@ -72,7 +72,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     assert [part for part in parts if part not in text] == [] and (tmp_path / "scene.png").exists()
     assert re.search(r"[\d,]+ trainable parameters \(\d+\.\d\d%\)", text)
     assert re.search(r"heads    1 of 6 value heads are adapted; layer \d: \[\d\]", text)
-    train.load_model(train.arguments([]))
+    train.load_model(train.parse_args([]))
     assert "drawn scenes alone" in capsys.readouterr().out  # of the tiny model, and of no other
     assert "drawn scenes alone" not in text
 

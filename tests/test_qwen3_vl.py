@@ -66,7 +66,7 @@ def test_every_slice_of_a_video_stands_on_its_own_after_its_time(processor):
     time, row, _ = batch.position_ids[:, 0, batch.visual_mask[0]].view(3, 3, 4)
     first = time[:, :1]
     assert (time == first).all() and (row - first).tolist() == [[0, 0, 1, 1]] * 3
-    between = len(processor.encode("<1.2 seconds>")) + 2  # and <|vision_start|>, <|vision_end|>
+    between = len(processor.token_ids("<1.2 seconds>")) + 2  # and <|vision_start|>, <|vision_end|>
     assert first.diff(dim=0).flatten().tolist() == [2 + between] * 2  # a slice takes its larger side
 
 

@@ -171,7 +171,7 @@ def test_a_folder_is_not_used_for_another_run(finished, flags, message, capsys):
 def test_a_finished_run_is_not_begun_again_and_may_be_given_its_own_flags(finished, checkpoint, capsys):
     out, _ = finished
     assert f"--out {out}: holds a finished run" in stopped(capsys, run, checkpoint, out)[1]
-    args = train.arguments(["--resume", str(out), "--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN])
+    args = train.parse_args(["--resume", str(out), "--model", str(checkpoint), "--data", "scenes-day", *SMALL_RUN])
     assert state.start(args).step == 4 and args.resume is None and args.lr == 0.02
 
 

@@ -83,8 +83,8 @@ def test_an_outer_product_learns_from_the_first_step_and_an_A_of_the_whole_model
 def test_the_command_line_names_what_differs_from_the_paper_and_makes_the_method_an_ablation():
     words = ["path=k", "tokens=visual", "norm=off", "outer=off", "gamma=fixed"]
     assert parse_ablations(words) == {"path": "k", "norm": False, "gamma": None}
-    assert train.arguments(["--ablate", *words]).method == "ablation"
-    assert train.arguments(["--ablate", "shared=layer", "gamma=learned"]).method == "image-lora"
+    assert train.parse_args(["--ablate", *words]).method == "ablation"
+    assert train.parse_args(["--ablate", "shared=layer", "gamma=learned"]).method == "image-lora"
 
 
 @pytest.mark.parametrize("words", ["path=", "path=x", "width=3", "norm=False", "path=o outer=on", "path=o shared=none"])
