@@ -124,9 +124,8 @@ class Adapter(nn.Module):
         self.attached = []
 
     def save(self, path):
-        """Write one safetensors file, with the model's fingerprint. Raises ValueError if it was never attached."""
-        if self.base is None:
-            raise ValueError("attach the adapter before saving it: the file names the model that it belongs to")
+        """Write one safetensors file, with the model's fingerprint."""
+        assert self.base, "attach the adapter before saving it: the file names the model that it belongs to"
         metadata = {"format_version": FORMAT, "method": self.name, "base": self.base, "model": self.source}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         files.write_safetensors(path, self.state_dict(), metadata)
@@ -189,8 +188,7 @@ def load_adapter(path, vlm):
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
     version, method = metadata.get("format_version", FORMAT), metadata.get("method")
     if version != FORMAT or method not in METHODS:
-        why = f"its format is {version}, not {FORMAT}, or its method {method!r:.40} is not one of {', '.join(METHODS)}"
-        raise files.InputError(f"{path}: not an adapter file of this version: {why}")
+        raise files.InputError(f"{path}: method {method!r:.40}, format {version}; read: {', '.join(METHODS)}, format {FORMAT}")
     with files.reading(path, "an adapter that fits this model"):
         if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")

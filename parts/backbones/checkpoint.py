@@ -59,8 +59,7 @@ def read_template(folder):
 
 
 def read_preprocessor(path_or_hub_id):
-    """How the checkpoint's images are prepared: the parsed preprocessor_config.json, with min_pixels and max_pixels. Raises
-    InputError if it is missing or broken."""
+    """How the checkpoint's images are prepared: the parsed preprocessor_config.json, with min_pixels and max_pixels."""
     folder = checkpoint_folder(path_or_hub_id)
     file = file_of(folder, "preprocessor_config.json", "processor_config.json")  # the newer one is for all processors
     with files.reading(file, "a preprocessor's configuration"):
@@ -68,8 +67,7 @@ def read_preprocessor(path_or_hub_id):
         raw = raw.get("image_processor", raw)
         torch.tensor([raw["image_mean"], raw["image_std"]], dtype=torch.float32).view(2, 3)  # red, green, blue
         size = raw.get("size") or {}  # where newer files have the limits
-        limits = {"min_pixels": size.get("shortest_edge") or 56 * 56}
-        limits["max_pixels"] = size.get("longest_edge") or 28 * 28 * 1280
+        limits = {"min_pixels": size.get("shortest_edge") or 56**2, "max_pixels": size.get("longest_edge") or 1280 * 28**2}
         settings = limits | {k: v for k, v in raw.items() if v is not None}
         return settings | {name: int(settings[name]) for name in limits}
 
@@ -78,15 +76,14 @@ def read_tokenizer(path_or_hub_id):
     """The checkpoint's tokenizer.json, which neither cuts nor pads. Raises InputError if it is missing or broken."""
     file = file_of(checkpoint_folder(path_or_hub_id), "tokenizer.json")
     try:
-        with files.reading(file, "a tokenizer"):
-            tokenizer = Tokenizer.from_file(str(file))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            return tokenizer
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of the library, and no Exception
-            raise
-        raise InputError(f"{file}: not a tokenizer ({error}); copy it from the original checkpoint") from None
+        tokenizer = Tokenizer.from_file(str(file))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library's PanicException is no Exception
+        raise InputError(f"{file}: not a tokenizer ({error}); copy it from the original checkpoint") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quantize=None):
@@ -100,7 +97,7 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quan
         raise ValueError(f"quantize is {quantize!r}; it can be None or 'nf4'")
     folder = checkpoint_folder(path_or_hub_id)
     config = read_config(folder)
-    with torch.device("meta"):  # names and shapes without memory
+    with files.reading(folder / "config.json", "a model"), torch.device("meta"):  # names and shapes without memory
         vlm = cls(config)
     needed = {name: tuple(p.shape) for name, p in vlm.state_dict().items()}
     expected = needed | {HEAD: needed[EMBEDDING]}  # files of a tied model may have a head as well
@@ -210,16 +207,12 @@ def checkpoint_folder(path_or_hub_id):
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
     except Exception as error:  # whatever a server can answer
         reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise InputError(f"{path_or_hub_id}: no such folder, and the hub did not give it: {reason}") from None
+        raise InputError(f"{path_or_hub_id}: no such folder, and the hub did not give it: {reason}") from error
 
 
 def checkpoint_files(folder):
     """The safetensors files of a checkpoint: those that the index names, or the only one."""
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.exists():
-        with files.reading(index, "the index of a checkpoint"):
-            names = sorted({str(name) for name in files.read_json(index)["weight_map"].values()})
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file; the folder holds no complete checkpoint")
-    return [folder / name for name in names]
+    index = folder / "model.safetensors.index.json"
+    with files.reading(index, "the index of a checkpoint"):
+        names = files.read_json(index)["weight_map"].values() if index.exists() else ["model.safetensors"]
+        return [file_of(folder, name) for name in sorted(set(names))]

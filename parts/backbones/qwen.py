@@ -57,7 +57,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis, unsupported."""
+    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis."""
 
     layers: int = key("num_hidden_layers")  # L
     hidden: int = key("hidden_size")  # D
@@ -96,26 +96,21 @@ class Config:
         source = folder / "config.json" if folder else "config.json"
         with reading(source, f"a complete {cls.name} configuration"):
             flat, vision = flattened(raw, generation)
-            encoder = cls.Vision(**read_fields(cls.Vision, vision))
+            encoder, values = cls.Vision(**read_fields(cls.Vision, vision)), read_fields(cls, flat)
             turns = read_turns(template) if template else {}
-            values = read_fields(cls, flat) | turns
-            config = cls(**values, vision=encoder, raw=raw, generation=generation, folder=folder)
-            wrong = [name for name, differs in config.unsupported(flat, vision).items() if differs]
-        if wrong:
-            raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
-        return config
+            config = cls(**values, **turns, vision=encoder, raw=raw, generation=generation, folder=folder)
 
-    def unsupported(self, flat, vision):
-        """{key: whether this code does not compute its value}: that is refused, not ignored. A family adds its own."""
-        text, encoder = DEFAULTS[self.family].values()
-        fixed = {key: flat[key] != text[key] for key in FIXED & text.keys()}
-        fixed |= {f"vision {key}": vision[key] != encoder[key] for key in FIXED & encoder.keys()}
-        tokens = self.image_token, self.video_token
-        return fixed | {
-            "rope type": flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"),
-            "mrope_section": len(self.rope_sections) != 3 or 2 * sum(self.rope_sections) != self.head_size,
-            "image_token_id or video_token_id": max(tokens) >= self.vocab or len(set(tokens)) < 2,
-        }
+            # What this code does not compute is refused, not ignored.
+            text, image = DEFAULTS[raw["model_type"]].values()
+            wrong = [key for key in FIXED & text.keys() if flat[key] != text[key]]
+            wrong += [f"vision {key}" for key in FIXED & image.keys() if vision[key] != image[key]]
+            if flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"):
+                wrong.append("rope type")
+            if len(config.rope_sections) != 3 or 2 * sum(config.rope_sections) != config.head_size:
+                wrong.append("mrope_section")
+            if wrong:
+                raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
+        return config
 
 
 def flattened(raw, generation):
@@ -132,15 +127,17 @@ def flattened(raw, generation):
 
 
 def read_turns(template):
-    """{"system", "opening"}: the line that a chat template puts before the user's turn, and what it lets an answer begin
-    with. Read from its text, without running it: a literal system turn, or a variable set to one; "<think>" where
-    the answer begins, but not one that is closed at once. ValueError for a template of other turns."""
+    """{"system", "opening"}: the line that a chat template puts before the user's turn, and what it begins the answer with.
+    They are read from its text, without running it: a system turn written out, or a variable set to it; and "<think>" in
+    the prompt's end, if it is not closed at once. ValueError for a template of other turns."""
     text = template.replace("\\n", "\n").replace("\\'", "'")
     if "<|im_start|>" not in text:
-        raise ValueError("its chat template has no <|im_start|>; put the template of the original checkpoint there")
-    line = re.search(r"<\|im_start\|>system\n([^{}'\"][^{}]*?)<\|im_end\|>|set \w*system\w* *= *['\"]([^'\"]+)['\"]", text)
-    answer = re.sub(r"<think>\s*</think>", "", text.rpartition("add_generation_prompt")[2])
-    return {"system": line[1] or line[2] if line else "", "opening": "<think>\n" if "<think>" in answer else ""}
+        raise ValueError("its chat template has no <|im_start|>: put the original checkpoint's in the folder")
+    system = re.search(r"<\|im_start\|>system\n([^{}'\"][^{}]*?)<\|im_end\|>", text)
+    system = system or re.search(r"set \w*system\w* *= *['\"]([^'\"]+)['\"]", text)
+    end = re.sub(r"<think>\s*</think>", "", text.rpartition("add_generation_prompt")[2])
+    thought = re.search(r"<think>\n*", end)
+    return {"system": system[1] if system else "", "opening": thought[0] if thought else ""}
 
 
 def patch_coordinates(grids, merge):

@@ -41,13 +41,6 @@ class Config(qwen.Config):
         time, height, width = angles.split(self.rope_sections, dim=-1)
         return torch.cat([time[0], height[1], width[2]], dim=-1)
 
-    def unsupported(self, flat, vision):
-        c = self.vision
-        return super().unsupported(flat, vision) | {
-            "window_size": c.window % (c.patch_size * c.merge) != 0,
-            "fullatt_block_indexes": not set(c.full_blocks) <= set(range(c.depth)),
-        }
-
 
 class PatchMerger(nn.Module):
     """Every merge x merge block of patches becomes one visual token of the decoder's size."""

@@ -48,14 +48,6 @@ class Config(qwen.Config):
         mixed[..., 2 : 3 * widths : 3] = width[..., 2 : 3 * widths : 3]
         return mixed
 
-    def unsupported(self, flat, vision):
-        c = self.vision
-        ascending = list(c.deepstack) == sorted(set(c.deepstack)) and set(c.deepstack) <= set(range(c.depth))
-        return super().unsupported(flat, vision) | {
-            "num_position_embeddings": math.isqrt(c.table) ** 2 != c.table,
-            "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
-        }
-
 
 class VisionMLP(nn.Module):
     """fc2(gelu(fc1(x))), GELU by its tanh approximation."""
