@@ -1,7 +1,5 @@
-"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back.
-
-model.py hangs these functions on VLM: VLM.from_pretrained, vlm.save, vlm.fingerprint.
-"""
+"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back. model.py hangs from_pretrained,
+save and fingerprint on VLM."""
 
 import hashlib
 import json
@@ -18,14 +16,13 @@ from parts.backbones.nf4 import nf4_layers, use_nf4
 from parts.files import InputError
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-ORIGINAL = "take the checkpoint that they were made from (with --quantize nf4 if memory is short)"
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # the first that has one counts
 OTHERS = (*TEMPLATES, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")  # saved as they are
 
 
 def read_config(path_or_hub_id):
-    """The configuration of a checkpoint: its config.json and, if there are any, generation_config.json and chat template.
-    Raises InputError for what is no such checkpoint: another model family, quantized weights, an adapter of peft."""
+    """The configuration of a checkpoint: config.json and, if there are any, generation_config.json and the chat template.
+    Raises InputError for another model family, quantized weights, an adapter of peft."""
     folder = checkpoint_folder(path_or_hub_id)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InputError(f"{folder}: an adapter of peft, not a model; save what its merge_and_unload() gives, and load that")
@@ -36,15 +33,15 @@ def read_config(path_or_hub_id):
     if family not in list(FAMILIES):
         raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
     if quantized := raw.get("quantization_config"):
-        raise InputError(f"{file}: the weights are quantized by {dict(quantized).get('quant_method')}; {ORIGINAL}")
+        raise InputError(f"{file}: quantized by {dict(quantized).get('quant_method')}; take its original (and --quantize nf4)")
     return FAMILIES[family].Config.from_dict(raw, generation, folder, read_template(folder))
 
 
 def file_of(folder, *names):
     """The first of these files that the folder has. Raises InputError if it has none."""
     for name in names:
-        if (folder / name).exists():
-            return folder / name
+        if (file := folder / name).exists():
+            return file
     raise InputError(f"{folder}: has no {names[0]}; copy it from the checkpoint that this one was made from")
 
 
@@ -59,7 +56,7 @@ def read_template(folder):
 
 
 def read_preprocessor(path_or_hub_id):
-    """How the checkpoint's images are prepared: the parsed preprocessor_config.json, with min_pixels and max_pixels."""
+    """How images are prepared: the parsed preprocessor_config.json, with min_pixels and max_pixels."""
     folder = checkpoint_folder(path_or_hub_id)
     file = file_of(folder, "preprocessor_config.json", "processor_config.json")  # the newer one is for all processors
     with files.reading(file, "a preprocessor's configuration"):
@@ -87,14 +84,11 @@ def read_tokenizer(path_or_hub_id):
 
 
 def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quantize=None):
-    """Load a checkpoint in the hub's layout: a folder, or a model id that is downloaded once.
-
-    The safetensors files are memory-mapped and each tensor goes straight to `dtype` and `device`; one that changes neither
-    stays in the file. With quantize="nf4" each projection of the decoder's layers goes straight to 4 bits (nf4.py). Returns
-    the model frozen and in eval mode. Raises InputError for a missing, surplus, doubled or misshapen tensor.
-    """
-    if quantize not in (None, "nf4"):
-        raise ValueError(f"quantize is {quantize!r}; it can be None or 'nf4'")
+    """A checkpoint in the hub's layout, a folder or a model id -> the model, frozen and in eval mode. The files are mapped
+    and each tensor goes straight to `dtype` and `device`; one that changes neither stays in the file. With quantize="nf4"
+    each projection of the decoder's layers goes straight to 4 bits (nf4.py). Raises InputError for a missing, surplus,
+    doubled or misshapen tensor."""
+    assert quantize in (None, "nf4"), f"quantize is {quantize!r}; it can be None or 'nf4'"
     folder = checkpoint_folder(path_or_hub_id)
     config = read_config(folder)
     with files.reading(folder / "config.json", "a model"), torch.device("meta"):  # names and shapes without memory
@@ -116,15 +110,12 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quan
                 raise InputError(f"{file}: surplus tensor {name}: the model of config.json has none of this name")
             if name in tensors:
                 raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
-            if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-                raise InputError(f"{file}: the weights are quantized, {name} is {tensor.dtype}; {ORIGINAL}")
             if (shape := tuple(tensor.shape)) != expected[name]:
                 raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
             if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN, if there is one
                 raise InputError(f"{file}: {name} holds NaN or infinity; copy or download it again")
             vlm.marks[name] = mark(tensor)
-            layer = in_4_bits.get(name)
-            tensors[name] = layer.keep(tensor) if layer else tensor.to(dtype)
+            tensors[name] = in_4_bits[name].keep(tensor) if name in in_4_bits else tensor.to(dtype)
     if missing := [name for name in needed if name not in tensors]:
         raise InputError(f"{folder}: missing tensor {missing[0]} (and {len(missing) - 1} more)")
     if config.tied and vlm.marks.pop(HEAD, vlm.marks[EMBEDDING]) != vlm.marks[EMBEDDING]:
@@ -164,10 +155,9 @@ def save(self, path):
 
 
 def fingerprint(self, old=False):
-    """Which model this is: a hash of what config.json says about the numbers, and of every weight. The weights are those of
-    the files, whatever dtype they were loaded in; a weight that has changed since, or came from no file, is read again. A
-    model in 4 bits answers differently, so it says that it is in 4 bits: an adapter of the one is refused by the other.
-    old: the hash that adapter files had before, of 16 values of each tensor."""
+    """Which model this is: a hash of what config.json says about the numbers, and of every weight as the files have it,
+    whatever dtype it was loaded in; as it is now, if it has changed or is of no file. A model in 4 bits says so: an adapter
+    of the one is refused by the other. old: the hash that adapter files had before, of 16 values of each tensor."""
     own = ("raw", "generation", "folder", "system", "opening", "end_tokens")
     config = {k: v for k, v in asdict(self.config).items() if k not in own}
     new = {name: mark(p) for name, p in self.named_parameters() if p._version or name not in self.marks}
@@ -177,13 +167,12 @@ def fingerprint(self, old=False):
         del config["max_positions"]
         config = json.loads(json.dumps(config), parse_int=float)  # 5000000 and 5e6 are one number
         text = json.dumps([config, [(name, total) for name, (total, _) in marks]], sort_keys=True)
-    in_4_bits = " with --quantize nf4" if nf4_layers(self) else ""
-    return hashlib.sha256(text.encode()).hexdigest()[:32] + in_4_bits
+    return hashlib.sha256(text.encode()).hexdigest()[:32] + " with --quantize nf4" * bool(nf4_layers(self))
 
 
 def mark(tensor, part=2**19):
-    """(total, values) of a tensor's bits as bfloat16: the sum of each times its position, and 16 of them, evenly spaced from
-    first to last. The sum is exact (64 bits, whatever overflows is dropped), so it is equal in every order of adding."""
+    """(total, values) of a tensor's bits as bfloat16: the sum of each times its position, and 16 of them, evenly spaced.
+    The sum is exact (in 64 bits, what overflows is dropped), so it is the same in every order of adding."""
     flat = tensor.detach().reshape(-1)
     positions, total = torch.arange(1, part + 1, device=flat.device), 0
     for i, values in enumerate(flat.split(part)):  # which stay in the processor's cache
@@ -194,8 +183,8 @@ def mark(tensor, part=2**19):
 
 
 def checkpoint_folder(path_or_hub_id):
-    """A local folder as it is, without touching the network; a hub id ("Qwen/Qwen2.5-VL-3B-Instruct") downloaded (texts and
-    safetensors only) into the hub's cache. Raises InputError if there is neither."""
+    """A local folder as it is, without touching the network; a hub id ("Qwen/Qwen2.5-VL-3B-Instruct") downloaded into the
+    hub's cache (texts and safetensors only). Raises InputError if there is neither."""
     folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder

@@ -18,8 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
 from parts.files import InputError, read_json, reading
 
-# What transformers' classes have for keys that config.json leaves out; but not Qwen3-VL's rope_theta, which changed.
-DEFAULTS = read_json(Path(__file__).with_name("defaults.json"))  # {family: {"text_config", "vision_config"}}
+DEFAULTS = read_json(Path(__file__).with_name("defaults.json"))  # {family: what its classes in transformers have}
 FIXED = {"hidden_act", "use_sliding_window", "attention_bias", "mrope_interleaved", "in_chans"}  # only the default is computed
 
 
@@ -29,16 +28,12 @@ def key(name):
 
 
 def read_fields(cls, raw):
-    """{field: value} of a configuration class, from parsed JSON. KeyError for a missing key, ValueError for a value that is
-    of another type."""
-    values = {}
-    for f in fields(cls):
-        if "key" in f.metadata:
-            value = raw[f.metadata["key"]]
-            values[f.name] = tuple(value) if f.type is tuple else value
-            if {type(number) for number in (value if f.type is tuple else [value])} - {int, f.type}:
-                raise ValueError(f"{f.metadata['key']} is {value!r:.60}")
-    return values
+    """{field: value} of a configuration class, from parsed JSON. KeyError for a missing key, ValueError for another type."""
+    given = {f: raw[f.metadata["key"]] for f in fields(cls) if "key" in f.metadata}
+    for f, value in given.items():
+        if {type(number) for number in (value if f.type is tuple else [value])} - {int, f.type}:
+            raise ValueError(f"{f.metadata['key']} is {value!r:.60}")
+    return {f.name: tuple(value) if f.type is tuple else value for f, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis."""
+    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis, family."""
 
     layers: int = key("num_hidden_layers")  # L
     hidden: int = key("hidden_size")  # D
@@ -81,10 +76,6 @@ class Config:
     opening: str = ""  # what the answer begins with: of the chat template
 
     @property
-    def family(self):
-        return self.raw["model_type"]
-
-    @property
     def visual_size(self):
         """Numbers that the encoder gives for one visual token: D for its embedding, and D for each feature of DeepStack."""
         return self.hidden * (1 + len(self.vision.deepstack))
@@ -101,13 +92,11 @@ class Config:
             config = cls(**values, **turns, vision=encoder, raw=raw, generation=generation, folder=folder)
 
             # What this code does not compute is refused, not ignored.
-            text, image = DEFAULTS[raw["model_type"]].values()
+            text, image = DEFAULTS[cls.family].values()
             wrong = [key for key in FIXED & text.keys() if flat[key] != text[key]]
             wrong += [f"vision {key}" for key in FIXED & image.keys() if vision[key] != image[key]]
-            if flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"):
-                wrong.append("rope type")
-            if len(config.rope_sections) != 3 or 2 * sum(config.rope_sections) != config.head_size:
-                wrong.append("mrope_section")
+            wrong += ["rope type"] * (flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"))
+            wrong += ["mrope_section"] * (2 * sum(config.rope_sections) != config.head_size)
             if wrong:
                 raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
         return config
@@ -141,11 +130,9 @@ def read_turns(template):
 
 
 def patch_coordinates(grids, merge):
-    """Slice, row and column of each patch, in the order in which data.py cuts them: merge x merge blocks stay together.
-
-    grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a video; slices are
-    counted through the batch. Returns long [3, P], on the CPU.
-    """
+    """Slice, row and column of each patch, long [3, P], on the CPU, in the order in which data.py cuts them: merge x merge
+    blocks stay together. grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a
+    video; slices are counted through the batch."""
     coordinates, slices = [], 0
     for t, h, w in grids.tolist():
         s, y, x = torch.meshgrid(torch.arange(t) + slices, torch.arange(h), torch.arange(w), indexing="ij")
@@ -156,11 +143,9 @@ def patch_coordinates(grids, merge):
 
 
 def group_patches(labels, device="cpu"):
-    """Lay out patches that attend to one another (equal `labels`, long [P], on the CPU) as lines of a table on `device`.
-
-    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; mask [W, 1, 1, S] bool: False there,
-    or None if every group is full; slot [P]: where each patch is in the flattened table.
-    """
+    """Lay out patches that attend to one another (equal `labels`, long [P], on the CPU) as lines of a table on `device`:
+    table [W, S]: patch numbers, 0 where a group is shorter than the largest; mask [W, 1, 1, S] bool: False there, or None
+    if every group is full; slot [P]: where each patch is in the flattened table."""
     order, sizes = labels.argsort(stable=True), labels.unique(return_counts=True)[1]
     table = pad_sequence(order.split(sizes.tolist()), batch_first=True, padding_value=-1)  # [W, S]
     full, slot = table >= 0, torch.empty_like(labels)
@@ -224,11 +209,9 @@ class VisionBlock(nn.Module):
 
 
 def count_positions(config, ids, blocks):
-    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
-
-    blocks: (times, rows, columns in patches) of each run of visual tokens. Text counts on in all three. Visual tokens
-    count time, rows and columns from there, and the text after them continues after the largest of the three.
-    """
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Text counts on in all
+    three. Visual tokens count time, rows and columns from there, and the text after them continues after the largest of the
+    three. blocks: (times, rows, columns in patches) of each run of visual tokens."""
     visual_tokens, merge, blocks = (config.image_token, config.video_token), config.vision.merge, iter(blocks)
     positions, start = [], 0
     while len(positions) < len(ids):

@@ -26,7 +26,7 @@ class VisionConfig(qwen.VisionConfig):
 class Config(qwen.Config):
     system: str = "You are a helpful assistant."
 
-    name = "Qwen2.5-VL"
+    name, family = "Qwen2.5-VL", "qwen2_5_vl"
     Vision = VisionConfig
     qkv_bias = True
     qk_norm = False
@@ -56,8 +56,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches -> visual tokens: a transformer with 2-D rotary positions that attends within windows of 8 x 8 patches,
-    and in a few blocks over the complete slice."""
+    """Patches -> visual tokens: a transformer that attends within windows of 8 x 8 patches, in a few blocks everywhere."""
 
     def __init__(self, c, out):
         super().__init__()
@@ -92,11 +91,8 @@ def spans(config, visual, grid, fps):
 
 
 def positions(config, ids, grids, fps=2.0):
-    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
-
-    grids: (slices, rows, columns) of its images and videos. Time runs by the clock: tokens_per_second a second, rounded
-    down, so the slices of a slow video are further from each other. The only slice of an image is at time 0.
-    """
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Time runs by the clock:
+    tokens_per_second a second, rounded down. grids: (slices, rows, columns) of the images and videos; an image is at time 0."""
     c, blocks = config.vision, []
     for t, h, w in grids:
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]
