@@ -121,7 +121,7 @@ class Batch:
     def to(self, device):
         return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self):  # for a DataLoader: a GPU copies from pinned memory while it computes
+    def pin_memory(self):  # a GPU copies from pinned memory while it computes
         return self.moved(torch.Tensor.pin_memory)
 
     def moved(self, move):
@@ -152,6 +152,7 @@ class Processor:
         self.mean_std = mean_std[:, :, None, None, None].repeat(1, 1, config.vision.temporal_patch_size, 1, 1)
         self.encoded = {}  # {Visual.key: embeddings, on the CPU} of images that `encode_images` has encoded
         self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user is text, not a special token
         names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad", "endoftext")
         self.special = {name: tokenizer.token_to_id(f"<|{name}|>") for name in names}
         pads = self.special["image_pad"], self.special["video_pad"]
@@ -172,8 +173,7 @@ class Processor:
         write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
 
     def token_ids(self, text):
-        """Text -> token ids. "<|im_end|>" typed by a user is text, not a special token."""
-        self.tokenizer.encode_special_tokens = True  # set each time: a copy in another process forgets it
+        """Text -> token ids."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):

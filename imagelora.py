@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from parts import files
+from parts.backbones import sites
 
 FORMAT = "2"  # of adapter files
 
@@ -77,7 +78,7 @@ class ImageLoRALayer(nn.Module):
 
 
 class LoRALayer(nn.Module):
-    """LoRA on one projection: y + (alpha / R) x A B, at every position."""
+    """LoRA on one Linear layer: y + (alpha / R) x A B, at every position."""
 
     def __init__(self, inputs, outputs, rank, alpha):
         super().__init__()
@@ -90,7 +91,7 @@ class LoRALayer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """What all adapters share: updates {(layer, projection): module} of the projections "q", "k", "v", "o" of attention.
+    """What all adapters share: updates {(i, site): module}; site "v" is the value projection of layer i, see sites.py.
 
     A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update;
     it may write into y. A subclass also stores the modules in self.layers, so that torch finds their parameters.
@@ -104,28 +105,27 @@ class Adapter(nn.Module):
         super().__init__()
         self.updates, self.settings, self.notes = updates, settings, {}
         self.attached = []  # while attached: the lists in the model that hold the updates
-        self.base = self.source = None  # the frozen model's fingerprint, and where it is from
+        self.in_encoder = any(site in ("encoder", "merger") for _, site in updates)  # it changes embeddings of images
 
     def attach(self, vlm):
-        """Put the updates into the model's attention layers. Raises ValueError if an adapter is attached already."""
-        sites = [vlm.model.layers[i].self_attn.adapters[projection] for i, projection in self.updates]
-        if self.attached or any(sites):
+        """Put the updates into the model's layers. Raises ValueError if an adapter is attached already."""
+        lists = [sites.updates_of(vlm, site, i) for i, site in self.updates]
+        if self.attached or any(lists):
             raise ValueError("an adapter is attached already: detach it first")
         self.to(vlm.device)
-        for site, update in zip(sites, self.updates.values()):
-            site.append(update)
-        self.attached, self.base, self.source = sites, vlm.fingerprint(), vlm.source
+        for updates, update in zip(lists, self.updates.values()):
+            updates.append(update)
+        self.attached, self.base, self.source = lists, vlm.fingerprint(), vlm.source  # the model, and where it is from
         return self
 
     def detach(self):
         """Take the updates out again: the frozen model, bit for bit."""
-        for site in self.attached:
-            site.clear()
+        for updates in self.attached:
+            updates.clear()
         self.attached = []
 
     def save(self, path):
-        """Write one safetensors file, with the model's fingerprint."""
-        assert self.base, "attach the adapter before saving it: the file names the model that it belongs to"
+        """Write one safetensors file, with the fingerprint of the model that the adapter is or was attached to."""
         metadata = {"format_version": FORMAT, "method": self.name, "base": self.base, "model": self.source}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         files.write_safetensors(path, self.state_dict(), metadata)
@@ -153,31 +153,34 @@ def check_heads(config, heads):
     """The same heads in order. Raises ValueError for no head, or one that the model does not have."""
     L, G = config.layers, config.value_heads
     heads = dict(sorted((int(layer), sorted(hs)) for layer, hs in heads.items() if hs))
-    for layer, hs in heads.items():
-        if layer not in range(L) or not set(hs) <= set(range(G)) or len(set(hs)) < len(hs):
-            raise ValueError(f"layer {layer}, heads {hs}: each of the {G} heads of {L} layers can be selected once")
-    if not heads:
-        raise ValueError("Image-LoRA needs at least one head")
+    selected = [(layer, h) for layer, hs in heads.items() for h in hs]
+    exist = all(layer in range(L) and h in range(G) for layer, h in selected)
+    if not selected or not exist or len(set(selected)) < len(selected):
+        raise ValueError(f"heads {heads}: choose at least one of the {G} heads of {L} layers, each once")
     return heads
 
 
 class LoRA(Adapter):
-    """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: projections."""
+    """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: names of sites."""
 
     name, options = "lora", ("targets", "rank", "alpha")
 
     def __init__(self, config, targets=("q", "k", "v", "o"), rank=8, alpha=16):
-        D, query, value = config.hidden, config.heads * config.head_size, config.value_heads * config.head_size
-        sizes = {"q": (D, query), "k": (D, value), "v": (D, value), "o": (query, D)}  # inputs, outputs
+        sizes = sites.sizes(config)  # {site: [(inputs, outputs), ...]}
         if not targets or not set(targets) <= sizes.keys():
             raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
-        updates = {(i, t): LoRALayer(*sizes[t], rank, alpha) for i in range(config.layers) for t in targets}
+        layers = nn.ModuleList()
+        for i in range(max(len(sizes[t]) for t in targets)):
+            updates = {t: LoRALayer(*sizes[t][i], rank, alpha) for t in targets if i < len(sizes[t])}
+            layers.append(nn.ModuleDict(updates))
+        updates = {(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}
         super().__init__(updates, {"targets": list(targets), "rank": rank, "alpha": alpha})
-        self.layers = nn.ModuleList(nn.ModuleDict({t: updates[i, t] for t in targets}) for i in range(config.layers))
+        self.config, self.layers = config, layers
 
     def flops(self, tokens, visual_tokens):
-        """As ImageLoRA.flops, over all tokens."""
-        return sum(6 * tokens * (u.A.numel() + u.B.numel()) for u in self.updates.values())
+        """As ImageLoRA.flops, over the rows of each site: all tokens in the decoder."""
+        rows = {t: sites.rows(self.config, t, tokens, visual_tokens) for t in self.settings["targets"]}
+        return sum(6 * rows[t] * (u.A.numel() + u.B.numel()) for (_, t), u in self.updates.items())
 
 
 METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is a class and its place in this line
@@ -186,14 +189,11 @@ METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is 
 def load_adapter(path, vlm):
     """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
-    version, method = metadata.get("format_version", FORMAT), metadata.get("method")
-    if version != FORMAT or method not in METHODS:
-        raise files.InputError(f"{path}: method {method!r:.40}, format {version}; read: {', '.join(METHODS)}, format {FORMAT}")
+    if metadata.get("format_version", FORMAT) != FORMAT or (method := metadata.get("method")) not in METHODS:
+        raise files.InputError(f"{path}: not an adapter file of format {FORMAT}, made by one of {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model"):
         if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ValueError(f"{bad[0]} holds NaN or infinity")
         adapter = METHODS[method](vlm.config, **files.parse_json(metadata["settings"].encode()))
         adapter.load_state_dict(tensors)
         adapter.notes = json.loads(metadata["notes"])

@@ -27,11 +27,10 @@ import torch
 import probe
 from harness import ablations, criteria, ending, report, state
 from harness.arguments import data_set, evaluation_sets, parse_args, planned_steps
-from harness.encodings import StepBatches, encode_images, load_examples, rows_of_steps
+from harness.encodings import encode_images, load_examples, rows_of_steps, step_loader
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
 from harness.loading import choose_device, load_model, load_processor
 from harness.processes import RANK, progress, sum_over_processes, total
-from harness.workers import fitting_workers, step_loader
 from imagelora import METHODS, load_adapter
 from parts.files import InputError
 
@@ -82,9 +81,15 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     record.restore(parameters, optimizer)
 
+    def rescue():
+        """After an error: log and save the steps that are done."""
+        if lines:
+            report.log_steps(record, lines, results, vlm.device, begun)
+        record.rescue(parameters, optimizer)
+
     lines, results = [], []  # of the steps whose results were not read yet
-    with progress(total=steps, initial=record.step, desc="train", leave=True) as bar, ending.whole_steps():
-        begun = ready = time.perf_counter()
+    begun = ready = time.perf_counter()
+    with progress(total=steps, initial=record.step, desc="train", leave=True) as bar, ending.whole_steps(rescue):
         for step, batches in enumerate(loader, start=record.step):
             waited = time.perf_counter() - ready
 
@@ -188,7 +193,7 @@ def run(args, command):
     # ========== 3. The frozen model ==========
     vlm = load_model(args)
     record.begin(vlm, {"training": examples, **held_out})
-    if not args.probe_only:  # the encoder is frozen: each image that the run needs is encoded once
+    if not args.probe_only:  # while the encoder is frozen, each image that the run needs is encoded once
         trained_on = [examples[i] for i in sorted(set(itertools.chain(*plan)))]
         encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
 
@@ -223,6 +228,8 @@ def run(args, command):
     elif args.adapter:
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
+    if not adapter or adapter.in_encoder:
+        processor.encoded = {}  # by the frozen encoder, which answers no more
 
     # ========== 7. Training ==========
     def measure():
@@ -231,8 +238,7 @@ def run(args, command):
 
     if examples:
         _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
-        workers = fitting_workers(args.workers, processor, step_rows)
-        loader = step_loader(StepBatches(processor, examples, args.batch), plan[record.step :], workers, vlm.device)
+        loader = step_loader(processor, examples, plan[record.step :], args.batch, args.workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
 
@@ -253,7 +259,7 @@ def run(args, command):
     measured = report.measured(vlm, adapter, parameters, record, logit_change, predictions, main_data)
     report.write(record.folder, vars(args) | {"method": method}, measured, predictions, command)
     report.draw(record.folder, measured, record, held_out, predictions, main_data)
-    report.print_end(measured | {"method": method}, predictions, main_data, record.folder)
+    report.print_end(measured | {"method": method}, main_data, record.folder)
 
 
 def main(argv=None):

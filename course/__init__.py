@@ -1,1 +1,1 @@
-"""A course in eight lessons, with exercises that check themselves: `python -m course`."""
+"""A course in ten lessons, with exercises that check themselves: `python -m course`."""

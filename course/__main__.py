@@ -1,25 +1,19 @@
-"""The course: ten lessons of 20 to 40 minutes, each a page, a file with holes, and checks that name your mistake.
+"""The course: ten lessons, each a page, a file with holes, and checks that name your mistake. Begin with course/README.md.
 
     python -m course               the lessons in order, up to the first one that is red
-    python -m course 4             one lesson; --hint: what to do about a mistake; --watch: again at each change of the file
+    python -m course 4             one lesson; --hint: what to do about a mistake
     python -m course 4 --reset     the file with holes again; yours is kept as lesson4.old.py
     python -m course train ...     your own adapter through train.py (lesson 10)
-
-Read course/lesson1/lesson.md first, fill the holes of exercises/lesson1.py, run `python -m course`, and so on.
 """
 
 import argparse
-import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from course import judge, teacher
 from course.judge import EXERCISES, LESSONS, ROOT, Wrong
 from parts.files import InputError
-
-PROGRESS = EXERCISES / "progress.json"  # {"green": [numbers of lessons]}
 
 
 def file_of(number):
@@ -35,42 +29,25 @@ def reset(numbers):
         shutil.copyfile(ROOT / f"course/lesson{number}/exercise.py", file_of(number))
 
 
-def show(number, hint=False, again=True):
+def show(number, hint=False, answers=True):
     """Judge a lesson and print its checks up to the first red one; True if all are green.
-    hint: print the remedy, too; again: print the answers also if it was green before."""
-    green, red = set(json.loads(PROGRESS.read_text())["green"] if PROGRESS.exists() else []), False
-    page = (ROOT / f"course/lesson{number}/lesson.md").read_text(encoding="utf-8")
-    print("\n" + page.splitlines()[0].removeprefix("# "))
+    hint: print the remedy, too; answers: print the answers to a green lesson's question."""
+    page, after = (ROOT / f"course/lesson{number}/{name}.md" for name in ("lesson", "after"))
+    print("\n" + page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "))
     for result in judge.judge(number, file_of(number)):
         print(f"  {'red  ' if result['problem'] else 'green'}  {result['title']}")
         if result["measured"]:
             print(f"         {result['measured']}")
         if result["problem"]:
-            red = True
             print(f"\n    {result['problem']}")
             if result["remedy"]:
                 print(f"    What to do: {result['remedy'] if hint else f'python -m course {number} --hint'}")
             print(f"\n    Read course/lesson{number}/lesson.md, change exercises/lesson{number}.py.")
-            break
-    now = sorted(green - {number} if red else green | {number})
-    PROGRESS.write_text(json.dumps({"green": now}))
-    if not red and (again or number not in green):
-        print("\n" + (ROOT / f"course/lesson{number}/after.md").read_text(encoding="utf-8"))
-        left = [f"Next: course/lesson{n}/lesson.md, then python -m course {n}" for n in LESSONS if n not in now]
-        print(f"{len(now)} of {len(LESSONS)} lessons are green. {left[0] if left else ''}")
-    return not red
-
-
-def watch(numbers, hint):
-    """Judge the lessons whenever one of their files has changed, until Ctrl-C."""
-    seen = None
-    while True:
-        times = [file_of(number).stat().st_mtime for number in numbers]
-        if times != seen:
-            seen = times
-            all(show(number, hint) for number in numbers)
-            print("\n(waiting for a change; Ctrl-C ends)")
-        time.sleep(1)
+            return False
+    if answers:
+        print("\n" + after.read_text(encoding="utf-8"))
+        print(f"Next: course/lesson{number + 1}/lesson.md" if number + 1 in LESSONS else "That was the last lesson.")
+    return True
 
 
 def run(argv):
@@ -78,7 +55,6 @@ def run(argv):
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__.splitlines()[0])
     parser.add_argument("lesson", nargs="?", type=int, choices=LESSONS, help="a single lesson, 1 to 10")
     parser.add_argument("--hint", action="store_true", help="also say what to do about a red check")
-    parser.add_argument("--watch", action="store_true", help="check again whenever a file changes")
     parser.add_argument("--reset", action="store_true", help="write the exercise with its holes again")
     several = {"nargs": "*", "metavar": "FOLDER", "type": Path}
     parser.add_argument("--grade", help="points as CSV, and results.json in each folder", **several)
@@ -95,9 +71,7 @@ def run(argv):
     if args.reset:
         return reset(numbers)
     reset([number for number in LESSONS if not file_of(number).exists()])
-    if args.watch:
-        watch(numbers, args.hint)
-    return all(show(number, args.hint, again=bool(args.lesson)) for number in numbers)
+    return all(show(number, args.hint, answers=bool(args.lesson)) for number in numbers)
 
 
 def main(argv=None):

@@ -5,11 +5,11 @@ raises Wrong with a sentence that names the mistake, or returns one that says wh
 """
 
 import ast
+import builtins
 import importlib
 import json
 import subprocess
 import sys
-import threading
 import traceback
 import types
 from pathlib import Path
@@ -19,7 +19,7 @@ EXERCISES = ROOT / "exercises"  # the student's files, lesson1.py and so on
 LIMIT = 60  # seconds for a lesson
 LESSONS = range(1, 11)
 ALLOWED = {"torch", "math", "random", "itertools", "functools", "collections", "statistics", "typing", "copy", "dataclasses"}
-BUILTINS = {"__import__", "__builtins__", "exec", "eval", "compile", "open", "globals", "setattr", "delattr"}
+REFUSED = ("exec", "eval", "compile", "open", "globals", "setattr", "delattr")  # of Python's own functions
 
 
 class Wrong(Exception):
@@ -27,24 +27,19 @@ class Wrong(Exception):
 
 
 def judge(number, file):
-    """Judge a file in a process of its own: yield its `results`, each as soon as it is there."""
+    """Judge a file in a process of its own: its `results`. One that does not end keeps those that it has."""
     command = [sys.executable, "-m", "course", "judge", str(number), str(Path(file).absolute())]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8"}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as child:
-        titles = json.loads(child.stdout.readline() or "[]")  # torch is loaded, the exercise is not
-        if not titles:
-            raise RuntimeError(f"the judge of lesson {number} did not start")
-        alarm = threading.Timer(LIMIT, child.kill)
-        alarm.start()
-        try:
-            for line in child.stdout:
-                titles.pop(0)
-                yield json.loads(line)
-        finally:
-            alarm.cancel()
-            child.kill()
-    for title in titles:
-        yield result(title, f"no answer within {LIMIT} s, or the process died -> is there a loop that never ends?")
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    try:
+        lines = subprocess.run(command, cwd=ROOT, timeout=LIMIT, check=False, **pipes).stdout
+    except subprocess.TimeoutExpired as error:
+        lines = error.stdout
+    if not lines:
+        raise RuntimeError(f"the judge of lesson {number} did not start")
+    titles, *judged = map(json.loads, lines.splitlines())
+    for title in titles[len(judged) :]:
+        judged.append(result(title, f"no answer within {LIMIT} s, or the process died -> is there a loop that never ends?"))
+    return judged
 
 
 def checks_of(number):
@@ -86,55 +81,51 @@ def result(title, problem=None, measured=None):
 
 
 def in_words(error, file):
-    """The sentence that a student reads about an error in a check."""
-    if isinstance(error, Wrong):
-        return str(error)
+    """The sentence that a student reads about an error in a check, with the line of their file where it happened."""
     if isinstance(error, NotImplementedError):
         return "not written yet: replace `raise NotImplementedError`"
-    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    if lines:
-        return f"{file.name}, line {lines[-1]}: {words}"
-    return f"what your function returned could not be used ({words}) -> compare it with the docstring"
+    where = f"{file.name}, line {lines[-1]}: " if lines else ""
+    if isinstance(error, Wrong):
+        return f"{where}{error}"
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return where + words if where else f"what your function returned could not be used ({words}) -> compare it with the docstring"
 
 
 def load_exercise(file):
-    """The student's file as a module. Raises Wrong if it does not load, or takes its answer from elsewhere."""
+    """The student's file as a module. Raises Wrong if it does not load, or takes its answer from elsewhere: it imports only
+    ALLOWED modules, changes none of them, and does without REFUSED. This stops habits and simple tricks; it is no sandbox."""
     try:
-        source = file.read_text(encoding="utf-8")
-        tree = ast.parse(source)
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        code = compile(tree, str(file), "exec")
     except FileNotFoundError:
         raise Wrong(f"{file.name} is missing -> write it again with --reset") from None
     except SyntaxError as error:
         raise Wrong(f"{file.name}, line {error.lineno}: Python cannot read it ({error.msg})") from None
-    refuse(tree, file.name)
+    refuse_changes(tree, file.name)
     student = types.ModuleType("exercise")
-    student.__file__ = str(file)
-    exec(compile(source, str(file), "exec"), vars(student))  # noqa: S102 (to judge it, it has to run)
+    functions = vars(builtins) | dict.fromkeys(REFUSED, refused) | {"__import__": import_allowed}
+    vars(student).update(__file__=str(file), __builtins__=functions)
+    exec(code, vars(student))  # noqa: S102 (to judge it, it has to run)
     return student
 
 
-def refuse(tree, name):
-    """Raise Wrong where a file takes its answer from elsewhere or changes torch, with the line and what to do. This
-    stops habits and simple tricks; it is no sandbox."""
-    nodes, imported, assigned = list(ast.walk(tree)), set(), set()
-    for node in nodes:
+def refused(*_):
+    raise Wrong("an answer must not come from elsewhere: write it yourself, with torch alone")
+
+
+def import_allowed(module, *details):
+    """The `import` of an exercise."""
+    return __import__(module, *details) if module.split(".")[0] in ALLOWED else refused()
+
+
+def refuse_changes(tree, name):
+    """Raise Wrong where a file would change what it imports, `torch.equal = ...` say: it would change for the judge, too."""
+    imported = set()
+    for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             imported |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            assigned.add(node.id)
-        elif isinstance(node, (ast.arg, ast.FunctionDef)):
-            assigned.add(getattr(node, "arg", None) or node.name)
-    for node in nodes:
-        words = None
-        if isinstance(node, ast.Import) and {alias.name.split(".")[0] for alias in node.names} - ALLOWED:
-            words = "an answer must not come from elsewhere: write it yourself, with torch alone"
-        if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] not in ALLOWED):
-            words = "an answer must not come from elsewhere: write it yourself, with torch alone"
-        if isinstance(node, ast.Name) and node.id in BUILTINS - assigned:
-            words = "this is Python's own, and an exercise does without it: if you mean a variable, assign it first"
+    for node in ast.walk(tree):
         stored = isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load)
-        if stored and ast.unparse(node).split(".")[0].split("[")[0] in imported - assigned:
-            words = "this would change it for everybody: keep your value in a variable of your own"
-        if words:
-            raise Wrong(f"{name}, line {node.lineno}, `{ast.unparse(node)}`: {words}")
+        if stored and ast.unparse(node).replace("[", ".").split(".")[0] in imported:
+            raise Wrong(f"{name}, line {node.lineno}: `{ast.unparse(node)}` changes it for everybody: use a variable of your own")

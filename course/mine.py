@@ -10,7 +10,7 @@ from torch import nn
 import data
 import train
 from course.judge import EXERCISES, load_exercise
-from course.lesson7.check import by_chain_rule
+from course.lesson7.check import by_chain_rule, draw_A
 from course.real import scenes, tiny
 from imagelora import METHODS, Adapter, check_heads
 from probe import save_selection
@@ -59,9 +59,7 @@ def main(argv):
     METHODS["mine"] = Mine
 
     # The heads: by the student's probe, on training examples alone.
-    vlm, processor = tiny()
-    torch.manual_seed(0)
-    A = [torch.randn(vlm.config.hidden, 1) for _ in range(vlm.config.layers)]
+    A, processor = draw_A(seed=0), tiny()[1]
     gradients = [by_chain_rule(probe, processor([example]), A) for example in scenes(64, "scenes")]
     heads = Mine.student.my_heads(probe.head_scores(torch.stack(gradients)))
     save_selection(EXERCISES / "heads.json", heads)

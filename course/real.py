@@ -1,12 +1,15 @@
 """The real model that the students' answers are put into: the tiny one, and questions for it."""
 
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from data import Example, Processor, load
+from imagelora import Adapter
 from model import VLM
+from probe import head_scores
 
 TINY = Path(__file__).parent.parent / "parts/tiny"
 
@@ -23,6 +26,13 @@ def scenes(count=4, data="scenes-fog"):
     return load(data, None, "train", count)
 
 
+@cache
+def probe_scores(count=4):
+    """Scores of the real model's heads [L, G], by the first questions about drawn scenes."""
+    vlm, processor = tiny()
+    return head_scores(vlm, [processor([example]) for example in scenes(count)])
+
+
 def sum_in_words(name="Ada"):
     """A question without an image."""
     return Example([], f"{name} has 12 apples and finds 3 more. How many apples does {name} have?", "12+3=15\n#### 15")
@@ -37,23 +47,21 @@ def mixed():
     return tiny()[1]([one, sum_in_words(), two])
 
 
+@contextmanager
+def attached(updates):
+    """While this lasts, updates {(layer, projection): function(y, x, visual_index) -> y} are in the real model, at the lines
+    of model.py where an adapter acts; those of an Adapter are its `updates`. projection: "q", "k", "v" or "o"."""
+    adapter = Adapter(updates, {}).attach(tiny()[0])
+    try:
+        yield
+    finally:
+        adapter.detach()
+
+
 def logits(batch, updates=None):
     """The logits of the real model: the frozen one, or with updates."""
-    with torch.no_grad():
-        return with_updates(updates or {}, lambda: tiny()[0](batch))
-
-
-def with_updates(updates, task):
-    """task() with updates {(layer, projection): function(y, x, visual_index) -> y} in the real model, at the lines of
-    model.py where an adapter acts; those of an Adapter are its `updates`. projection: "q", "k", "v" or "o"."""
-    sites = [tiny()[0].model.layers[layer].self_attn.adapters[name] for layer, name in updates]
-    for site, update in zip(sites, updates.values()):
-        site.append(update)
-    try:
-        return task()
-    finally:
-        for site in sites:
-            site.clear()
+    with torch.no_grad(), attached(updates or {}):
+        return tiny()[0](batch)
 
 
 def change(before, after, row):

@@ -10,12 +10,12 @@ from math import sqrt
 from statistics import NormalDist, fmean, stdev
 
 from course.judge import LESSONS, ROOT, judge
+from course.lesson9 import exercise
 from parts.files import InputError, read_json, write_text
 
 ROOMS = ("parts", "harness", "course", "docs", "experiments")  # of the hand-out
-LEFT_OUT = ("teacher.md", "checked.md", "classroom.yml", "__pycache__", "*.part")
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # degrees of freedom: t
-T |= {df: 1.96 + 2.4 / df for df in range(10, 1000)}  # to 0.03
+LEFT_OUT = ("teacher.md", "classroom.yml", "__pycache__", "*.part")
+T = exercise.T | {df: 1.96 + 2.4 / df for df in range(10, 1000)}  # degrees of freedom: t; from 10 on to 0.03
 BOXES, MARGIN = "scenes-fog grounding", 0.02  # what the class compares in lesson 9, and what would matter
 
 
@@ -32,7 +32,7 @@ def hand_out(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
-    ignored = ignored.replace("/exercises/\n", "exercises/*/*\n!exercises/*/report.json\nexercises/progress.json\n")
+    ignored = ignored.replace("/exercises/\n", "exercises/*/*\n!exercises/*/report.json\n")
     (folder / ".gitignore").write_text(ignored, encoding="utf-8")
     (folder / "README.md").write_text("# Image-LoRA from scratch\n\nBegin with [the course](course/README.md).\n")
     print(f"{folder}: ready. The solutions are in tests/, which stayed here.")

@@ -21,10 +21,10 @@ from experiments.comparisons import judged
 from experiments.runs import Setup, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, SUITES
 from experiments.tables import RESULTS, measured, write_result
+from harness import ending
 from harness.arguments import CORES, Parser
-from harness.processes import one_line
 from harness.report import commit
-from parts.files import InputError, reading
+from parts.files import reading
 
 ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentences
     "cost": analyses.cost_curves,
@@ -81,7 +81,7 @@ def main(argv=None):
     args = parse_args(argv)
     flags = [word for word in argv if word not in args.suites]
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
-    try:
+    with ending.in_one_line("the same command continues"):
         # Wrong flags are refused before anything runs.
         train.parse_args(f"{COMMON} {args.more}".split())
         for folder in (args.out, args.runs):
@@ -97,12 +97,6 @@ def main(argv=None):
             result["minutes"] = (seconds + time.process_time() - begun) / 60
             result["command"] = shlex.join(["python", "-m", "experiments", name, *flags])
             write_result(name, result | {"common": COMMON, "commit": commit(), "cores": CORES}, args.out)
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def parse_args(argv):
 def write_report(args, suite, report):
     """bench-SUITE.json, with what is needed to make it again."""
     about = {name: value if isinstance(value, int) else str(value) for name, value in vars(args).items()}
+    del about["out"]  # a path of this machine
     about |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
     about["commit"] = commit()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from experiments.suites import COMMON, SEARCHED
+from experiments.suites import COMMON, LIKE, SEARCHED
 from experiments.tables import RESULTS, accuracy, main_column
 from parts.files import InputError, read_json, reading
 from probe import save_selection
@@ -36,13 +36,22 @@ class Setup:
     reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
 
 
+CHILDREN = []  # processes of train.py that are running
+
+
 def run_all(flags_of_runs, setup, title, common=COMMON):
     """[flags] -> [report]. Starts train.py for each that has no report yet, `setup.jobs` at a time; `title` names the
     progress bar. Raises InputError, with the last line that a failed run printed."""
     different = list(dict.fromkeys(flags_of_runs))
     with ThreadPoolExecutor(setup.jobs) as pool:
-        runs = pool.map(lambda flags: run_one(flags, setup, common), different)
-        reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
+        try:
+            runs = pool.map(lambda flags: run_one(flags, setup, common), different)
+            reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
+        except KeyboardInterrupt:  # no further run begins, and each of those that have begun saves its step
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in CHILDREN:
+                child.terminate()
+            raise
     setup.reports.extend(reports.values())
     return [reports[flags] for flags in flags_of_runs]
 
@@ -64,13 +73,17 @@ def run_one(flags, setup, common=COMMON):
     else:
         arguments += ["--out", str(folder)]
 
-    # Each of the runs at a time has its share of the cores.
+    # Each of the runs at a time has its share of the cores. Ctrl-C reaches none of them: run_all ends them.
     threads = max(1, setup.cores // setup.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "train.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        printed = done.stderr.strip().splitlines() or ["no message"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    CHILDREN.append(child)
+    _, text = child.communicate()
+    CHILDREN.remove(child)
+    if child.returncode:
+        printed = text.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
     return read_json(report)
 
@@ -146,6 +159,7 @@ def search_rates(setup):
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
         accuracies = rates[best[flags]]
         rows[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
+    best |= {flags: best[other] for flags, other in LIKE.items() if other in best}
     result = {"question": "Which learning rate is best for each method?", "tables": [("", rows)]}
     return result | {"comparisons": [], "sentences": [], "rates": best, "tried": tried}
 
@@ -175,6 +189,6 @@ def read_rates(setup):
         raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
     with reading(file, "learning rates"):
         rates = read_json(file)["rates"]
-        for flags in SEARCHED.keys() - rates.keys():
+        for flags in (SEARCHED | LIKE).keys() - rates.keys():
             raise InputError(f"{file}: no rate for {flags!r}; search the rates again: python -m experiments rates")
         return rates

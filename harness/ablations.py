@@ -17,8 +17,8 @@ def parse_ablations(settings):
     """["path=k", "norm=off", "gamma=fixed"] -> {"path": "k", "norm": False, "gamma": None}: what differs from the paper,
     as arguments of Ablation; {} if nothing does. Raises InputError for any other name or value."""
     words = dict(setting.partition("=")[::2] for setting in settings)
-    switches = checked({name: WORDS.get(word, word) for name, word in words.items()})
-    return {name: value for name, value in switches.items() if value != VALUES[name][0]}
+    chosen = checked({name: WORDS.get(word, word) for name, word in words.items()})
+    return {name: value for name, value in chosen.items() if value != VALUES[name][0]}
 
 
 def checked(switches):
@@ -47,12 +47,12 @@ class AblationLayer(ImageLoRALayer):
         D, G, R, n = config.hidden, config.value_heads, rank, len(heads)
         self.path, self.tokens, self.outer, self.groups = switches["path"], switches["tokens"], switches["outer"], G
         W = config.head_size * (config.heads // G if self.path in "qo" else 1)  # outputs of a head; for "o" its inputs
-        A, B = [n, D, R] if switches["shared"] == "none" else [D, R], [n, R, W]
         if self.path == "o":
-            A, B = [n, W, R], [R, D]
-        if A != [D, R]:  # else it is the A that Image-LoRA draws from the same seed
-            self.A = nn.Parameter(torch.randn(A) / R)
-        self.B = None if self.outer else nn.Parameter(torch.zeros(B))
+            self.A, self.B = nn.Parameter(torch.randn(n, W, R) / R), nn.Parameter(torch.zeros(R, D))
+        else:
+            self.B = None if self.outer else nn.Parameter(torch.zeros(n, R, W))
+        if switches["shared"] == "none":
+            self.A = nn.Parameter(torch.randn(n, D, R) / R)
         if self.outer:
             self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
         self.gamma.requires_grad_(gamma is not None)

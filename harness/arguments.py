@@ -17,16 +17,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
-POSITIVE = ("steps", "epochs", "heads", "lr", "batch", "accumulate", "max_pixels", "min_pixels", "save_every")
-POSITIVE += ("max_new_tokens", "rank", "alpha", "gamma", "probe_samples")  # other numbers may also be 0
-EXAMPLES = """
-examples:
-  python train.py                                        the tiny model, offline, on a laptop
-  python train.py --model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco
-  python train.py --adapter runs/.../adapter.safetensors --eval refcoco gsm8k=FOLDER
-  python -m harness.ask --adapter runs/.../adapter.safetensors --image photo.jpg --find "the red cup"
-"""
+TARGETS = ("q", "k", "v", "o", "mlp", "encoder", "merger")
+MAY_BE_0 = ("limit", "eval_limit", "eval_every", "cache_vision", "workers", "seed", "tau")  # other numbers are positive
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,97 +32,85 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser():
-    """(the parser, {flag: its default}). The parser itself fills in None, so it is clear which flags were given. A pair
-    is a default for real data and one for drawn data, whose images are small and in memory anyway."""
+    """(the parser, which gives a value to what is on the command line alone; {flag: its default}). A pair is a default for
+    real data and one for drawn data, whose images are small and in memory anyway."""
     about = "Fine-tune a vision-language model by Image-LoRA, LoRA or completely; evaluate it before and after."
-    options = {"description": about, "epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = Parser(usage="python train.py [flags]", **options)
-    usual = {}
-    yes_no = argparse.BooleanOptionalAction
+    parser = Parser(usage="python train.py [flags]", description=about, argument_default=argparse.SUPPRESS)
+    usual, yes_no = {}, argparse.BooleanOptionalAction
 
-    def group(title):
-        g = parser.add_argument_group(title)
+    def add(name, help, default=None, **options):
+        """A flag of `group`, which has another value further down."""
+        usual[name.removeprefix("--").replace("-", "_")] = default
+        if default not in (None, []):
+            usually = "{}; drawn data: {}".format(*default) if type(default) is tuple else default
+            help += f" (default: {usually})"
+        if not options.keys() & {"action", "choices", "metavar"}:
+            options["metavar"] = {int: "N", float: "X", None: "NAME"}[options.get("type")]
+        group.add_argument(name, help=help, **options)
 
-        def add(name, help, default=None, **options):
-            usual[name.removeprefix("--").replace("-", "_")] = default
-            if default not in (None, []):
-                usually = "{}; drawn data: {}".format(*default) if type(default) is tuple else default
-                help += f" (default: {usually})"
-            if options.get("type") in (int, float):
-                options["metavar"] = "N" if options["type"] is int else "X"
-            g.add_argument(name, help=help, **options)
-
-        return add
-
-    add = group("what is trained, and how long")
+    group = parser.add_argument_group("what is trained, and how long")
+    add("--model", "checkpoint folder or hub id; tiny: the model that comes with this program", "tiny")
+    add("--data", f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}", "scenes")
     methods = [*(name for name in METHODS if name != Ablation.name), "full", "none"]  # --ablate names that one
-    models = "checkpoint folder or hub id; tiny: the model that comes with this program"
-    add("--model", models, "tiny", metavar="NAME")
-    sets = f"data set, NAME or NAME=FOLDER (jsonl, llava: or =FILE): {', '.join(TASKS)}"
-    add("--data", sets, "scenes", metavar="NAME")
     add("--method", "what is trained; none: only evaluate", "image-lora", choices=methods)
     add("--heads", f"budget: value heads in all (default: a quarter of them; tiny model: {TINY_HEADS})", type=int)
     add("--steps", "optimiser steps (default: one pass over the training rows; drawn data: 300)", type=int)
     add("--epochs", "instead of --steps: passes over the training rows", type=float)
     rates = ", ".join(f"{method} {real:g} ({drawn:g})" for method, (real, drawn) in LEARNING_RATES.items())
     add("--lr", f"peak learning rate (default by method, for drawn data in brackets: {rates})", type=float)
-    add("--batch", "examples of one forward and backward pass; of an evaluation four times as many", (8, 32), type=int)
-    add("--accumulate", "passes of one optimiser step", 1, type=int)
+    add("--batch", "examples of one forward and backward pass; of an evaluation four times as many", (4, 32), type=int)
+    add("--accumulate", "passes of one optimiser step; with --batch usually 1", (2, 1), type=int)
     add("--seed", "draws initial weights, the order of the data, and the probe's rows and A", 0, type=int)
 
-    add = group("speed and memory")
-    area = f"largest area of a resized image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})"
-    add("--max-pixels", area, type=int)
-    add("--min-pixels", "smallest area of a resized image (default: the checkpoint's)", type=int)
-    add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto", metavar="NAME")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=dtypes)
+    group = parser.add_argument_group("speed and memory")
+    add("--max-pixels", f"largest area of an image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})", type=int)
+    add("--min-pixels", "smallest area of an image (default: the checkpoint's)", type=int)
+    add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto")
+    add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=DTYPES)
     add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
-    add("--workers", "processes that read and cut images ahead of the steps", (min(8, CORES - 1), 0), type=int)
+    add("--workers", "threads that read and cut images, each of a step ahead", (min(8, CORES - 1), 0), type=int)
     add("--cache-vision", "GiB for embeddings of images, each encoded once", (0.0, 1.0), type=float)
 
-    add = group("the folder of the run")
+    group = parser.add_argument_group("the folder of the run")
     add("--out", "where (default: runs/TIME-DATA-METHOD)", metavar="FOLDER")
     add("--resume", "continue an interrupted run, with its own arguments", metavar="RUN")
     add("--save-every", "steps between saved states, from which --resume continues", 100, type=int)
     add("--keep-states", "keep each saved state, as state-STEP.pt", False, action=yes_no)
 
-    add = group("data and evaluation")
-    add("--train-split", "split to probe and train on", "train", metavar="NAME")
+    group = parser.add_argument_group("data and evaluation")
+    add("--train-split", "split to probe and train on", "train")
     add("--limit", "training rows; 0: all", (2000, 4800), type=int)
     held_out = "data sets to evaluate on; the first one counts as the run's (default: --data; of scenes: its parts)"
-    add("--eval", held_out, nargs="+", metavar="NAME")
-    add("--eval-split", "split of the first one (default: by data set, mostly val)", metavar="NAME")
+    add("--eval", held_out, nargs="+")
+    add("--eval-split", "split of the first one (default: by data set, mostly val)")
     add("--eval-limit", "evaluation rows of each data set; 0: all", (500, 300), type=int)
     add("--max-new-tokens", "longest answer (default by data set: 48, llava 200, gsm8k 400)", type=int)
-    by_now = "steps between measurements on a few held-out rows, for the curve; 0: none"
-    add("--eval-every", by_now, (0, 100), type=int)
+    add("--eval-every", "steps between points of the curve, on a few held-out rows; 0: none", (0, 100), type=int)
     add("--base", "also evaluate the model before it is trained", True, action=yes_no)
     add("--adapter", "train nothing: evaluate this adapter, at the resolution it was trained at", metavar="FILE")
     add("--probe-only", "print the ranking of the heads, draw the map, train nothing", False, action=yes_no)
 
-    add = group("method")
+    group = parser.add_argument_group("method")
     add("--rank", "R", 8, type=int)
     add("--alpha", "alpha; updates are scaled by alpha / R", 16, type=float)
     add("--gamma", "gamma at the start; the tiny model learns faster from 1", (0.01, 1.0), type=float)
     selections = f"probe (rank1), {', '.join(CRITERIA)}, random, all, or a heads.json of another run"
-    add("--selection", selections, "probe", metavar="NAME")
+    add("--selection", selections, "probe")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
-    add("--targets", "projections that --method lora adapts", "qkvo", metavar="LETTERS")
+    targets, letters = f"of --method lora, as letters or with commas: {', '.join(TARGETS)}", set("qkvo")
+    add("--targets", targets, [*"qkvo"], metavar="NAMES", type=lambda t: t.split(",") if set(t) - letters else [*t])
     add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
 
 
 def parse_args(argv=None):
     """The command line `argv` (None: that of this program) -> a Namespace in which every flag has its value; `given` has
-    the names of those on the command line.
-
-    Ends the program with code 2 for flags that make no sense; raises InputError for an unknown data set.
-    """
+    the names of those on the command line. Ends the program with code 2 for flags that make no sense; raises InputError for
+    an unknown data set."""
     parser, usual = make_parser()
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    given = vars(parser.parse_args(argv))
     if problem := nonsense(given):
         parser.error(problem)
 
@@ -144,6 +126,8 @@ def parse_args(argv=None):
     drawn = data_set(data)[0] in DRAWN
     usual |= {name: default[drawn] for name, default in usual.items() if type(default) is tuple}
     usual["lr"] = LEARNING_RATES.get(given.get("method", "image-lora"), LEARNING_RATES["lora"])[drawn]
+    if "batch" in given:
+        usual["accumulate"] = 1
     if drawn and "epochs" not in given:
         usual["steps"] = 300
     if drawn and given.get("model", usual["model"]) == "tiny":
@@ -153,8 +137,6 @@ def parse_args(argv=None):
     # One design choice of Image-LoRA changed is another method.
     if parse_ablations(args.ablate):
         args.method = "ablation"
-    if args.method == "full":
-        args.cache_vision = 0.0  # the encoder itself is trained
     return args
 
 
@@ -167,28 +149,23 @@ def data_set(text):
 def nonsense(given):
     """What is wrong with the flags that were given, or None."""
     for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in POSITIVE and not 0 < value < math.inf:
-            return f"{flag} {value}: must be a positive number"
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            return f"{flag} {value}: must not be negative"
-    if "steps" in given and "epochs" in given:
-        return "--steps and --epochs exclude each other"
-    if not given.get("targets", "q") or set(given.get("targets", "q")) - set("qkvo"):
-        return f"--targets {given['targets']}: choose from q, k, v, o"
+        zero = value == 0 and name in MAY_BE_0
+        if type(value) in (int, float) and not zero and not 0 < value < math.inf:
+            return f"--{name.replace('_', '-')} {value}: must be {'0 or ' * (name in MAY_BE_0)}a positive number"
+    method, targets, smallest = given.get("method"), given.get("targets", ["q"]), given.get("min_pixels", 0)
     largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
-    if given.get("min_pixels", 0) > largest:
-        return f"--min-pixels {given['min_pixels']}: --max-pixels {largest} is below it"
-    method = given.get("method", "image-lora")
-    if "adapter" in given and given.get("method", "none") != "none":
-        return "--adapter is evaluated, not trained: leave --method out"
-    if "ablate" in given and ("adapter" in given or method != "image-lora"):
-        return "--ablate changes --method image-lora: leave the other method out"
-    if method == "full" and given.get("dtype") == "float16":
-        return "--method full: --dtype must be float32 or bfloat16"
-    if method == "full" and "quantize" in given:
-        return "--quantize is for frozen weights: not with --method full"
-    return None
+    mistaken = set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets))
+    others = "ablate" in given and ("adapter" in given or method not in (None, "image-lora"))
+    problems = {
+        "--steps and --epochs exclude each other": "steps" in given and "epochs" in given,
+        f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once": mistaken,
+        f"--min-pixels {smallest}: --max-pixels {largest} is below it": smallest > largest,
+        "--adapter is evaluated, not trained: leave --method out": "adapter" in given and method not in (None, "none"),
+        "--ablate changes --method image-lora: leave the other method out": others,
+        "--method full: --dtype must be float32 or bfloat16": method == "full" and given.get("dtype") == "float16",
+        "--quantize is for frozen weights: not with --method full": method == "full" and "quantize" in given,
+    }
+    return next((problem for problem, applies in problems.items() if applies), None)
 
 
 def planned_steps(args, rows):

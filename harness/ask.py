@@ -8,7 +8,6 @@ Further flags are those of train.py: --max-pixels, --max-new-tokens, --device, -
 
 import json
 import time
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from PIL import Image
@@ -21,7 +20,7 @@ from harness.processes import progress
 from imagelora import load_adapter
 from parts.files import InputError, write_text
 from parts.tasks.boxes import box_from_model, parse_box
-from parts.tasks.images import FORMATS, open_image
+from parts.tasks.images import FORMATS
 from parts.tasks.rows import GROUNDING_PROMPT
 
 ENDINGS = [suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS]
@@ -31,37 +30,38 @@ def ask(vlm, processor, images, prompt, max_new_tokens):
     """Generate an answer: (text, the box in it, in pixels of the only image, or None)."""
     example = Example(images, prompt, source=", ".join(map(str, images)))
     (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens)
-    text, box = processor.decode(ids), parse_box(processor.decode(ids))
-    if box and len(images) == 1:
+    text = processor.decode(ids)
+    box = parse_box(text) if len(images) == 1 else None
+    if box:
         (visual,) = example.visuals
-        return text, box_from_model(box, visual.size, processor.box_scale(visual))
-    return text, None
+        box = box_from_model(box, visual.size, processor.box_scale(visual))
+    return text, box
 
 
 def ask_folder(answer, prompt, folder, file):
     """The answer about every image of a folder: each is a line of `file`, written as it comes. A bad image is named,
     counted and left out."""
-    entries, bad = sorted(Path(folder).glob("*")), 0
+    entries, left_out = sorted(Path(folder).glob("*")), 0
     images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in ENDINGS]
     if not images:
         raise InputError(f"--folder {folder}: no image in it ({' '.join(ENDINGS)})")
     write_text(file, "")
-    for image in progress(images, desc="answering"):
-        try:
-            text, box = answer([image])
-        except InputError as error:
-            print(f"left out {error}")
-            bad += 1
-        else:
+    with open(file, "a", encoding="utf-8", buffering=1) as lines:  # 1: every line is written at its end
+        for image in progress(images, desc="answering"):
+            try:
+                text, box = answer([image])
+            except InputError as error:
+                print(f"left out {error}")
+                left_out += 1
+                continue
             row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     folders = "".join(f", the folder {entry.name}" for entry in entries if entry.is_dir())
-    print(f"answers  to {len(images) - bad} images of {folder}: {file}; left out: {bad} images{folders}")
+    print(f"answers  to {len(images) - left_out} images of {folder}: {file}; left out: {left_out} images{folders}")
 
 
 def main(argv=None):
-    parser = Parser(usage="python -m harness.ask [flags]", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(usage="python -m harness.ask [flags]", description="Ask about images. Other flags: those of train.py.")
     images, question = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--image", nargs="+", default=[], metavar="FILE", help="one question about these images")
     images.add_argument("--folder", help="the same question about every image of a folder")
@@ -73,27 +73,27 @@ def main(argv=None):
         if "model" not in args.given and not args.adapter:
             raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
         processor, vlm = load_processor(args), load_model(args)
-        prompt, item = asked.prompt or GROUNDING_PROMPT.format(asked.find), {}
+        prompt = asked.prompt if asked.find is None else GROUNDING_PROMPT.format(asked.find)
         out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
 
         def answer(images):
             return ask(vlm, processor, images, prompt, args.max_new_tokens or 200)
 
-        # The base model, then the tuned one; about a folder only the last.
+        if asked.folder:  # only the tuned model, if there is one
+            if args.adapter:
+                load_adapter(args.adapter, vlm)
+            return ask_folder(answer, prompt, asked.folder, out / "predictions.jsonl")
+        item = {"caption": prompt}
         for when in ("base", "tuned") if args.adapter else ("base",):
             if when == "tuned":
                 load_adapter(args.adapter, vlm)
-            if not asked.folder:
-                text, box = answer(asked.image)
-                item[when] = box or text
-                print(f"{when:8} {text}")
-                if box:
-                    print(f"         box in pixels of the image: {[round(c) for c in box]}")
-        if asked.folder:
-            ask_folder(answer, prompt, asked.folder, out / "predictions.jsonl")
+            text, box = answer(asked.image)
+            item[when] = box or text
+            print(f"{when:8} {text}")
+            if box:
+                print(f"         box in pixels of the image: {[round(c) for c in box]}")
         if len(asked.image) == 1:
-            tile = {"image": open_image(asked.image[0]), "caption": prompt} | item
-            figures.examples(out / "answer.png", [tile], side=640)
+            figures.examples(out / "answer.png", [item | {"image": asked.image[0]}], side=640)
             print(f"         drawn in {out / 'answer.png'}")
 
 

@@ -1,6 +1,8 @@
 """What is done before the steps: examples are read and counted, images encoded once, examples put into batches."""
 
 import itertools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from statistics import median
 
@@ -16,15 +18,19 @@ from parts.tasks.boxes import in_another_scale, parse_box, small_targets
 def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     """Examples of a data set. Rows that are longer than the model's positions, with max_new_tokens for an answer, are left
     out and not cut off; a line names them."""
-    examples = load(name, root, split, limit)
+    rows, examples, lengths, long = load(name, root, split, limit), [], [], []
     longest = processor.config.max_positions - max_new_tokens
-    with progress(examples, desc=f"reading {name} {split}") as bar:
-        lengths = [processor.count(example) for example in bar]
-    long = [example.name for example, (tokens, _) in zip(examples, lengths) if tokens > longest]
+    letters = longest * max(map(len, processor.tokenizer.get_vocab()))  # a longer text has too many tokens: not counted
+    with progress(rows, desc=f"reading {name} {split}") as bar:
+        for example in bar:
+            texts = example.prompt, example.answer or "", *itertools.chain(*example.history)
+            if sum(map(len, texts)) > letters or (length := processor.count(example))[0] > longest:
+                long.append(example.name)
+            else:
+                examples.append(example)
+                lengths.append(length)
     if long:
-        print(f"skipped  {len(long)} of {len(examples)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
-        fitting = [i for i, (tokens, _) in enumerate(lengths) if tokens <= longest]
-        examples, lengths = [examples[i] for i in fitting], [lengths[i] for i in fitting]
+        print(f"skipped  {len(long)} of {len(rows)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
     if not examples:
         raise InputError(f"{name} {split}: every row is longer than {longest} tokens; lower --max-pixels")
 
@@ -106,17 +112,37 @@ def like_batches(processor, examples, size):
     return batches
 
 
-class StepBatches:
-    """The numbers of a step's examples -> this process's share of them, as Batches of at most `size` examples; those
-    without images apart. The sum over the step is the same as in one Batch, with less padding."""
+def step_batches(processor, examples, size):
+    """A step's examples -> this process's share of them, as Batches of at most `size`; those without images apart. The sum
+    over the step is the same as in one Batch, with less padding."""
+    mine, batches = examples[RANK * len(examples) // WORLD : (RANK + 1) * len(examples) // WORLD], []
+    for kind in ([e for e in mine if e.visuals], [e for e in mine if not e.visuals]):
+        for part in like_batches(processor, kind, size):
+            batches.append(processor([kind[i] for i in part], share_images=True))
+    return batches
 
-    def __init__(self, processor, examples, size):
-        self.processor, self.examples, self.size = processor, examples, size
 
-    def __getitem__(self, numbers):
-        mine = [self.examples[i] for i in numbers[RANK * len(numbers) // WORLD : (RANK + 1) * len(numbers) // WORLD]]
-        batches = []
-        for kind in ([e for e in mine if e.visuals], [e for e in mine if not e.visuals]):
-            for part in like_batches(self.processor, kind, self.size):
-                batches.append(self.processor([kind[i] for i in part], share_images=True))
-        return batches
+def step_loader(processor, examples, steps, size, threads, device):
+    """The Batches of each step, made by so many threads. steps: the numbers of each step's examples."""
+
+    def make(numbers):
+        batches = step_batches(processor, [examples[i] for i in numbers], size)
+        return [batch.pin_memory() for batch in batches] if device.type == "cuda" else batches
+
+    return ahead(make, steps, threads)
+
+
+def ahead(make, jobs, threads=2):
+    """make(job) of each job, in order. While the caller uses one, each thread makes one of the next, and no more are kept;
+    without threads, each is made when it is asked for."""
+    if not threads:
+        yield from map(make, jobs)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque()
+        for job in jobs:
+            coming.append(pool.submit(make, job))
+            if len(coming) > threads:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

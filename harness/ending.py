@@ -1,15 +1,16 @@
 """Early exits: one line that says why, and an exit code: 2 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM.
 
-While a run trains, the first signal waits for the end of the step, whose state is saved; a second one ends at once. The
-program's own mistakes keep their traceback.
+While a run trains, the first signal waits for the end of the step, whose state is saved; a second one ends at once. An
+error saves the last whole step. The program's own mistakes keep their traceback.
 """
 
 import errno
+import os
 import shlex
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 from harness.processes import RANK, all_processes, one_line, total
@@ -17,30 +18,37 @@ from parts.files import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NO_MEMORY = ("out of memory", "tried to allocate", "not enough memory")  # of a GPU, of a CPU, of Windows
-now = SimpleNamespace(signals=[], training=False, folder=None, step=0)  # of this run; folder and step: what is saved
+UNUSED = {"signals": (), "training": False, "record": None}
+now = SimpleNamespace(**UNUSED)  # of this run
 
 
 @contextmanager
-def in_one_line():
-    """Around a complete program and its processes: signals, and what a user can mend, end it with one line and a code."""
-    vars(now).update(signals=[], training=False, folder=None, step=0)
+def in_one_line(again=None):
+    """Around a complete program and its processes: signals, and what a user can mend, end it with one line and a code.
+    again: how to continue, for a program that has no record."""
+    vars(now).update(UNUSED)
     listens = threading.current_thread() is threading.main_thread()  # no other thread gets signals
     before = {number: signal.signal(number, on_signal) for number in SIGNALS if listens}
     try:
         with all_processes():
             yield
     except KeyboardInterrupt:
-        stop()
-    except (InputError, RuntimeError, MemoryError, OSError) as error:
-        if now.signals:  # a worker process got the signal, too, and has ended first
-            stop()
+        stop(again)
+    except BrokenPipeError:  # nobody reads on, as in `... | head -1`
+        os._exit(128 + 13)  # without the last flush of stdout, which would fail again
+    except Exception as error:
+        if now.signals:  # another process of this run got it, too, and has ended first
+            stop(again)
         if (line := explained(error)) is None:
             raise
+        line = "; ".join([line, *getattr(error, "__notes__", [])])
         print(f"error: {one_line(line)}", file=sys.stderr)
         sys.exit(2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if now.record:
+            now.record.lock.release()
 
 
 def explained(error):
@@ -53,18 +61,28 @@ def explained(error):
         return f"{error.filename or 'a file'}: cannot be written ({error.strerror})"
 
 
+def resuming():
+    step = f"step {now.record.step}" if now.record.step else "the beginning"
+    return f"python train.py --resume {shlex.quote(str(now.record.folder))} continues from {step}"
+
+
 def on_signal(number, frame):
-    now.signals.append(number)
+    now.signals += (number,)
     if not now.training or len(now.signals) > 1:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def whole_steps():
-    """While this lasts, the first signal waits for the end of the step."""
+def whole_steps(rescue):
+    """While this lasts, the first signal waits for the end of the step, and an error calls rescue() before it ends all."""
     now.training = True
     try:
         yield
+    except Exception as error:
+        with suppress(Exception):  # such as: the loss of that step is not finite
+            rescue()
+            error.add_note(resuming())
+        raise
     finally:
         now.training = False
     if now.signals:
@@ -74,16 +92,14 @@ def whole_steps():
 def asked_to_stop():
     """Whether a signal asks this run to end, in any of its processes: all end with the same step."""
     asked = sum(total(len(now.signals))) > 0
-    now.signals = now.signals or [signal.SIGINT] * asked  # one of another process ends this one, too
+    now.signals = now.signals or (signal.SIGINT,) * asked  # one of another process ends this one, too
     return asked
 
 
-def stop():
+def stop(again):
     """The end by a signal. Further ones change nothing."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    step = f"step {now.step}" if now.step else "the beginning"
-    resume = f"python train.py --resume {shlex.quote(str(now.folder))} continues from {step}"
     if RANK == 0:
-        print(f"stopped; {resume if now.folder else 'nothing was saved yet'}", file=sys.stderr)
-    sys.exit(128 + (now.signals or [signal.SIGINT])[0])
+        print(f"stopped; {again or (resuming() if now.record else 'nothing was saved yet')}", file=sys.stderr)
+    sys.exit(128 + (now.signals or SIGNALS)[0])

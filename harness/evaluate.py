@@ -3,7 +3,7 @@
     python -m harness.evaluate runs/.../predictions.jsonl      the scores of a run again, from its answers
 """
 
-import math
+import json
 from pathlib import Path
 from statistics import fmean
 
@@ -13,9 +13,8 @@ import torch.distributed as dist
 from data import Example
 from harness import ending
 from harness.arguments import Parser
-from harness.encodings import like_batches
+from harness.encodings import ahead, like_batches
 from harness.processes import RANK, WORLD, progress, together
-from harness.workers import ahead
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import in_another_scale, parse_box
@@ -42,11 +41,9 @@ def evaluate(vlm, processor, examples, name, max_new_tokens, size=32):
     def batch_of(numbers):
         return processor([examples[i].question() for i in numbers], share_images=True)
 
-    with progress(total=len(examples), desc=f"evaluate {name}") as bar:
-        for batch, numbers in zip(ahead(batch_of, jobs), jobs):
-            for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
-                generated[i, : len(ids)] = torch.tensor(ids)
-            bar.update(len(numbers) * WORLD)
+    for numbers, batch in zip(progress(jobs, desc=f"evaluate {name}"), ahead(batch_of, jobs)):
+        for i, ids in zip(numbers, vlm.generate(batch.to(vlm.device), max_new_tokens)):
+            generated[i, : len(ids)] = torch.tensor(ids)
     if WORLD > 1:
         generated = generated.to(vlm.device)
         with together():
@@ -76,10 +73,14 @@ def summary(predictions, data=None):
     (ViLP's first image measures what the model would say without looking). text_accuracy: of all questions without image
     and video. by_kind: the mean score of each "data kind" and each "data group". A mean over nothing is None.
     """
+
+    def mean_score(rows):
+        return fmean(p["score"] for p in rows) if rows else None
+
     by_kind = {}
     for p in predictions:
         for name in dict.fromkeys([p["kind"], p["group"] or p["kind"]]):  # once if they are the same
-            by_kind.setdefault(f"{p['data']} {name}".strip(), []).append(p["score"])
+            by_kind.setdefault(f"{p['data']} {name}".strip(), []).append(p)
     own = [p for p in predictions if data in (None, p["data"]) and p["kind"] != "prior"]
     with_image = [p for p in own if p["images"] or p["videos"]]
     text = [p for p in predictions if not p["images"] and not p["videos"]]
@@ -87,14 +88,10 @@ def summary(predictions, data=None):
     return {
         "accuracy": mean_score(with_image or own),
         "text_accuracy": mean_score(text),
-        "by_kind": {name: fmean(scores) for name, scores in by_kind.items()},
+        "by_kind": {name: mean_score(rows) for name, rows in by_kind.items()},
         "parse_failures": sum(p["failed"] for p in predictions),
         "boxes_in_another_scale": sum(in_another_scale(box, resized) for box, resized in boxes if box),
     }
-
-
-def mean_score(predictions):
-    return fmean(p["score"] for p in predictions) if predictions else None
 
 
 @torch.no_grad()
@@ -106,29 +103,25 @@ def text_logits(vlm, processor):
 def text_change(before, after):
     """The largest change of any logit of any prompt, from two results of text_logits. Raises InputError if one is not
     finite."""
-    largest = torch.stack([(a - b).abs().max() for a, b in zip(before, after)]).max().item()
-    if not math.isfinite(largest):
+    changes = torch.stack([(a - b).abs().max() for a, b in zip(before, after)])
+    if not changes.isfinite().all():
         raise InputError("the logits of text are not finite; lower --lr, or use --dtype float32")
-    return largest
+    return changes.max().item()
 
 
 def score_again(file):
-    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the accuracies of the
+    """Compute every score of a predictions.jsonl again, from its text and reference alone, and print the summaries of the
     base and the tuned model. Returns how many scores differ."""
-    answers, differ = {"base": [], "tuned": []}, 0
+    predictions, differ = {"base": [], "tuned": []}, 0
     for line, source in json_rows(Path(file)):
         with reading(source, "a line of predictions.jsonl"):
             scored = score(line["metric"], line["text"], line["reference"], line["size"], line["resized"])
             differ += scored["score"] != line["score"]
-            answers[line["when"]].append(line | scored)
+            predictions[line["when"]].append(line | scored)
     with reading(file, "the predictions of a run"):
-        results = {when: summary(predictions) for when, predictions in answers.items()}
-    for when, result in results.items():
-        for kind, accuracy in result["by_kind"].items():
-            print(f"{when:6} {kind:40} {accuracy:7.1%}")
-        for count in ("parse_failures", "boxes_in_another_scale"):
-            print(f"{when:6} {count.replace('_', ' '):40} {result[count]:7}")
-    print(f"{sum(map(len, answers.values()))} answers scored again, {differ} scores differ from those in {file}")
+        summaries = {when: summary(of_model) for when, of_model in predictions.items()}
+    print(json.dumps(summaries, indent=1))
+    print(f"{sum(map(len, predictions.values()))} answers scored again, {differ} scores differ from those in {file}")
     return differ
 
 

@@ -17,10 +17,14 @@ TINY = Path(__file__).parent.parent / "parts/tiny"
 
 def load_processor(args):
     """The processor of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it."""
+    notes = adapter_notes(args.adapter) if args.adapter else {}
     if args.adapter and "model" not in args.given:
-        args.model = base_of(args.adapter)
-    limits = pixel_limits(args.min_pixels, args.max_pixels, args.adapter)
-    return Processor.from_pretrained(folder_of(args.model), *limits)
+        args.model = notes["model"]
+        if not args.model:
+            raise InputError(f"{args.adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
+    min_pixels = args.min_pixels or notes.get("min_pixels")
+    max_pixels = args.max_pixels or notes.get("max_pixels", MAX_PIXELS)
+    return Processor.from_pretrained(folder_of(args.model), min_pixels, max_pixels)
 
 
 def load_model(args):
@@ -32,8 +36,6 @@ def load_model(args):
     vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-    if dtype == torch.float16:
-        refuse_infinite(vlm)
     report.show_model(args.model, vlm)
     return vlm
 
@@ -61,33 +63,10 @@ def choose_device(name, dtype):
     return device, getattr(torch, dtype)
 
 
-def base_of(adapter):
-    """The model that an adapter file names as its base. Raises InputError if it names none."""
-    with reading(adapter, "an adapter"):
-        model = read_metadata(adapter).get("model")
-    if not model:
-        raise InputError(f"{adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
-    return model
-
-
-def pixel_limits(min_pixels, max_pixels, adapter):
-    """(min_pixels, max_pixels): the flags, else those that the adapter was trained with, else the usual ones."""
-    notes = {}
-    if adapter:
-        with reading(adapter, "an adapter"):
-            content = parse_json(read_metadata(adapter).get("notes", "{}").encode())
-            notes = {name: int(content[name]) for name in content.keys() & {"min_pixels", "max_pixels"}}
-    return min_pixels or notes.get("min_pixels"), max_pixels or notes.get("max_pixels", MAX_PIXELS)
-
-
-def refuse_infinite(vlm):
-    """In float16, whose largest number is 65,504, an infinite output of a layer ends the run with the layer's name.
-    bfloat16 and float32 reach 3e38 and need no check."""
-    names = {layer: name for name, layer in vlm.named_modules()}
-
-    def check(layer, inputs, output):
-        if not output.isfinite().all():
-            raise InputError(f"{names[layer]}: a value is too large for float16; use --dtype bfloat16 or float32")
-
-    for layer in [*vlm.visual.blocks, *vlm.model.layers]:
-        layer.register_forward_hook(check)
+def adapter_notes(file):
+    """What an adapter's file notes: model (its base, or None), min_pixels and max_pixels (of its training), if it does."""
+    with reading(file, "an adapter"):
+        metadata = read_metadata(file)
+        notes = parse_json(metadata.get("notes", "{}").encode())
+        limits = {name: int(notes[name]) for name in notes.keys() & {"min_pixels", "max_pixels"}}
+        return limits | {"model": metadata.get("model")}

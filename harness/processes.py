@@ -14,6 +14,7 @@ from parts.files import InputError
 
 RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it says
 TIMEOUT = timedelta(minutes=15)  # so long they wait for each other
 
 
@@ -24,8 +25,10 @@ def one_line(text):
 @contextmanager
 def all_processes():
     """Join the other processes of this run, if there are any. The first one prints for all."""
-    if hasattr(sys.stdout, "reconfigure"):  # a console may lack letters of a prompt
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):  # a console may lack letters of a prompt; a pipe may be closed at any line
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if missing := [name for name in TORCHRUN if name not in os.environ and {"RANK", "WORLD_SIZE"} & os.environ.keys()]:
+        raise InputError(f"RANK or WORLD_SIZE is set, {missing[0]} is not: unset them, or start the run by torchrun")
     with redirect_stdout(io.StringIO() if RANK > 0 else sys.stdout):
         if WORLD > 1:
             with together():
@@ -46,14 +49,17 @@ def together():
         raise InputError(f"another process of this run has ended or does not answer: {one_line(error):.150}") from None
 
 
+def all_reduce(message):
+    """A tensor -> its sum over the processes."""
+    if WORLD > 1:
+        with together():
+            dist.all_reduce(message)
+    return message
+
+
 def total(*counts):
     """Each count summed over the processes. All ask together, so they also wait for each other."""
-    if WORLD == 1:
-        return counts
-    message = torch.tensor(counts)
-    with together():
-        dist.all_reduce(message)
-    return message.tolist()
+    return all_reduce(torch.tensor(counts)).tolist()
 
 
 def sum_over_processes(parameters, loss):
@@ -61,9 +67,7 @@ def sum_over_processes(parameters, loss):
     if WORLD == 1:
         return loss
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    message = torch.cat([x.flatten() for x in (*grads, loss)])
-    with together():
-        dist.all_reduce(message)
+    message = all_reduce(torch.cat([x.flatten() for x in (*grads, loss)]))
     for p, grad in zip(parameters, message.split([p.numel() for p in parameters] + [1])):
         p.grad = grad.view_as(p)
     return message[-1]

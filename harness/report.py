@@ -1,4 +1,7 @@
-"""What a run says: at its start, at each step, as a report, as pictures, as a table."""
+"""What a run says: at its start, at each step, as a report, as pictures, as a table.
+
+predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose accuracy is the run's; out: the run's folder.
+"""
 
 import json
 import math
@@ -6,10 +9,11 @@ import platform
 import re
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import torch
 
@@ -19,7 +23,6 @@ from harness.evaluate import CURVE_ROWS, summary
 from harness.processes import RANK, WORLD, peak_memory
 from parts.backbones import nf4
 from parts.files import InputError, write_text
-from parts.tasks.images import open_image
 from parts.tasks.scenes import DRAWN
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
@@ -66,61 +69,53 @@ def show_probe(out, heads, scores):
     if scores is None:
         raise InputError("--probe-only: nothing to probe; --method and --selection must be ones that look at heads")
     ranked = [(score, layer, h) for layer, of_layer in enumerate(scores) for h, score in enumerate(of_layer)]
-    print(f"{'layer':>5} {'head':>4} {'score':>10}")
+    print("layer head      score")
     for score, layer, h in sorted(ranked, reverse=True):
         print(f"{layer:5} {h:4} {score:10.4g}" + "  selected" * (h in heads.get(layer, [])))
     figures.head_map(out / "heads.png", scores, heads)
     print(f"drawn in {out / 'heads.png'}")
 
 
-def log_steps(record, lines, numbers, device, begun):
-    """Wait for the device and complete the log's lines of the last steps, which began at `begun`. numbers: of each step,
+def log_steps(record, lines, results, device, begun):
+    """Wait for the device and complete the log's lines of the last steps, which began at `begun`. results: of each step,
     as train.training_step returns them. Returns a few words of it for the progress bar. Raises InputError if a loss or
     the norm of a gradient is not finite."""
-    numbers = torch.stack(numbers).tolist()  # here the CPU waits
-    now, (peak, reserved) = time.perf_counter(), peak_memory(device)
-    for line, (loss, norm) in zip(lines, numbers):
+    results = torch.stack(results).tolist()  # the CPU waits
+    ms = 1000 * (time.perf_counter() - begun) / len(lines)
+    for line, (loss, norm) in zip(lines, results):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             problem = f"loss {loss}, norm of the gradient {norm} at step {line['step']}"
             raise InputError(f"{problem}; lower --lr (now {line['lr']:.3g}), or use --dtype float32; what was saved stays")
-        line |= {"loss": loss, "norm": norm, "ms": 1000 * (now - begun) / len(lines), "elapsed": now - STARTED}
-        line |= {"peak_bytes": peak, "reserved_bytes": reserved}
+        line |= {"loss": loss, "norm": norm, "ms": ms}
     if RANK == 0:  # the file grows while the run lives
         with open(record.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     record.log += lines
+    peak, _ = peak_memory(device)
     memory = "memory not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
 
 def commit():
     """The git commit of this code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    with suppress(OSError):  # no git on this machine
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or None
 
 
 def measured(vlm, adapter, parameters, record, logit_change, predictions, main_data):
-    """What a run measured, for report.json. predictions: {"base": [...], "tuned": [...]}; main_data: the data set whose
-    accuracy is the run's; record.log: a line a step; record.curve: accuracies on the way."""
-    log = record.log
-    flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in log] if adapter else []
-    peak, reserved = peak_memory(vlm.device)
+    """What a run measured, for report.json. record.log: a line a step; record.curve: accuracies on the way."""
+    flops = [adapter.flops(line["tokens"], line["visual_tokens"]) for line in record.log] if adapter else []
     summaries = {when: summary(of_model, main_data) for when, of_model in predictions.items()}
     return {
         "steps": record.step,
         "trainable_parameters": sum(p.numel() for p in parameters),
         "parameters": nf4.size(vlm)[0],
         "adapter_flops_per_step": mean(flops) if flops else None,
-        "train_seconds": sum(line["ms"] for line in log) / 1000,
-        "step_ms": median(line["ms"] for line in log) if log else None,
+        "train_seconds": sum(line["ms"] for line in record.log) / 1000,
         "wall_seconds": time.perf_counter() - STARTED,
-        "seconds_to_first_step": log[0]["elapsed"] if log else None,
         "processes": WORLD,
-        "peak_memory_bytes": peak,
-        "peak_reserved_bytes": reserved,
+        "peak_memory_bytes": peak_memory(vlm.device)[0],
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         "boxes_in_another_scale": {when: s.pop("boxes_in_another_scale") for when, s in summaries.items()},
         **summaries,
@@ -142,7 +137,7 @@ def curve(record, predictions, main_data):
 
 
 def write(out, arguments, measured, predictions, command):
-    """Write report.json and predictions.jsonl into the run's folder. arguments: {flag: value}."""
+    """Write report.json and predictions.jsonl. arguments: {flag: value}."""
     made_by = {name: arguments[name] for name in ("method", "seed")} | {"data": data_set(arguments["data"])[0]}
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     how = {"arguments": arguments, "versions": versions, "command": " ".join(command), "commit": commit()}
@@ -153,95 +148,66 @@ def write(out, arguments, measured, predictions, command):
 
 def draw(out, report, record, held_out, predictions, main_data):
     """heads.png, curve.png and examples.png, each if there is something to show. Of drawn data also scene.png, an image
-    to ask about, since no file holds them. held_out: {data set: examples}; predictions: {"base": [...], "tuned": [...]}."""
+    to ask about, since no file holds them. held_out: {data set: examples}."""
     if record.scores:
         figures.head_map(out / "heads.png", record.scores, report["heads"])
     if record.log:
         losses = [(line["step"], line["loss"]) for line in record.log]
         figures.curve(out / "curve.png", losses, report["curve"])
-    tiles = [tile(example, answers, main_data) for example, answers in telling_rows(held_out, predictions, main_data)]
-    if tiles:
-        figures.examples(out / "examples.png", tiles)
-    if tiles and main_data in DRAWN:
-        figures.save(tiles[0]["image"], out / "scene.png")
+    if items := telling_items(held_out, predictions, main_data):
+        figures.examples(out / "examples.png", items)
+        if main_data in DRAWN:
+            figures.save(items[0]["image"], out / "scene.png")
 
 
-def telling_rows(held_out, predictions, main_data, count=12):
-    """[(example, {"base" or "tuned": its prediction or None})] for examples.png. Of the main data set those that base and
-    tuned answer differently come first, and a failure is among them; then follows a row of each other data set."""
-    own, others = [], []
-    for name, examples in held_out.items():
-        base, tuned = ([p for p in predictions[when] if p["data"] == name] for when in ("base", "tuned"))
-        pairs = ({"base": b, "tuned": t} for b, t in zip_longest(base, tuned))
-        rows = [row for row in zip(examples, pairs) if len(row[0].visuals) == 1]
-        if name == main_data:
-            own = rows
-        else:
-            others += rows[:1]
-
-    def scores(row):
-        return {answer["score"] for answer in row[1].values() if answer}
-
-    own.sort(key=lambda row: len(scores(row)) < 2)
+def telling_items(held_out, predictions, main_data, count=12):
+    """The items of examples.png. Of the main data set those that base and tuned answer differently come first, and a
+    failure is among them; then an item of each other data set. Of a video the frame in the middle is shown."""
+    asked = [example for examples in held_out.values() for example in examples]
+    own, others = [], {}
+    for example, base, tuned in zip_longest(asked, predictions["base"], predictions["tuned"]):
+        answers = {when: answer for when, answer in (("base", base), ("tuned", tuned)) if answer}
+        if len(example.visuals) == 1 and answers:
+            frames, data = example.visuals[0].frames, (base or tuned)["data"]
+            item = {"image": frames[len(frames) // 2], "reference": example.answer}
+            item["caption"] = f"{data}: " * (data != main_data) + (example.caption or example.prompt)
+            item["scores"] = {when: answer["score"] for when, answer in answers.items()}
+            item |= {when: answer["parsed"] for when, answer in answers.items()}
+            if data == main_data:
+                own.append(item)
+            else:
+                others.setdefault(data, item)
+    own.sort(key=lambda item: len({*item["scores"].values()}) < 2)
     end = count - 1 - len(others)
-    failures = [row for row in own[end:] if not any(scores(row))]
-    return own[:end] + failures[:1] + others
+    failures = [item for item in own[end:] if not any(item["scores"].values())]
+    return [*own[:end], *failures[:1], *others.values()]
 
 
-def tile(example, answers, main_data):
-    """One tile of examples.png: the image (of a video, the frame in the middle), what is asked for, the reference and
-    the answers. A point is drawn as a small box."""
-    frames, caption = example.visuals[0].frames, example.caption or example.prompt
-    item = {"image": open_image(frames[len(frames) // 2]), "caption": caption, "reference": example.answer, "right": {}}
-    for when, answer in answers.items():
-        if answer:
-            item[when], item["right"][when] = answer["parsed"], answer["score"] >= 0.5
-            if answer["data"] != main_data:
-                item["caption"] = f"{answer['data']}: {caption}"
-            if answer["metric"] == "point" and answer["parsed"]:
-                x, y = answer["parsed"]
-                item[when] = (x - 4, y - 4, x + 4, y + 4)
-    return item
+def print_end(report, main_data, out):
+    """The run in a few lines: its accuracies, what it cost, what to look at and to do next."""
 
-
-def print_end(report, predictions, main_data, out):
-    """The run in a few lines: accuracies and what each of them means, what it cost, what to look at and to do next."""
-
-    def shown(value, form):
+    def words(value, form):
         return "not measured" if value is None else format(value, form)
 
-    # Accuracies: of what was to be learnt, and of what may be lost.
     base, tuned = report["base"]["by_kind"], report["tuned"]["by_kind"]
-    asked = {f"{p['data']} {p[key]}".strip(): p for p in predictions["tuned"] for key in ("kind", "group")}
-    print(f"\n  {'':32}{'base':>14}{'tuned':>14}")
-    for kind in base | tuned:
-        meaning = meaning_of(asked[kind], main_data, report["method"]) if kind in asked else ""
-        print(f"  {kind:32}{shown(base.get(kind), '.1%'):>14}{shown(tuned.get(kind), '.1%'):>14}  {meaning}".rstrip())
-    for what in ("parse_failures", "boxes_in_another_scale"):
-        if any(report[what].values()):
-            print(f"  {what.replace('_', ' '):32}{report[what]['base']:>14}{report[what]['tuned']:>14}")
+    rows = [("", "base", "tuned")]
+    rows += [(kind, words(base.get(kind), ".1%"), words(tuned.get(kind), ".1%")) for kind in base | tuned]
+    counts = ("parse_failures", "boxes_in_another_scale")
+    rows += [(name.replace("_", " "), *report[name].values()) for name in counts if any(report[name].values())]
+    print()
+    for name, of_base, of_tuned in rows:
+        print(f"  {name:32}{of_base:>14}{of_tuned:>14}")
 
-    # What it cost.
     trainable, total, flops = (report[name] for name in ("trainable_parameters", "parameters", "adapter_flops_per_step"))
-    print(f"\n  largest change of a text logit  {shown(report['text_logit_max_change'], '.3g')}")
+    print(f"\n  largest change of a text logit  {words(report['text_logit_max_change'], '.3g')}")
     print(f"  trainable parameters            {trainable:,} ({trainable / total:.2%} of {total:,})")
     print(f"  adapter FLOPs a step            {'not measured' if flops is None else f'{flops / 1e6:,.1f} million'}")
-    print(f"  seconds until the first step    {shown(report['seconds_to_first_step'], '.1f')}")
 
-    # What to look at, and to do next.
-    pictures = {"examples.png": "what it answers", "heads.png": "which heads", "curve.png": "how it learnt"}
-    drawn = [f"{file} ({words})" for file, words in pictures.items() if (out / file).exists()]
-    print(f"\n  written to {out}; look at {', '.join(drawn) or 'report.json'}")
+    others = "that has an image" if report["method"] == "image-lora" else "else"
+    pictures = sorted(file.name for file in out.glob("*.png"))
+    print(f"\n  to learn: {main_data}; at risk: all {others}")
+    print(f"  written to {out}; look at {', '.join(pictures) or 'report.json'}")
     if flops is not None:
         image = out / "scene.png" if main_data in DRAWN else "FILE"
         print(f"  ask it:  python -m harness.ask --adapter {out / 'adapter.safetensors'} --image {image} --find TEXT")
         print("  compare: --method lora, --selection random, --heads N; python train.py --help has all flags")
-
-
-def meaning_of(prediction, main_data, method):
-    """What an accuracy says about the run, by one of its predictions."""
-    if prediction["data"] == main_data:
-        return "to learn"
-    if method == "image-lora" and not prediction["images"] and not prediction["videos"]:
-        return "cannot change: it has no image"
-    return "at risk"

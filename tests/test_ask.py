@@ -1,11 +1,10 @@
 """Questions without a data set, from the command line: `python -m harness.ask`."""
 
-import json
 from pathlib import Path
 
 import pytest
 from conftest import picture
-from short_run import stopped
+from short_run import lines_of, stopped
 
 import train
 from data import Processor
@@ -40,21 +39,31 @@ def test_an_adapter_that_names_no_base_is_not_given_another_one(adapter, tmp_pat
     assert "which model?" in stopped(capsys, ask.main, ["--prompt", "Why?"])[1]
 
 
-def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys):
+def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(checkpoint, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for i, name in enumerate(("b.png", "a.jfif", "c.TIF", "d.gif")):
         picture(112 + 28 * i, 112, i).save(folder / name)
     for name in ("._a.jpg", "notes.txt"):
         (folder / name).write_text("no image")
+    real, written, file = ask.ask, [], tmp_path / "out/predictions.jsonl"
+    monkeypatch.setattr(ask, "ask", lambda *arguments: written.append(len(lines_of(file))) or real(*arguments))
     ask.main(f"--model {checkpoint} --folder {folder} --prompt What? --max-new-tokens 4 --out {tmp_path}/out".split())
-    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    rows = lines_of(file)
+    assert written == [0, 0, 1, 2, 3]  # each at once; the first file is none
     assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out
     assert "answers  to 4 images" in printed and "left out: 1 images, the folder more" in printed and "._a.jpg" in printed
-    empty = f"--model {checkpoint} --folder {folder}/more --prompt ?".split()
-    assert f"--folder {folder}/more: no image" in stopped(capsys, ask.main, empty)[1]
+
+
+@pytest.mark.parametrize("flags", ["--folder EMPTY", "--image absent.png", "--image BAD", "--image EMPTY", "--adapter BAD"])
+def test_a_bad_file_is_one_line(checkpoint, tmp_path, capsys, flags):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    flags = flags.replace("EMPTY", f"{tmp_path}/empty").replace("BAD", f"{tmp_path}/bad.png")
+    code, line = stopped(capsys, ask.main, f"--model {checkpoint} --prompt What? --out {tmp_path}/out {flags}".split())
+    assert code == 2 and flags.split()[1] in line
 
 
 def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):

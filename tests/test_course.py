@@ -58,34 +58,22 @@ def test_a_constant_or_what_came_in_is_no_answer(number, name, folder):
 
 
 def mistakes():
-    """(lesson, words of its solution, the mistake in their place, words of the sentence) of each line of the table."""
+    """(lesson, words of its solution, what a student writes in their place, words of the sentence or "green")."""
     for line in (ROOT / "tests/course_mistakes.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# lesson"):
-            number = int(line.split()[-1])
+            number = int(line.split()[2])
         else:
             yield number, *(part.replace("\\n", "\n") for part in line.split(" ~ "))
 
 
 MISTAKES = list(mistakes())
-assert len(MISTAKES) >= 120
+assert len(MISTAKES) >= 170
 
 
 @pytest.mark.parametrize("number, old, new, words", MISTAKES, ids=[f"{n}-{words}" for n, _, _, words in MISTAKES])
-def test_a_typical_mistake_gets_its_sentence(number, old, new, words, folder):
+def test_a_mistake_or_a_trick_gets_its_sentence_and_an_honest_file_none(number, old, new, words, folder):
     assert solution(number).count(old) == 1
     assert words in (first_problem(number, solution(number).replace(old, new), folder) or "green")
-
-
-TRICKS = ["torch.allclose = lambda *a, **k: True", "torch.Tensor.__eq__ = lambda a, b: True", "from . import check"]
-TRICKS += ["torch.__dict__['equal'] = lambda *a: True", "setattr(torch, 'equal', lambda *a: True)", "import sys"]
-TRICKS += ["from imagelora import LoRALayer", "def f():\n    from model import attend", "exec('import imagelora')"]
-TRICKS += ["lora = __import__('imagelora').LoRALayer", "lora = open('imagelora.py').read()", "import course.checks as c"]
-
-
-@pytest.mark.parametrize("trick", TRICKS)
-def test_a_trick_is_refused_with_its_line(trick, folder):
-    problem = first_problem(3, f"import torch\n{trick}\n", folder)
-    assert "exercise.py, line " in problem and any(word in problem for word in ("elsewhere", "everybody", "Python's own"))
 
 
 def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder, monkeypatch):
@@ -94,30 +82,6 @@ def test_torch_changed_behind_an_alias_does_not_turn_a_wrong_answer_green(folder
         monkeypatch.setattr(f"torch.{name}", lambda *a, **k: True)  # as `t = torch; t.equal = ...` would do
     wrong = solution(5).replace("v + s * (M * x)", "v + (M * x)")
     assert "the factor s is missing" in first_problem(5, wrong, folder)
-
-
-HONEST = ["open = 3\nprint(open)", "eval = torch.ones(2)\neval = eval * 2", "sys = torch.ones(2)\nsys[0] = 1"]
-HONEST += ["copy = torch.ones(2).clone()\ncopy[0] += 1", "import random\nrandom.seed(0)", "import math, copy, itertools"]
-HONEST += ["from dataclasses import dataclass", "def f(compile, globals):\n    return compile + globals"]
-HONEST += ["def f(os):\n    return os.sum()", "for gc in range(3):\n    print(type(gc).__name__)", "print(__name__)"]
-
-
-@pytest.mark.parametrize("lines", HONEST)
-def test_an_honest_file_is_judged(lines, folder):
-    assert first_problem(3, f"{solution(3)}\n\n{lines}\n", folder) is None
-
-
-BROKEN = {
-    "def lora_start(a, b, c:\n    return 1": "exercise.py, line 1: Python cannot read it",
-    "def lora_start(a, b, c):\n    return undefined": "exercise.py, line 2: NameError",
-    "def lora_start(a, b, c):\n    return 'A', 'B'": "could not be used",
-    "quit(0)": "exercise.py, line 1: SystemExit",
-}
-
-
-@pytest.mark.parametrize("source", BROKEN)
-def test_broken_code_gets_a_sentence_and_no_traceback(source, folder):
-    assert BROKEN[source] in first_problem(3, source, folder)
 
 
 def test_a_loop_without_an_end_turns_red_and_the_checks_before_it_keep_their_results(folder, monkeypatch, capfd):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import picture
-from short_run import run
+from short_run import lines_of, run, stopped
 
 from data import Example, Processor, load
 from harness import evaluate
@@ -16,11 +16,8 @@ from model import VLM
 
 def echo(batch, max_new_tokens):
     """A stub of `vlm.generate`: the answer to a question is what is asked, word for word."""
-    answers = []
-    for row, segment in batch.examples:
-        ids, segments = batch.input_ids[row], batch.segments[row]
-        answers.append(ids[(segments == 0) | (segments == segment)].tolist())
-    return answers
+    asked = [(batch.segments[row] == 0) | (batch.segments[row] == segment) for row, segment in batch.examples]
+    return [batch.input_ids[row][own].tolist() for (row, _), own in zip(batch.examples, asked)]
 
 
 def test_every_prediction_is_the_answer_to_its_own_question(processor):
@@ -32,37 +29,32 @@ def test_every_prediction_is_the_answer_to_its_own_question(processor):
     examples = examples[::2] + examples[1::2]
     stub = SimpleNamespace(generate=echo, device=torch.device("cpu"))
     for size in (3, 32):
-        predictions = evaluate.evaluate(stub, processor, examples, "d", 300, size)
-        assert [p["source"] for p in predictions] == [e.source for e in examples]
-        for p in predictions:
+        for p, example in zip(evaluate.evaluate(stub, processor, examples, "d", 300, size), examples, strict=True):
             asked = [e.prompt for e in examples if e.prompt.strip() in p["text"]]
-            assert asked == [p["prompt"]]
+            assert p["source"] == example.source and asked == [p["prompt"]]
 
 
 def test_tuned_answers_are_those_of_the_model_with_the_adapter_and_base_answers_those_without(checkpoint, tmp_path):
     run(checkpoint, tmp_path, "--method=lora", "--lr=0.1", "--eval=scenes-day")
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    texts = {when: [line["text"] for line in lines if line["when"] == when] for when in ("base", "tuned")}
-    assert texts["base"] != texts["tuned"]
-    vlm, processor = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint)
+    vlm, processor, written = VLM.from_pretrained(checkpoint), Processor.from_pretrained(checkpoint), {}
     for when in ("base", "tuned"):
         if when == "tuned":
             load_adapter(tmp_path / "adapter.safetensors", vlm)
-        for example, text in zip(load("scenes-day", None, "val", 6), texts[when]):
+        written[when] = [line["text"] for line in lines_of(tmp_path / "predictions.jsonl") if line["when"] == when]
+        for example, text in zip(load("scenes-day", None, "val", 6), written[when], strict=True):
             (ids,) = vlm.generate(processor([example.question()]), 4)
             assert processor.decode(ids) == text
+    assert written["base"] != written["tuned"]
 
 
 def test_the_change_of_text_logits_is_the_largest_of_all_prompts_in_either_direction(vlm, processor):
     same, moved = torch.zeros(1, 2, 3), torch.tensor([[[0.0, 1, 0], [0, 0, -3]]])
-    assert evaluate.text_change([same, same], [same, moved]) == evaluate.text_change([same, same], [moved, same]) == 3
-    assert evaluate.text_change([same, same], [-moved, same]) == evaluate.text_change([same], [same]) + 3 == 3
+    for after in ([same, moved], [moved, same], [-moved, same]):
+        assert evaluate.text_change([same, same], after) == 3
     with pytest.raises(ValueError, match="not finite"):
         evaluate.text_change([same], [same / 0])
-    logits = evaluate.text_logits(vlm, processor)
-    assert len(logits) == len(evaluate.TEXT_PROMPTS)
-    for prompt, of_prompt in zip(evaluate.TEXT_PROMPTS, logits):
-        assert torch.equal(of_prompt, vlm(processor([Example([], prompt)])))
+    for prompt, logits in zip(evaluate.TEXT_PROMPTS, evaluate.text_logits(vlm, processor), strict=True):
+        assert torch.equal(logits, vlm(processor([Example([], prompt)])))
 
 
 def row(data="d", kind="", group="", score=1.0, parsed="x", images=("i",), **more):
@@ -75,29 +67,41 @@ def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_withou
     rows = [row("a", score=1.0), row("b", score=0.0), row("b", "prior", score=1.0), row("c", images=[], score=0.5)]
     rows += [row("b", images=[], videos=1, score=0.5), row("b", images=[], score=1.0)]
     assert [evaluate.summary(rows, data)["accuracy"] for data in ("a", "b", "c", "d", None)] == [1, 0.25, 0.5, None, 0.5]
-    assert evaluate.summary(rows)["by_kind"] == {"a": 1, "b": 0.5, "b prior": 1, "c": 0.5}
     assert evaluate.summary(rows, "a")["text_accuracy"] == 0.75  # of all rows without image or video
-    assert evaluate.summary(rows[:1])["text_accuracy"] is evaluate.summary([])["accuracy"] is None
-    # By kind and by group; once where these are the same.
+    assert evaluate.summary(rows[:1])["text_accuracy"] is None
+
+
+def test_scores_are_averaged_by_kind_and_by_group_once_where_these_are_the_same():
     rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain")]
-    rows += [row("screen", "text", "text", score=0.0, parsed=None)]
-    assert evaluate.summary(rows)["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
-    assert evaluate.summary(rows)["parse_failures"] == 1
+    summary = evaluate.summary([*rows, row("screen", "text", "text", score=0.0, parsed=None)])
+    assert summary["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
+    assert summary["parse_failures"] == 1
 
 
 def test_boxes_in_another_scale_are_counted():
     """Qwen's checkpoints, asked in other words, often answer in shares or thousandths of the sides: such boxes score 0."""
     texts = ("[10, 20, 300, 401]", "[0.1, 0.2, 0.5, 1]", "[100, 200, 500, 399]", "[0, 0, 9, 999]", "none")
-    rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts]
-    assert [evaluate.summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0]
-    assert evaluate.summary([row(parsed="[0, 0, 1, 1]")])["boxes_in_another_scale"] == 0  # not a box
+    rows = [row(metric="iou", text=text, resized=(300, 400)) for text in texts] + [row(text="[0, 0, 1, 1]")]
+    assert [evaluate.summary([r])["boxes_in_another_scale"] for r in rows] == [0, 1, 1, 1, 0, 0]
+
+
+LINE = row("sums", parsed="42", metric="number", text="so 41 + 1 = 42.", reference="42", size=None, when="tuned")
 
 
 def test_scoring_again_counts_the_scores_that_differ(tmp_path, capsys):
-    line = row("sums", parsed="42", metric="number", text="so 41 + 1 = 42.", reference="42", size=None, when="tuned")
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(line | {"score": score}) for score in (1.0, 0.0)))
-    assert evaluate.score_again(tmp_path / "p.jsonl") == 1
-    assert "tuned  sums                                      100.0%" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main([str(tmp_path / "absent.jsonl")])
-    assert stop.value.code == 2 and "absent.jsonl: no such file" in capsys.readouterr().err
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(LINE | {"score": score}) for score in (1.0, 0.0)))
+    evaluate.main([str(tmp_path / "p.jsonl")])
+    printed = capsys.readouterr().out
+    assert '"tuned": {\n  "accuracy": 1.0' in printed and "2 answers scored again, 1 scores differ" in printed
+
+
+BAD = [None, b"\xff\x00", b"7", b"[" * 100_000, b"{}"]  # None: a folder
+BAD += [json.dumps(LINE | {name: [1]}).encode() for name in ("when", "group", "metric", "text")]
+
+
+@pytest.mark.parametrize("content", BAD, ids=lambda content: str(content)[:9])
+def test_a_file_that_holds_no_predictions_is_one_line(tmp_path, capsys, content):
+    file = tmp_path / "p.jsonl"
+    file.mkdir() if content is None else file.write_bytes(content)
+    code, line = stopped(capsys, evaluate.main, [str(file)])
+    assert code == 2 and f"error: {file}" in line

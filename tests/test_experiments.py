@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -18,18 +21,18 @@ from experiments.tables import PAGE, RESULTS, filled, markdown
 from harness.arguments import evaluation_sets
 from parts.files import InputError
 
-RATES = dict.fromkeys(suites.SEARCHED, 1e-2)
+RATES = dict.fromkeys(suites.SEARCHED | suites.LIKE, 1e-2)
 
 
 @pytest.fixture
 def flags(checkpoint, tmp_path, monkeypatch):
     """Flags for short runs in this process, which has everything loaded; learning rates are there."""
 
-    def run(command, **kwargs):
+    def run(command, **how):
         train.main(command[2:])
-        return subprocess.CompletedProcess(command, 0)
+        return SimpleNamespace(communicate=lambda: (None, ""), returncode=0)
 
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=run, DEVNULL=None, PIPE=None))
     (tmp_path / "rates.json").write_text(json.dumps({"rates": RATES}))
     more = f"--model {checkpoint} --steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
     return ["--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", more]
@@ -167,19 +170,27 @@ def test_every_analysis_runs(flags, tmp_path, monkeypatch):
             assert values and all(math.isfinite(v) for v in values)
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    def run_suite(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_runs_that_have_begun_and_prints_one_line(tmp_path, monkeypatch, capsys, number):
+    begun, popen = [], subprocess.Popen
 
-    monkeypatch.setattr(command, "run_suite", run_suite)
-    with pytest.raises(SystemExit, match="130"):
-        command.main(["main", "--runs", str(tmp_path), "--out", str(tmp_path)])
-    assert capsys.readouterr().err == "stopped; the same command continues\n"
+    def sleep(_, **how):
+        begun.append(popen(["sleep", "60"], **how))
+        if len(begun) == 2:
+            threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        return begun[-1]
+
+    monkeypatch.setattr(runs.subprocess, "Popen", sleep)
+    (tmp_path / "rates.json").write_text(json.dumps({"rates": RATES}))
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        command.main(["main", "--jobs", "2", "--runs", str(tmp_path), "--out", str(tmp_path)])
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command continues"
+    assert [child.wait(10) for child in begun] == [-signal.SIGTERM] * 2
 
 
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 2, stderr="warning\nerror: --heads 99: too many\n")
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=lambda *_, **__: failed))
+    failed = SimpleNamespace(communicate=lambda: (None, "warning\nerror: --heads 99: too many\n"), returncode=2)
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda *_, **__: failed)
     with pytest.raises(InputError, match="heads-99-......: --heads 99: too many"):
         runs.run_one("--heads 99", Setup(tmp_path, None, 1, 1))
 

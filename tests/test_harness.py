@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,9 @@ from conftest import ROOT, picture, small_config, write_checkpoint
 from short_run import SMALL_RUN, adapter_of, equal, run, stopped
 
 import train
+from data import Processor
 from harness.arguments import evaluation_sets
+from harness.encodings import ahead
 from harness.processes import all_processes
 from model import VLM
 
@@ -19,11 +22,12 @@ from model import VLM
 def test_defaults_depend_on_the_data_the_model_and_the_method():
     drawn, real = train.parse_args([]), train.parse_args(["--data", "refcoco"])
     assert (drawn.steps, drawn.heads, drawn.batch, drawn.gamma, drawn.lr) == (300, 12, 32, 1.0, 2e-2)
-    assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 8, 0.01, 5e-3)
+    assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 4, 0.01, 5e-3)
+    assert (drawn.accumulate, real.accumulate, train.parse_args(["--data", "refcoco", "--batch", "8"]).accumulate) == (1, 2, 1)
     assert train.parse_args(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
     assert train.parse_args(["--epochs", "2"]).steps is None
     evaluated = train.parse_args(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
-    assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 8)
+    assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 4)
 
 
 def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
@@ -41,7 +45,7 @@ def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
         (["--steps", "1", "--epochs", "1"], "--steps and --epochs exclude each other"),
         (["--rank", "0"], "--rank 0: must be a positive number"),
         (["--lr", "nan"], "--lr nan: must be a positive number"),
-        (["--limit", "-1"], "--limit -1: must not be negative"),
+        (["--limit", "-1"], "--limit -1: must be 0 or a positive number"),
         (["--steps", "1.5"], "argument --steps: invalid int value"),
         (["--targets", "x"], "--targets x: choose from q, k, v, o"),
         (["--min-pixels", "200", "--max-pixels", "100"], "--min-pixels 200: --max-pixels 100 is below it"),
@@ -83,14 +87,40 @@ def test_images_are_kept_only_as_far_as_the_memory_given(checkpoint, tmp_path, c
     assert "images   2 of " in capsys.readouterr().out
 
 
-def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, capsys):
+def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, monkeypatch, capsys):
     folder = write_checkpoint(tmp_path / "model", raw=small_config() | {"max_position_embeddings": 120})
-    rows = [{"prompt": "2+2?", "answer": "4"}, {"prompt": "long " * 99, "answer": "5"}]
+    rows = [{"prompt": "2+2?", "answer": "4"}, {"prompt": "long " * 99, "answer": "5"}, {"prompt": "2?", "answer": "x" * 10**6}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "val.jsonl").write_text(json.dumps(rows[0]))
-    where = ["--model", str(folder), "--data", f"jsonl={tmp_path}", "--out", str(tmp_path / "out")]
+    where, encode = ["--model", str(folder), "--data", f"jsonl={tmp_path}", "--out", str(tmp_path / "out")], Processor.token_ids
+    monkeypatch.setattr(Processor, "token_ids", lambda self, text: encode(self, text[:10000]))  # the last row is not tokenised
     train.main([*where, "--method", "lora", "--steps", "1", "--max-new-tokens", "4"])
-    assert f"skipped  1 of 2 rows, longer than 120 tokens: {tmp_path}/train.jsonl:2" in capsys.readouterr().out
+    line = f"skipped  2 of 3 rows, longer than 120 tokens: {tmp_path}/train.jsonl:2, {tmp_path}/train.jsonl:3"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_threads_make_few_batches_ahead_in_order_and_what_fails_in_them_fails(threads):
+    made = []
+    numbers = ahead(lambda n: made.append(n) or 1 / n, [4, 2, 1, 0, 8], threads)
+    assert next(numbers) == 0.25 and len(made) <= threads + 1
+    assert [next(numbers), next(numbers)] == [0.5, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(numbers)
+
+
+@pytest.mark.parametrize("left", ["RANK", "WORLD_SIZE"])
+def test_what_torchrun_left_in_the_environment_is_named_before_any_work(monkeypatch, capsys, left):
+    monkeypatch.setenv(left, "1")
+    code, line = stopped(capsys, train.main, ["--model", "/no/such/folder"])
+    assert code == 2 and "error: RANK or WORLD_SIZE is set, " in line and " is not: unset them" in line
+
+
+def test_a_reader_that_stops_ends_a_command_without_a_word(finished):
+    command = [sys.executable, "-m", "harness.evaluate", str(finished[0] / "predictions.jsonl")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.communicate()[1] == b"" and process.returncode == 141
 
 
 def test_a_run_without_the_module_resource_says_no_memory_and_gives_the_same_adapter(

@@ -1,22 +1,32 @@
 """The paper's claims about Image-LoRA, as tests on a small random model of each family."""
 
 import json
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL_CONFIGS, picture, randomised
+from short_run import adapter_of, equal, lines_of, run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
-from imagelora import METHODS, ImageLoRA, LoRA, LoRALayer, load_adapter
+from imagelora import ImageLoRA, LoRA, LoRALayer, load_adapter
 from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
 FAMILIES = SMALL_CONFIGS  # each test here runs for both
 HEADS = {0: [1], 2: [0, 1]}
+MAKE = {
+    "image-lora": lambda c: ImageLoRA(c, {1: [0], 2: [0, 1]}, alpha=3),
+    "lora": LoRA,
+    "values": lambda c: LoRA(c, ("v",), rank=2),
+    "everywhere": lambda c: LoRA(c, ("q", "k", "v", "o", "mlp", "encoder", "merger"), rank=4, alpha=3),
+    "encoder": lambda c: LoRA(c, ("encoder",)),
+    "merger": lambda c: LoRA(c, ("merger",)),
+}
 
 
 @pytest.fixture
@@ -56,17 +66,18 @@ def test_heads_that_do_not_exist_are_refused(vlm, heads):
         ImageLoRA(vlm.config, heads)
 
 
-@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS), LoRA], ids=["image-lora", "lora"])
+@pytest.mark.parametrize("make", MAKE)
 def test_at_step_0_the_adapted_model_is_the_frozen_one_bit_for_bit(vlm, mixed, make):
     frozen = vlm(mixed)
-    make(vlm.config).attach(vlm)
+    MAKE[make](vlm.config).attach(vlm)
     assert torch.equal(vlm(mixed), frozen)
 
 
-def test_rows_without_an_image_are_untouched_bit_for_bit_by_any_trained_adapter(vlm, mixed, processor):
+@pytest.mark.parametrize("make", ["image-lora", "encoder", "merger"])
+def test_rows_without_an_image_are_untouched_bit_for_bit_by_a_trained_adapter(vlm, mixed, processor, make):
     alone = processor([Example([], "How many apples are left?"), Example([], "你好")])
     frozen, frozen_alone, tokens = vlm(mixed), vlm(alone), vlm.generate(alone, 8)
-    randomised(ImageLoRA(vlm.config, HEADS)).attach(vlm)
+    randomised(MAKE[make](vlm.config)).attach(vlm)
     adapted = vlm(mixed)
     assert torch.equal(adapted[1], frozen[1])
     assert not torch.equal(adapted[0], frozen[0]) and not torch.equal(adapted[2], frozen[2])
@@ -147,9 +158,9 @@ def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows
     assert (a - b).norm() <= 1e-5 * a.norm()
 
 
-@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, {1: [0], 2: [1]}), LoRA], ids=["image-lora", "lora"])
+@pytest.mark.parametrize("make", ["image-lora", "lora", "everywhere"])
 def test_checkpointing_changes_no_gradient_and_keeps_less_for_the_backward_pass(vlm, mixed, make):
-    adapter = randomised(make(vlm.config)).attach(vlm)
+    adapter = randomised(MAKE[make](vlm.config)).attach(vlm)
     gradients, kept = [], []
     for blocks in ([], [*vlm.visual.blocks, *vlm.model.layers[:-1]]):
         compute_twice(blocks)
@@ -160,16 +171,32 @@ def test_checkpointing_changes_no_gradient_and_keeps_less_for_the_backward_pass(
     assert all(torch.equal(a, b) for a, b in zip(*gradients)) and sum(kept[1]) < 0.85 * sum(kept[0])
 
 
-def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, mixed):
-    """At every position, visual or not, of every row and projection."""
-    frozen, adapter = vlm(mixed), randomised(LoRA(vlm.config, rank=4, alpha=3), size=0.1).attach(vlm)
+NAMES = {target: rf"model\.layers\.\d+\.self_attn\.{target}_proj" for target in "qkvo"}  # of the Linear layers of a target
+NAMES |= {"mlp": r"model\.layers\.\d+\.mlp\.\w+", "encoder": r"visual\.blocks\.\d+\.attn\.\w+", "merger": r"visual\.merger\..*"}
+
+
+@pytest.mark.parametrize("target", NAMES)
+def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, mixed, target):
+    """At every position, visual or not, of every row, in every Linear layer of these names."""
+    frozen, adapter = vlm(mixed), randomised(LoRA(vlm.config, (target,), rank=4, alpha=3), size=0.1).attach(vlm)
     tuned = vlm(mixed)
     adapter.detach()
-    for (layer, target), update in adapter.updates.items():
-        projection = getattr(vlm.model.layers[layer].self_attn, f"{target}_proj")
-        projection.weight.data = projection.weight + 3 / 4 * (update.A @ update.B).T
-    assert (tuned - frozen)[1].abs().max() > 1e-2  # a row without an image
-    assert (tuned - vlm(mixed)).abs().max() <= 1e-4
+    linears = [m for name, m in vlm.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(NAMES[target], name)]
+    for linear, update in zip(linears, adapter.updates.values(), strict=True):
+        linear.weight.data = linear.weight + 3 / 4 * (update.A @ update.B).T
+    assert (tuned - frozen)[0].abs().max() > 1e-3 and (tuned - vlm(mixed)).abs().max() <= 1e-4
+    assert (tuned[1] == frozen[1]).all() == (target in ("encoder", "merger"))  # a row without an image
+
+
+def test_an_adapter_in_the_encoder_sees_no_embedding_that_the_frozen_encoder_gave(checkpoint, tmp_path):
+    """Neither in training nor where its file is evaluated."""
+    trained = ["--method=lora", "--targets=v,encoder,merger", "--lr=0.1"]
+    runs = [[*trained, "--cache-vision=0"], trained, [f"--adapter={tmp_path}/1/adapter.safetensors"]]
+    for i, flags in enumerate(runs):
+        run(checkpoint, tmp_path / f"{i}", *flags)
+    texts = [[line["text"] for line in lines_of(tmp_path / name / "predictions.jsonl")] for name in "012"]
+    assert texts[0] == texts[1] == texts[2] and texts[0][:6] != texts[0][12:18]  # base, tuned
+    assert equal(adapter_of(tmp_path / "0"), adapter_of(tmp_path / "1"))
 
 
 def test_lora_starts_and_computes_as_pefts():
@@ -185,22 +212,22 @@ def test_lora_starts_and_computes_as_pefts():
     torch.testing.assert_close(ours(F.linear(x, plain.weight, plain.bias), x, torch.arange(5)), theirs(x))
 
 
-def test_the_flop_formulas_equal_torchs_counter(vlm, adapter):
-    K, n = vlm.config.head_size, 7  # visual tokens of 20
-    sizes = {"q": (64, 4 * K), "k": (64, 2 * K), "v": (64, 2 * K), "o": (4 * K, 64)}  # inputs, outputs
-    for kind in (adapter, randomised(LoRA(vlm.config, rank=4))):
-        with FlopCounterMode(display=False) as counter:
-            for (_, projection), update in kind.updates.items():
-                inputs, outputs = sizes[projection]
-                x = torch.randn(1, 20, inputs, requires_grad=True)
-                update(torch.randn(1, 20, outputs), x, torch.arange(n)).sum().backward()
-        assert kind.flops(20, n) == counter.get_total_flops()
-    assert adapter.flops(20, n) == sum(6 * n * (64 * 4 + 4 * len(hs) * K) for hs in HEADS.values())
+@pytest.mark.parametrize("make", MAKE)
+def test_the_flop_formulas_equal_torchs_counter(vlm, processor, make):
+    batch, calls = processor([Example([picture(60, 60), picture(90, 60)], "Which?", "the left one")]), []
+    adapter = MAKE[make](vlm.config).attach(vlm)
+    for update in adapter.updates.values():
+        update.register_forward_pre_hook(lambda update, inputs: calls.append((update.forward, *inputs)))
+    vlm(batch)  # what each update gets in a forward pass
+    with FlopCounterMode(display=False) as counter:
+        for forward, y, x, visual_index in calls:
+            forward(y.detach().clone(), x.detach().requires_grad_(), visual_index).sum().backward()
+    assert adapter.flops(batch.input_ids.numel(), len(batch.visual_index)) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("make", [lambda c: ImageLoRA(c, HEADS, alpha=3), lambda c: LoRA(c, ("v",), rank=2)])
+@pytest.mark.parametrize("make", MAKE)
 def test_saved_and_loaded_adapters_are_the_same_to_the_bit(tmp_path, checkpoint, vlm, mixed, make):
-    adapter, frozen = randomised(make(vlm.config)).attach(vlm), VLM.from_pretrained(checkpoint)
+    adapter, frozen = randomised(MAKE[make](vlm.config), size=0.1).attach(vlm), VLM.from_pretrained(checkpoint)
     adapter.notes = {"max_pixels": 1234}
     adapted = vlm(mixed)
     adapter.save(tmp_path / "a.safetensors")
@@ -226,25 +253,13 @@ def test_a_file_says_what_it_needs_as_text_and_those_written_up_to_76fa6e7_load_
 def test_any_other_file_is_refused_in_a_line_that_says_why(tmp_path, vlm, adapter):
     adapter.attach(vlm).save(file := tmp_path / "a.safetensors")
     adapter.detach()
-    tensors, metadata = dict(read_safetensors(file)), read_metadata(file)
-    for name, value, message in (
-        ("base", "0" * 32, "made for another checkpoint"),
-        ("method", "other", "method 'other', format 2; read: image-lora, lora"),
-        ("format_version", "1", "method 'image-lora', format 1; read: .*, format 2"),
-    ):
-        write_safetensors(file, tensors, metadata | {name: value})
+    tensors, metadata, other = dict(read_safetensors(file)), read_metadata(file), "not an adapter file of format 2"
+    wrong = {"base": "made for another checkpoint", "method": f"{other}, made by .* image-lora, lora", "format_version": other}
+    for name, message in wrong.items():
+        write_safetensors(file, tensors, metadata | {name: "1"})
         with pytest.raises(InputError, match=message):
             load_adapter(file, vlm)
     del tensors["layers.0.gamma"]
     write_safetensors(file, tensors, metadata)
     with pytest.raises(InputError, match=r"not an adapter that fits this model .*layers\.0\.gamma"):
         load_adapter(file, vlm)
-
-
-def test_a_method_is_saved_under_the_name_on_its_class_also_where_it_is_not_in_METHODS(tmp_path, vlm):
-    class Other(LoRA):
-        name = "other"
-
-    Other(vlm.config).attach(vlm).save(tmp_path / "a.safetensors")
-    assert read_metadata(tmp_path / "a.safetensors")["method"] == "other"
-    assert all(method.name == name for name, method in METHODS.items())

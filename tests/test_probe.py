@@ -1,6 +1,5 @@
 """The probe scores what it says, of the rows that it should, and the budget is always met."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -9,6 +8,7 @@ from conftest import picture, randomised
 
 import probe
 from data import Example
+from harness.criteria import CRITERIA  # the probe's, and more
 from imagelora import ImageLoRA
 from parts.files import InputError
 from probe import head_scores, random_heads, select_heads
@@ -19,40 +19,37 @@ def batches(processor):
     return [processor([Example([picture(60, 90, i)], "Where is it?", f"[{i}, 2, 3, 4]")]) for i in range(3)]
 
 
-@pytest.mark.parametrize("criterion", ["rank1", "gate"])
+@pytest.mark.parametrize("criterion", ["rank1", "gate", "exact"])
 def test_scores_are_summed_over_batches_after_squaring(vlm, batches, criterion):
     single = [head_scores(vlm, [b], criterion) for b in batches]
     assert torch.allclose(head_scores(vlm, batches, criterion), sum(single), rtol=1e-5)
 
 
-def test_the_score_is_the_squared_gradient_of_a_rank_1_update(vlm, batches):
-    """Checked by central differences: along its own gradient the loss has the slope score(h)."""
-    scores = head_scores(vlm, batches[:1], seed=3)
-    torch.manual_seed(3)
-    rank1 = ImageLoRA(vlm.config, {i: [0, 1] for i in range(3)}, rank=1, alpha=1, gamma=1.0).attach(vlm)
-    for layer, head in ((0, 0), (1, 1), (2, 0)):
-        B, losses = rank1.layers[str(layer)].B, []
-        (gradient,) = torch.autograd.grad(vlm.loss(batches[0]), B)
-        for step in (0.1, -0.1, 0):
-            B.data[head] = step * gradient[head]
-            losses.append(vlm.loss(batches[0]).item())
-        assert (losses[0] - losses[1]) / 0.2 == pytest.approx(scores[layer, head].item(), rel=1e-2)
-
-
-def test_the_gate_is_the_squared_slope_of_the_loss_in_the_visual_values_of_a_head(vlm, processor):
-    """Checked by central differences; the long text before the image and after it has values of the same head."""
+@pytest.mark.parametrize("criterion", ["rank1", "gate", "exact"])
+def test_a_score_follows_from_the_gradients_of_the_visual_values(vlm, processor, criterion):
+    """Neither text before the image nor text after it counts, though it has values of the same heads."""
     question = "Read all of this <image> and then say where the ring is, in as few words as you can, please."
-    batch = processor([Example([picture(30, 30)], question, "[1, 2, 3, 4]")])
-    scores, K = head_scores(vlm, [batch], "gate"), vlm.config.head_size
-    for layer, head in ((0, 0), (0, 1), (1, 1), (2, 0)):
-        losses, factor = [], torch.ones(batch.input_ids.numel(), 2 * K)
-        for change in (0.05, -0.05):
-            factor[batch.visual_index, head * K : (head + 1) * K] = 1 + change
-            site = vlm.model.layers[layer].self_attn.adapters["v"]
-            site.append(lambda v, x, visual_index, factor=factor: v * factor.view_as(v))
-            losses.append(vlm.loss(batch).item())
-            site.pop()
-        assert ((losses[0] - losses[1]) / 0.1) ** 2 == pytest.approx(scores[layer, head].item(), rel=0.02, abs=1e-7)
+    batch, kept = processor([Example([picture(60, 90)], question, "[1, 2, 3, 4]")]), []
+
+    def keep(v_proj, inputs, V):
+        kept.append((inputs[0], V.requires_grad_()))
+
+    hooks = [layer.self_attn.v_proj.register_forward_hook(keep) for layer in vlm.model.layers]
+    gradients = torch.autograd.grad(vlm.loss(batch), [V for _, V in kept])
+    for hook in hooks:
+        hook.remove()
+    torch.manual_seed(3)
+    scores = CRITERIA[criterion](vlm, [batch])
+    torch.manual_seed(3)
+    drawn = [layer.A for layer in ImageLoRA(vlm.config, dict.fromkeys(range(3), (0, 1)), rank=1).layers.values()]
+    for of_layer, (X, V), dV, A in zip(scores, kept, gradients, drawn):
+        X, V, dV = X[batch.visual_mask], V[batch.visual_mask], dV[batch.visual_mask]
+        by_head = {"rank1": A.T @ X.T @ dV, "exact": X.T @ dV, "gate": V * dV}[criterion].unflatten(1, (2, -1))  # [..., G, K]
+        if criterion == "gate":  # one factor on all values of a head
+            expected = by_head.sum(dim=(0, 2)).square()
+        else:  # s^2 = 1 / n: both heads of the layer are adapted
+            expected = by_head.square().sum(dim=(0, 2)) / 2
+        torch.testing.assert_close(of_layer, expected, rtol=1e-4, atol=1e-9)
 
 
 def test_the_probe_leaves_the_model_and_its_adapter_as_they_were_and_is_a_function_of_its_seed(vlm, batches):
@@ -77,13 +74,13 @@ def count(heads):
     return sum(len(hs) for hs in heads.values())
 
 
-@pytest.mark.parametrize("tau", [0, 0.3, 0.5, 1, 2, 5])
-def test_the_budget_is_met_exactly_for_every_budget_and_tau(tau):
-    for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        L, G = (36, 2) if seed < 2 else (7, 4)
-        scores = torch.rand(L, G, generator=generator) ** 8 * 10.0 ** torch.randint(-9, 4, (L, 1), generator=generator)
-        scores[torch.rand(L, generator=generator) < 0.3] = 0
+@pytest.mark.parametrize("tau", [0, 0.3, 0.5, 1, 5])
+@pytest.mark.parametrize("L, G", [(36, 2), (7, 4)])
+def test_the_budget_is_met_exactly_for_every_budget_and_tau(tau, L, G):
+    torch.manual_seed(L)
+    for _ in range(3):
+        scores = torch.rand(L, G) ** 8 * 10.0 ** torch.randint(-9, 4, (L, 1))
+        scores[torch.rand(L) < 0.3] = 0
         for budget in range(1, L * G + 1):
             heads = select_heads(scores, budget, tau)
             assert count(heads) == budget == count(select_heads(0 * scores, budget, tau))
@@ -98,10 +95,10 @@ def test_tau_moves_the_budget_from_uniform_to_proportional_and_within_a_layer_th
         assert [len(heads.get(layer, [])) for layer in range(4)] == shares
 
 
-def test_scores_that_mean_nothing_are_errors():
-    for bad in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(ValueError, match="finite"):
-            select_heads(torch.tensor([[1.0, bad]]), 1)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_scores_that_mean_nothing_are_errors(bad):
+    with pytest.raises(ValueError, match="finite"):
+        select_heads(torch.tensor([[1.0, bad]]), 1)
 
 
 def test_random_heads_meet_the_budget_are_seeded_and_reach_every_head(vlm):
@@ -116,7 +113,7 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
     scores, heads = torch.rand(3, 2), {0: [0, 1], 2: [1]}
     probe.save_selection(tmp_path / "heads.json", heads, scores.tolist())
     assert probe.load_selection(tmp_path / "heads.json", vlm.config) == (heads, scores.tolist())
-    for wrong in ({"heads": {"9": [0]}, "scores": None}, {"heads": {}, "scores": None}, {"heads": {"a": [0]}}, []):
-        (tmp_path / "heads.json").write_text(json.dumps(wrong))
+    for wrong in ('{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"):
+        (tmp_path / "heads.json").write_text(wrong)
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             probe.load_selection(tmp_path / "heads.json", vlm.config)

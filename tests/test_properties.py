@@ -6,6 +6,7 @@ and nothing half-written is left. The inputs are a function of the test, so ever
 
 import io
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -40,6 +41,17 @@ def used_or_one_line(name, attempt, *arguments):
     except InputError as error:
         assert str(name) in str(error) and len(str(error)) < 2000, error  # harness/ending.py makes one line of it
         return None
+
+
+@contextmanager
+def damaged(path, content):
+    """A file with other content for a while."""
+    before = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 # -- what may be in a file
@@ -138,24 +150,16 @@ DATA = [
 @given(data=st.data())
 def test_a_damaged_file_of_a_data_set_is_used_or_named(folders, name, file, split, data):
     path = folders / name / file
-    content = path.read_bytes()
-    try:
-        path.write_bytes(data.draw(broken(content)))
+    with damaged(path, data.draw(broken(path.read_bytes()))):
         used_or_one_line(folders / name, load, name, folders / name, split)
-    finally:
-        path.write_bytes(content)
 
 
 @FEW
 @given(data=st.data())
 def test_a_damaged_pickle_is_used_or_named(folders, data):
     (path,) = (folders / "refer").rglob("refs(*.p")
-    content = path.read_bytes()
-    try:
-        path.write_bytes(data.draw(broken(content)))
+    with damaged(path, data.draw(broken(path.read_bytes()))):
         used_or_one_line(path.name, load, "refcoco", folders / "refer", "train")
-    finally:
-        path.write_bytes(content)
 
 
 # -- images
@@ -194,37 +198,25 @@ def copied(checkpoint, tmp_path_factory):
 @given(data=st.data())
 def test_a_changed_configuration_is_used_or_named(copied, data):
     for name, read in (("config.json", VLM.from_pretrained), ("preprocessor_config.json", Processor.from_pretrained)):
-        content = (copied / name).read_bytes()
-        try:
-            (copied / name).write_bytes(in_json(data.draw(changed(json.loads(content)))))
+        with damaged(copied / name, in_json(data.draw(changed(json.loads((copied / name).read_bytes()))))):
             used_or_one_line(copied, read, copied)
-        finally:
-            (copied / name).write_bytes(content)
 
 
 @FEW
 @given(data=st.data())
 def test_a_damaged_checkpoint_file_is_used_or_named(copied, data):
-    name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]))
-    content = (copied / name).read_bytes()
-    try:
-        (copied / name).write_bytes(data.draw(broken(content)))
+    path = copied / data.draw(st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]))
+    with damaged(path, data.draw(broken(path.read_bytes()))):
         used_or_one_line(copied, VLM.from_pretrained, copied)
         used_or_one_line(copied, Processor.from_pretrained, copied)
-    finally:
-        (copied / name).write_bytes(content)
 
 
 @MANY
 @given(data=st.data())
 def test_a_damaged_adapter_is_used_or_named_and_leaves_the_model_as_it_was(copied, data):
     file, vlm = copied / "adapter.safetensors", VLM.from_pretrained(copied)
-    content = file.read_bytes()
-    try:
-        file.write_bytes(data.draw(broken(content)))
+    with damaged(file, data.draw(broken(file.read_bytes()))):
         adapter = used_or_one_line(file, load_adapter, file, vlm)
-    finally:
-        file.write_bytes(content)
     if adapter is None:
         assert not any(site for layer in vlm.model.layers for site in layer.self_attn.adapters.values())
 
@@ -259,31 +251,23 @@ def test_flags_without_sense_are_one_line_and_leave_nothing(tmp_path_factory, ca
 @FEW
 @given(data=st.data())
 def test_a_damaged_state_is_continued_or_named(state_of_a_run, capsys, data):
-    folder, name = state_of_a_run, data.draw(st.sampled_from(["state.pt", "arguments.json"]))
-    content = {file: file.read_bytes() for file in folder.iterdir()}
+    folder, state = state_of_a_run
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "state.pt").write_bytes(data.draw(broken(state)))
+    capsys.readouterr()
     try:
-        (folder / name).write_bytes(data.draw(broken(content[folder / name])))
-        capsys.readouterr()
-        try:
-            train.main(["--resume", str(folder)])
-        except SystemExit as end:
-            line = capsys.readouterr().err.strip().splitlines()[-1]
-            assert end.code == 2 and line.startswith("error: ") and str(folder) in line, line
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        for file, bytes_before in content.items():
-            file.write_bytes(bytes_before)
+        train.main(["--resume", str(folder)])
+    except SystemExit as end:
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert end.code == 2 and line.startswith("error: ") and str(folder) in line, line
 
 
 @pytest.fixture(scope="module")
 def state_of_a_run(checkpoint, tmp_path_factory):
-    """The folder of a short run of which everything but the evaluation at the end is done."""
+    """(folder, content of state.pt) of a short run of which everything but the evaluation at the end is done."""
     out = tmp_path_factory.mktemp("runs") / "run"
     flags = ["--data=scenes-day", "--eval=sums", "--limit=4", "--eval-limit=1", "--steps=1", "--batch=1", "--no-base"]
     flags += ["--probe-samples=1", "--max-new-tokens=1", "--heads=2"]
     train.main(["--model", str(checkpoint), *flags, "--out", str(out)])
-    for file in out.iterdir():
-        if file.name not in ("state.pt", "arguments.json"):
-            file.unlink()
-    return out
+    return out, (out / "state.pt").read_bytes()

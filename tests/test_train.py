@@ -1,17 +1,18 @@
 """Lecture 5: a step, the loop, what is drawn from the seed, and complete runs with their reports."""
 
+import json
 from itertools import islice
 
 import pytest
 import torch
 from conftest import picture, randomised
 from PIL import Image
-from short_run import adapter_of, equal, lines_of, run
+from short_run import adapter_of, equal, lines_of, run, stopped
 
 import train
 from data import Example
 from harness import state
-from harness.encodings import StepBatches, row_order, rows_of_steps
+from harness.encodings import row_order, rows_of_steps, step_batches
 from imagelora import ImageLoRA, LoRA
 from model import VLM
 
@@ -109,9 +110,8 @@ def test_every_epoch_has_every_row_once_and_rows_about_one_image_stay_together()
 def test_a_the_order_and_the_probe_are_draws_from_the_seed_of_training_rows_alone(checkpoint, tmp_path, monkeypatch):
     seen = {}
 
-    def steps(processor, examples, size):
-        seen["examples"] = examples
-        return StepBatches(processor, examples, size)
+    def step_loader(processor, examples, numbers, *how):
+        seen.update(examples=examples, numbers=list(numbers))
 
     def loop(vlm, parameters, loader, rates, dtype, record, measure):
         seen["A"] = [p.detach().clone() for p in parameters if p.dim() == 2]
@@ -121,9 +121,8 @@ def test_a_the_order_and_the_probe_are_draws_from_the_seed_of_training_rows_alon
         return torch.ones(3, 2)
 
     monkeypatch.setattr(train, "probe_scores", probe_scores)
-    monkeypatch.setattr(train, "StepBatches", steps)
     monkeypatch.setattr(train, "train", loop)
-    monkeypatch.setattr(train, "step_loader", lambda steps, numbers, *more: seen.update(numbers=list(numbers)))
+    monkeypatch.setattr(train, "step_loader", step_loader)
     report = run(checkpoint, tmp_path, "--seed", "5", "--selection", "gate", "--no-base")
     assert seen["probe"] == (seen["examples"], "gate", 3, 5) and len(seen["examples"]) == 12
     assert all(example.name.startswith("scenes-day train ") for example in seen["examples"])
@@ -225,6 +224,16 @@ def test_the_curve_has_the_accuracy_of_the_same_few_rows_at_every_point(checkpoi
     assert equal(adapter_of(tmp_path), adapter_of(tmp_path / "without"))
 
 
+def test_a_bad_row_ends_the_run_before_the_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(train, "load_model")
+    picture(60, 60).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "sent": "a", "bbox": [0, 0, 9, 9]}, {"image": "a.png", "sent": "b", "bbox": [0, 0, 99, 9]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ("--data", f"jsonl={tmp_path / 'rows.jsonl'}")
+    code, line = stopped(capsys, run, checkpoint, tmp_path / "run", *data)
+    assert code == 2 and "rows.jsonl:2" in line and not (tmp_path / "run").exists()
+
+
 def test_every_saved_state_can_be_kept(checkpoint, tmp_path):
     run(checkpoint, tmp_path, "--keep-states", "--save-every", "2")
     states = [torch.load(tmp_path / f"state-{n}.pt", weights_only=True) for n in (2, 4)]
@@ -234,7 +243,7 @@ def test_every_saved_state_can_be_kept(checkpoint, tmp_path):
 
 def test_rows_of_like_length_share_a_batch_which_saves_padding_and_keeps_the_loss(vlm, processor):
     examples = [Example([], "word " * n, "yes") for n in (2, 60, 3, 55, 4, 58, 1, 62)] + questions("a ring")
-    together = StepBatches(processor, examples, size=2)[list(range(9))]
+    together = step_batches(processor, examples, size=2)
     in_order = [processor(examples[i : i + 2]) for i in range(0, 9, 2)]
 
     def of(batches, value):

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import picture, randomised
+from conftest import randomised
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from data import Example
 from harness.ablations import Ablation, parse_ablations
 from imagelora import ImageLoRA, load_adapter
 from parts.files import InputError
@@ -64,13 +63,12 @@ def test_every_ablation_is_its_formula_costs_its_flops_leaves_step_0_and_loads_a
     assert torch.equal(vlm(mixed), tuned) and len(list(again.parameters())) == len(list(adapter.parameters()))
 
 
-def test_an_ablation_that_has_the_papers_A_starts_from_the_same_one(vlm):
-    def drawn(kind, **switch):
-        torch.manual_seed(5)
-        return [update.A for update in kind(vlm.config, HEADS, **switch).layers.values()]
-
-    for switch in ({"norm": False}, {"path": "k"}, {"tokens": "all"}, {"gamma": None}):
-        assert all(map(torch.equal, drawn(Ablation, **switch), drawn(ImageLoRA)))
+@pytest.mark.parametrize("switch", [{"norm": False}, {"path": "k"}, {"tokens": "all"}, {"gamma": None}], ids=str)
+def test_an_ablation_that_has_the_papers_A_starts_from_the_same_one(vlm, switch):
+    torch.manual_seed(5)
+    ours = ImageLoRA(vlm.config, HEADS).layers["2"].A
+    torch.manual_seed(5)
+    assert torch.equal(Ablation(vlm.config, HEADS, **switch).layers["2"].A, ours)
 
 
 def test_an_outer_product_learns_from_the_first_step_and_an_A_of_the_whole_model_is_one_matrix(vlm, mixed):
@@ -91,29 +89,6 @@ def test_the_command_line_names_what_differs_from_the_paper_and_makes_the_method
 def test_what_is_no_switch_or_excludes_another_one_is_refused(words):
     with pytest.raises(InputError, match=f"--ablate {words.split()[0]}"):
         parse_ablations(words.split())
-
-
-def test_the_exact_score_is_the_squared_norm_of_inputs_times_gradients_of_the_values(vlm, processor):
-    """|| X_v^T dLoss/dV^(h) ||_F^2, by a zero added to the values, whose gradient is that of the values."""
-    examples = [Example([picture(60, 90, i)], "Where is it?", f"[{i}, 2, 3, 4]") for i in range(3)]
-    batches = [processor([e]) for e in examples]
-    kept, scores, G = [], torch.zeros(3, 2), vlm.config.value_heads
-
-    def add_zero(v, x, visual_index):
-        kept.append((x, zero := torch.zeros_like(v, requires_grad=True)))
-        return v + zero
-
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters["v"].append(add_zero)
-    for batch in batches:
-        kept.clear()
-        gradients = torch.autograd.grad(vlm.loss(batch), [zero for _, zero in kept])
-        for layer, ((x, _), g) in enumerate(zip(kept, gradients)):
-            M = x[batch.visual_mask].T @ g[batch.visual_mask]  # X_v^T dLoss/dV: [D, G K]
-            scores[layer] += M.detach().square().sum(0).view(G, -1).sum(1) / G  # s^2 = 1 / n: all heads are adapted
-    for layer in vlm.model.layers:
-        layer.self_attn.adapters["v"].clear()
-    torch.testing.assert_close(head_scores(vlm, batches, "exact", seed=7), scores, rtol=1e-4, atol=0)
 
 
 def test_weight_norms_look_at_no_batch(vlm):

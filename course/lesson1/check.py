@@ -49,17 +49,17 @@ def check_the_labels(student):
     ids, right, (start, length) = mixed().input_ids, mixed().labels, spans(mixed())
     T = torch.arange(ids.shape[1])
     answer, real, last = T >= start[:, None], T < length[:, None], T == length[:, None] - 1
-    yours, after = call(student.make_labels, ids, start, length), right.roll(-1, 1)
-    ends = yours if getattr(yours, "shape", None) == ids.shape else after  # whatever is at the ends of the answers
-    moved = torch.where((right != IGNORED) & (after != IGNORED), after, ends)
+    next_ids = torch.where(answer & real, ids.roll(-1, 1), IGNORED)
     mistakes = {
         "the prompt is supervised, too -> the model would learn to write questions": torch.where(real, ids, IGNORED),
         "padding is supervised -> the model would learn to write padding; use length": torch.where(answer, ids, IGNORED),
+        "the first token of the answer is left out -> it is at answer_start": torch.where(answer.roll(1, 1), right, IGNORED),
         "the end token is left out -> it is the last of length": torch.where(last, IGNORED, right),
         "what is not supervised has the label 0 -> -100 is what the loss ignores": torch.where(answer & real, ids, 0),
-        "the labels are shifted by one -> a label stands at its own token; the loss does the shift": moved,
+        "the labels are shifted by one -> a label stands at its own token; the loss does the shift": right.roll(-1, 1),
+        "the labels are shifted by one, to the next token's id -> it is the token's own; the loss does the shift": next_ids,
     }
-    compare("make_labels", yours, right, mistakes)
+    compare("make_labels", call(student.make_labels, ids, start, length), right, mistakes)
 
 
 def check_the_loss(student):

@@ -7,20 +7,18 @@ import torch
 from course.checks import require, same, train
 from course.lesson9.check import reports
 from course.mine import RULES, Mine
-from course.real import logits, mixed, scenes, tiny, with_updates
+from course.real import attached, logits, mixed, probe_scores, tiny
 from course.teacher import BOXES
-from probe import head_scores
 
 NUMBERS, BAR = 5000, 0.820
 
 
 def adapter_of(student):
     """The student's adapter, in the heads that they choose by the project's own scores."""
-    vlm, processor = tiny()
-    heads = student.my_heads(head_scores(vlm, [processor([e]) for e in scenes(4)]))
+    heads = student.my_heads(probe_scores())
     require(isinstance(heads, dict), "my_heads: this is no dict -> return {layer: [heads]}")
     Mine.student = student
-    return Mine(vlm.config, heads)
+    return Mine(tiny()[0].config, heads)
 
 
 def check_it_is_small(student):
@@ -38,7 +36,8 @@ def check_it_begins_at_the_frozen_model_and_learns(student):
     require(at_start, "step 0 is not the frozen model -> one factor of each product is zero")
     parameters = list(adapter.parameters())
     before = [p.detach().clone() for p in parameters]
-    train(lambda: with_updates(adapter.updates, lambda: vlm.loss(mixed())), parameters, steps=2)
+    with attached(adapter.updates):
+        train(lambda: vlm.loss(mixed()), parameters, steps=2)
     moved = [not same(p, first) for p, first in zip(parameters, before)]
     require(all(moved), f"{moved.count(False)} of {len(moved)} tensors never move -> are all factors of a product zero?")
 

@@ -8,35 +8,34 @@ from model import attend
 from parts.backbones.layers import weights_kept
 
 
-def by_hand(q, k, scale=0.5, mask=None, hidden=float("-inf"), dim=-1):
-    """The weights of attention for heads of size 4, with one thing changed."""
-    k = k if len(k[0]) == len(q[0]) else k.repeat_interleave(len(q[0]) // len(k[0]), dim=1)
-    causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if mask is None else mask
-    return (scale * q @ k.mT).masked_fill(~causal, hidden).softmax(dim)
-
-
 def check_the_formula(student):
     """attend is softmax(q k^T / sqrt(K)) v, causal, with grouped heads."""
     q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 2, 5, 4)
-    triangle, everyone = torch.ones(5, 5, dtype=torch.bool).tril(), torch.ones(5, 5, dtype=torch.bool)
+    causal, everyone = torch.ones(5, 5, dtype=torch.bool).tril(), torch.ones(5, 5, dtype=torch.bool)
+    right_out, right = attend(q, k, v, causal)
+
+    def weights_by(mask=causal, scale=1.0, k=k):
+        return attend(scale * q, k, k, mask)[1]
+
+    scores = (q @ k.repeat_interleave(3, dim=1).mT / 2).masked_fill(~causal, float("-inf"))  # K = 4
     mistakes = {
-        "the weights are too sharp -> the factor 1/sqrt(K) is missing": by_hand(q, k, scale=1),
-        "the weights are too even -> the scores are divided by K; divide by sqrt(K)": by_hand(q, k, scale=1 / 4),
-        "tokens look into the future -> a causal mask is missing": by_hand(q, k, mask=everyone),
-        "tokens look at later ones only -> the mask is upside down": by_hand(q, k, mask=triangle.T),
-        "row 0 is NaN -> a token must look at itself, too": by_hand(q, k, mask=triangle.tril(-1)),
-        "a hidden token has a weight -> a score of 0 is not nothing, e^0 = 1; use -inf": by_hand(q, k, hidden=0),
-        "the weights do not add up to 1 -> the mask comes before the softmax": by_hand(q, k, mask=everyone) * triangle,
-        "the columns add up to 1, not the rows -> the softmax is over the last dimension": by_hand(q, k, dim=-2),
-        "heads read the wrong keys -> use repeat_interleave, not repeat": by_hand(q, k.repeat(1, 3, 1, 1)),
+        "the weights are too sharp -> the factor 1/sqrt(K) is missing": weights_by(scale=2),
+        "the weights are too even -> the scores are divided by K; divide by sqrt(K)": weights_by(scale=1 / 2),
+        "tokens look into the future -> a causal mask is missing": weights_by(everyone),
+        "tokens look at later ones only -> the mask is upside down": weights_by(causal.T),
+        "row 0 is NaN -> a token must look at itself, too": weights_by(causal.tril(-1)),
+        "a hidden token has a weight -> a score of 0 is not nothing, e^0 = 1; use -inf": scores.nan_to_num(neginf=0.0).softmax(dim=-1),
+        "the weights do not add up to 1 -> the mask comes before the softmax": weights_by(everyone) * causal,
+        "the columns add up to 1, not the rows -> the softmax is over the last dimension": scores.softmax(dim=-2),
+        "heads read the wrong keys -> use repeat_interleave, not repeat": weights_by(k=k.repeat(1, 3, 1, 1)),
     }
     try:
         out, weights = pair("attend", student.attend(q, k, v))
     except RuntimeError as error:
         raise Wrong("q has 6 heads, k and v have 2 -> repeat_interleave both") if "(6) must match" in str(error) else error
-    compare("the weights of attend", weights, by_hand(q, k), mistakes)
+    compare("the weights of attend", weights, right, mistakes)
     mistakes = {"heads read the wrong values -> use repeat_interleave for them, too": weights @ v.repeat(1, 3, 1, 1)}
-    compare("the output of attend", out, weights @ v.repeat_interleave(3, dim=1), mistakes)
+    compare("the output of attend", out, right_out, mistakes)
 
 
 def check_in_the_real_model(student):
@@ -49,7 +48,8 @@ def check_in_the_real_model(student):
 
 def check_what_is_taken(student):
     """taken_from_image is the part of the sum that comes from visual keys."""
-    weights, v = by_hand(torch.randn(2, 6, 5, 4), torch.randn(2, 2, 5, 4)), torch.randn(2, 2, 5, 4)
+    v = torch.randn(2, 2, 5, 4)
+    weights = attend(torch.randn(2, 6, 5, 4), torch.randn(2, 2, 5, 4), v, None)[1]
     visual_mask = torch.tensor([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]).bool()
     values, keys = v.repeat_interleave(3, dim=1), visual_mask[:, None, None, :]
     shares = (weights * keys).sum(-1, keepdim=True).clamp(min=1e-9)

@@ -3,7 +3,7 @@
 import torch
 
 from course.checks import call, compare, flops, pair, require, same, tensor, train
-from course.real import change, logits, mixed, tiny, with_updates
+from course.real import attached, change, logits, mixed, tiny
 from imagelora import LoRA
 
 
@@ -47,7 +47,8 @@ def check_in_the_real_model(student):
         updates[site] = lambda y, x, visual_index, A=A, B=B: student.lora(y, x, A, B, 8)
         parameters += [A, B]
     require(same(before, logits(batch, updates)), "the logits at step 0 are not the frozen ones")
-    losses = train(lambda: with_updates(updates, lambda: vlm.loss(batch)), parameters, steps=5)
+    with attached(updates):
+        losses = train(lambda: vlm.loss(batch), parameters, steps=5)
     by = change(before, logits(batch, updates), 1)
     require(losses[-1] < losses[0], f"five steps did not lower the loss ({losses[0]:.3f}, {losses[-1]:.3f})")
     return f"five steps: loss {losses[0]:.1f} to {losses[-1]:.1f}; a row without an image changes its logits by up to {by:.1f}"

@@ -3,7 +3,7 @@
 import torch
 
 from course.checks import call, compare, require
-from course.real import logits, mixed, scenes, tiny, with_updates
+from course.real import attached, logits, mixed, scenes, tiny
 from imagelora import LoRA
 
 
@@ -13,6 +13,7 @@ def check_the_bytes(student):
         weights = 2 * f + 4 * t
         mistakes = {
             "frozen numbers have gradients -> only what is trained has them": (weights, 4 * (f + t), 8 * (f + t)),
+            "frozen numbers have moments -> only what is trained has them": (weights, 4 * t, 8 * (f + t)),
             "the adapter's own weights are missing -> they are kept, too": (2 * f, 4 * t, 8 * t),
             "there is one moment for each number -> AdamW keeps two": (weights, 4 * t, 4 * t),
             "all weights are float32 -> the frozen ones are bfloat16, 2 bytes": (4 * (f + t), 4 * t, 8 * t),
@@ -65,8 +66,9 @@ def trained(training_step, lr=3e-3, **options):
     torch.manual_seed(4)
     adapter = LoRA(tiny()[0].config, targets=("v",), rank=2, alpha=64)  # large, so that gradients are clipped
     parameters = list(adapter.parameters())
-    four = (tiny()[0], mixed(), parameters, torch.optim.AdamW(parameters, lr=lr))
-    losses = with_updates(adapter.updates, lambda: [training_step(*four, **options) for _ in range(4)])
+    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    with attached(adapter.updates):
+        losses = [training_step(tiny()[0], mixed(), parameters, optimizer, **options) for _ in range(4)]
     left = any(p.grad is not None and p.grad.any() for p in parameters)
     return losses, torch.cat([p.detach().flatten() for p in parameters]), left
 

@@ -40,6 +40,7 @@ def check_the_fast_path(student):
     index, M, update = visual_mask.flatten().nonzero()[:, 0], visual_mask[..., None].float(), s * x @ A @ B
     mistakes = {
         "every token is changed -> take the rows visual_index of x, its first two dimensions flat": v + update,
+        "the update is too large -> the factor s is missing": v + M * update / s,
         "text tokens lost their values -> add into a copy of v, not into zeros": M * (v + update),
         "the frozen values are missing -> this is the update alone, add it to a copy of v": M * update,
         "the update replaces the frozen values -> add it to them": (1 - M) * v + M * update,

@@ -38,9 +38,11 @@ def check_the_formula(student):
     mistakes = {
         "the update grows with the number of heads -> the factor 1/sqrt(n) is missing": formula(scale * gamma),
         "the update shrinks with the number of heads -> divide by sqrt(n), not by n": formula(scale * gamma / n),
+        "n is the number of all heads -> it is that of the selected ones": formula(scale * gamma / G**0.5),
         "the size of the update is wrong -> the factor gamma is missing": formula(scale / n**0.5),
         "the update is R times too large -> alpha is divided by the rank R": formula(alpha * gamma / n**0.5),
         "every token is changed -> the mask is not used": formula(M=1.0),
+        "text is changed, the image is not -> the mask is the wrong way round": formula(M=1 - M),
         "the updates go into heads 0, 1, ... in turn -> B[i] belongs to head heads[i]": formula(slots=range(n)),
         "all heads get the same update -> B[i] is that of the i-th selected head": formula(B=B[:1].expand(n, R, K)),
         "the frozen values v are missing -> this is the update alone": formula() - v,

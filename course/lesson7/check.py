@@ -5,9 +5,9 @@ from statistics import fmean
 import torch
 
 from course.checks import compare, require
-from course.real import scenes, tiny, with_updates
+from course.real import attached, scenes, tiny
 from imagelora import ImageLoRA
-from probe import random_heads, select_heads
+from probe import gradients, random_heads, select_heads
 
 
 def check_the_chain_rule(student):
@@ -19,6 +19,7 @@ def check_the_chain_rule(student):
     visual = each[visual_mask]  # [N, G, K]
     mistakes = {
         "all tokens are summed -> the update acts on visual tokens only, use the mask": each.sum(dim=(0, 1)),
+        "the text is summed -> the mask is the wrong way round": each[~visual_mask].sum(dim=0),
         "this is the mean over the visual tokens -> the chain rule gives the sum": visual.mean(dim=0),
         "A is missing -> V~ depends on B through x A": dV[visual_mask].sum(dim=0),
         "squared too early -> first the complete gradient, then its square": visual.square().sum(dim=0),
@@ -33,6 +34,7 @@ def check_the_score(student):
     squares = g.square().sum(dim=-1)
     mistakes = {
         "summed before squaring -> opposite gradients cancel; square each example's first": g.sum(0).square().sum(-1),
+        "this sums absolute values -> a squared norm sums squares": g.abs().sum(dim=-1).sum(dim=0),
         "this sums norms -> the score sums squared norms": g.norm(dim=-1).sum(dim=0),
         "the norm is K times too small -> it sums the squares, here their mean is taken": g.square().mean(3).sum(0),
         "this is the mean over the examples -> the score is their sum": squares.mean(dim=0),
@@ -40,59 +42,62 @@ def check_the_score(student):
     compare("head_scores", student.head_scores(g), squares.sum(dim=0), mistakes)
 
 
+def draw_A(seed):
+    """The A of each layer, [D, 1], as the probe draws them from this seed."""
+    torch.manual_seed(seed)
+    config = tiny()[0].config
+    return [torch.randn(config.hidden, 1) for _ in range(config.layers)]
+
+
 def by_chain_rule(student, batch, A):
     """dLoss/dB of every layer of the real model by the student's chain rule, [L, G, K]. A: that of each layer."""
-    vlm, kept = tiny()[0], []
+    (vlm, _), kept, each = tiny(), [], []
 
     def watch(v, x, visual_index):
-        v = v if v.requires_grad else v.detach().requires_grad_()
-        kept.append((v, x.detach()))
+        kept.append((v.requires_grad_(), x.detach()))
         return v
 
-    loss = with_updates({(layer, "v"): watch for layer in range(vlm.config.layers)}, lambda: vlm.loss(batch))
-    each = []
-    for (_, x), dv, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
-        dV = dv.unflatten(-1, (-1, vlm.config.head_size))
+    with attached({(layer, "v"): watch for layer in range(vlm.config.layers)}):
+        loss = vlm.loss(batch)
+    for (_, x), dV, a in zip(kept, torch.autograd.grad(loss, [v for v, _ in kept]), A):
+        dV = dV.unflatten(-1, (-1, vlm.config.head_size))  # [B, T, G, K]
         each.append(student.gradient_of_B(dV, x, batch.visual_mask, a.detach()))
     return torch.stack(each)
 
 
-def rank1():
-    """A rank-1 Image-LoRA on every head, and its A and B, one of each for a layer."""
-    probe = ImageLoRA(tiny()[0].config, dict.fromkeys(range(6), range(4)), rank=1, alpha=1, gamma=1.0)
-    return probe, [layer.A for layer in probe.layers.values()], [layer.B for layer in probe.layers.values()]
-
-
 def check_in_the_real_model(student):
     """In the real model your chain rule gives the gradient that autograd gives for a rank-1 Image-LoRA on every head."""
-    (vlm, processor), (probe, A, B) = tiny(), rank1()
+    vlm, processor = tiny()
+    every_head = dict.fromkeys(range(vlm.config.layers), range(vlm.config.value_heads))
+    layers = list(ImageLoRA(vlm.config, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
     batch = processor(scenes(2))
-    ours = with_updates(probe.updates, lambda: torch.autograd.grad(vlm.loss(batch), B))
-    right = torch.stack([g[:, 0] for g in ours]) * vlm.config.value_heads**0.5  # without the probe's 1/sqrt(n)
-    compare("gradient_of_B", by_chain_rule(student, batch, A), right)
+    (ours,) = gradients(vlm, [batch], layers, [layer.B for layer in layers])
+    right = ours / layers[0].norm  # our s is 1/sqrt(4), not 1
+    compare("gradient_of_B", by_chain_rule(student, batch, [layer.A for layer in layers]), right)
 
 
 def a_draw_of_A(student, seed):
     """By how much a step on eight questions lowers the loss of sixteen others: in heads by the student's scores, and
     in random ones (the mean of four selections)."""
-    torch.manual_seed(seed)
-    (vlm, processor), (probe, A, B), examples = tiny(), rank1(), scenes(32)
-    scores = student.head_scores(torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]]))
-    random = [random_heads(vlm.config, 6, 4 * seed + i) for i in range(4)]
+    (vlm, processor), examples, A = tiny(), scenes(32), draw_A(seed)
+    dB = torch.stack([by_chain_rule(student, processor([e]), A) for e in examples[:8]])  # [S, L, G, K]
     others = processor(examples[16:])
+    before = vlm.loss(others).item()
 
-    def losses():
-        steps = torch.autograd.grad(vlm.loss(processor(examples[:8])), B)
-        for heads in [{}, select_heads(scores, 6), *random]:
-            for layer, (b, step) in enumerate(zip(B, steps)):
-                selected = heads.get(layer, [])
-                b.data.zero_()
-                b.data[selected] -= 0.2 * step[selected]
-            with torch.no_grad():
-                yield vlm.loss(others).item()
+    @torch.no_grad()
+    def lower_by(heads):
+        """By how much a step from B = 0 along the mean gradient, in these heads alone, lowers the loss of the others."""
+        updates = {}
+        for layer, selected in heads.items():
+            B = torch.zeros(dB.shape[2:])  # [G, K]
+            B[selected] = -0.05 * dB.mean(dim=0)[layer, selected]
+            AB = A[layer] @ B.view(1, -1)  # [D, G*K]
+            updates[layer, "v"] = lambda v, x, visual_index, AB=AB: v + others.visual_mask[..., None] * (x @ AB)
+        with attached(updates):
+            return before - vlm.loss(others).item()
 
-    before, yours, *rest = with_updates(probe.updates, lambda: list(losses()))
-    return before - yours, before - fmean(rest)
+    random = [lower_by(random_heads(vlm.config, 6, 4 * seed + i)) for i in range(4)]
+    return lower_by(select_heads(student.head_scores(dB), 6)), fmean(random)
 
 
 def check_probed_against_random(student):

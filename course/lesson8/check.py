@@ -1,10 +1,12 @@
 """What lesson 8 checks."""
 
+import math
+
 import torch
 
 from course.checks import call, compare, require
-from course.real import scenes, tiny
-from probe import head_scores, select_heads
+from course.real import probe_scores
+from probe import select_heads
 
 
 def check_shares_follow_mass_and_tau(student):
@@ -59,6 +61,7 @@ def check_the_sum_is_exact(student):
         higher = [(r, -i) for i, r in enumerate(rest)]
         mistakes = {
             "heads are missing -> give them to the largest remainders, after rounding down": down,
+            "too many heads: each is rounded up -> round down first": [math.ceil(x) for x in values],
             "the sum is not the budget: each is rounded for itself -> use the largest remainders": rounded,
             "what is missing went to the first layers -> to the largest remainders": topped_up(down, missing, range(9)),
             "what is missing went to the largest shares -> to the largest remainders": topped_up(down, missing, [-x for x in values]),
@@ -80,8 +83,7 @@ def selected(student, scores, budget, tau):
 
 def check_in_the_real_model(student):
     """For the probe's scores of the real model the three together meet every budget, and select what the project selects."""
-    vlm, processor = tiny()
-    scores = head_scores(vlm, [processor([e]) for e in scenes(4)])
+    scores = probe_scores()
     for tau in (0, 0.5, 1, 3):
         for budget in range(1, 25):
             given = sum(map(len, selected(student, scores, budget, tau).values()))

@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -38,6 +37,8 @@ def check_the_interval(student):
         mistakes = {
             "this is the spread of single runs -> divide s by sqrt(n)": around(d, s, t),
             "the interval is too narrow -> divide s by sqrt(n), not by n": around(d, s / n, t),
+            "the interval is a little too wide -> the root is that of n, not n - 1": around(d, s / math.sqrt(n - 1), t),
+            "the mean is in the middle -> it comes first, then low and high": sorted(paired(a, b)),
             "s is a little too small -> n - 1 under its root, not n": around(d, s * math.sqrt(n - 1) / n, t),
             "1.96 is for hundreds of runs -> take t from the table": around(d, s / root, 1.96),
             "t is that of n degrees of freedom -> take n - 1": around(d, s / root, T[n]),
@@ -113,7 +114,11 @@ def check_the_result(student):
         values.append([of_run[e["measure"]] for of_run in measured])
     d, low, high = paired(*values)
     words = f"{e['a']} - {e['b']}: {100 * d:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    (first, last), near = e["interval"], partial(math.isclose, abs_tol=0.0015, rel_tol=0)
+    first, last = e["interval"]
+
+    def near(x, y):  # to a tenth of a point
+        return abs(x - y) < 0.0015
+
     require(not (near(first / 100, low) and near(last / 100, high)), f"interval: {POINTS}")
     require(not (near(first, -high) and near(last, -low)), "interval: the sign is wrong -> it is a - b")
     require(near(first, low) and near(last, high), f"interval: {e['interval']} is not that of the reports -> {words}")
