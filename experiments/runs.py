@@ -16,7 +16,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from experiments.suites import COMMON, SEARCHED
+from experiments.suites import COMMON, LIKE, SEARCHED
 from experiments.tables import RESULTS, accuracy, main_column
 from parts.files import InputError, read_json, reading
 from probe import save_selection
@@ -118,8 +118,9 @@ def of_seed(flags, seed, rates):
 
 
 def searched_by(flags):
-    """The longest entry of SEARCHED that the flags of a row contain."""
-    return max((searched for searched in SEARCHED if searched in flags), key=len)
+    """The entry of SEARCHED whose rate a row takes: the longest that its flags contain, or the one that LIKE names."""
+    longest = max((entry for entry in SEARCHED | LIKE if entry in flags), key=len)
+    return LIKE.get(longest, longest)
 
 
 def run_selections(selections, setup, flags=""):
