@@ -15,7 +15,6 @@ from data import Example, Processor, load
 from imagelora import ImageLoRA
 from model import VLM
 from parts.tasks.images import Visual
-from parts.tiny.build import PREPROCESSOR
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (tests/requirements.txt)")
 from reference import Reference
@@ -113,7 +112,7 @@ PROMPTS = ["Où est l'étoile? 星 🙂\n", "\n\n  two newlines", "x = {'a': [1,
 def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
     """Qwen's vocabulary and Jinja template on one side, ours rendered by hand on the other."""
     source, photo = shared / "qwen2.5-vl", Image.open(shared / "images/mobile_en_example.png")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    shutil.copy(ROOT / "parts/tiny/preprocessor_config.json", tmp_path)
     shutil.copyfile(source / "config_3b.json", tmp_path / "config.json")
     shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
     processor = Processor.from_pretrained(tmp_path)
