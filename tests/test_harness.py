@@ -161,7 +161,7 @@ def refused(capsys, *flags):
     ("row", "message"),
     [
         ({"image": "a.png", "sent": "cup", "bbox": [1, 2, 300, 4]}, "does not lie in its image"),
-        ({"image": "a.png", "prompt": "cup", "answer": ""}, "train.jsonl:1: the answer has no tokens"),
+        ({"image": "a.png", "prompt": "cup", "answer": ""}, "train.jsonl:1: needs a text \"answer\""),
         ({"prompt": "cup", "answer": "b"}, "no image in any row"),
         ({"image": "broken.png", "prompt": "cup", "answer": "b"}, "broken.png: not a complete image"),
     ],

@@ -16,7 +16,6 @@ from imagelora import ImageLoRA
 from model import VLM
 from parts.backbones import FAMILIES
 from parts.tasks.images import Visual
-from parts.tiny.build import PREPROCESSOR
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (tests/requirements.txt)")
 from reference import Reference
@@ -126,7 +125,7 @@ PROMPTS = ["Où est l'étoile? 星 🙂\n", "\n\n  two newlines", "x = {'a': [1,
 def test_the_real_tokenizer_and_chat_template_give_our_ids(shared, tmp_path):
     """Qwen's vocabulary and Jinja template on one side, ours rendered by hand on the other."""
     source, photo = shared / "qwen2.5-vl", Image.open(shared / "images/mobile_en_example.png")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    shutil.copy(ROOT / "parts/tiny/preprocessor_config.json", tmp_path)
     shutil.copyfile(source / "config_3b.json", tmp_path / "config.json")
     for name in ("tokenizer.json", "chat_template.json"):
         shutil.copyfile(source / name, tmp_path / name)
