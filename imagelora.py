@@ -1,6 +1,7 @@
 """Lecture 1. The method: Image-LoRA (arXiv 2512.19219), and the standard LoRA that it is compared with.
 
-You will see the paper's formula (`formula`), the same made fast (`forward`), and how an adapter is attached and saved.
+You will see the paper's formula as it is written (`formula`), and the same result at a cost proportional to the number
+of visual tokens (`forward`). After the layers: how an adapter is attached to a frozen model, saved and loaded.
 
 A frozen attention layer computes the values V^(h) = X W_V^(h) of its value heads h. Image-LoRA adds a low-rank update,
 at the positions of visual tokens only, in a few selected heads only:
@@ -19,6 +20,9 @@ at the positions of visual tokens only, in a few selected heads only:
 
 Letters: B batch, T sequence length, N visual tokens in the batch, D hidden size, G value heads, K head size, R rank,
 n selected heads of a layer. With grouped-query attention a value head is a KV head: several query heads read it.
+
+What follows from the mask: a row without an image gives the frozen model's logits bit for bit; generated tokens are
+text and need no adapter arithmetic. The price: an update that depends on the position cannot be merged into W_V.
 """
 
 import json
@@ -27,6 +31,9 @@ import torch
 from torch import nn
 
 from parts import files
+from parts.backbones import sites
+
+FORMAT = "2"  # of adapter files
 
 
 class ImageLoRALayer(nn.Module):
@@ -47,7 +54,8 @@ class ImageLoRALayer(nn.Module):
         return self.scale * self.gamma * self.norm
 
     def formula(self, v, x, visual_mask):
-        """The paper's: v = X W_V [B, T, G*K], x [B, T, D], visual_mask [B, T] bool -> V~. Tests hold `forward` to it."""
+        """The formula as the paper writes it: v [B, T, G*K], the frozen values X W_V, x [B, T, D], the layer's input,
+        visual_mask [B, T] bool -> V~. The model calls `forward`; the tests hold it equal to this."""
         K = self.B.shape[-1]
         M = visual_mask[..., None].to(x.dtype)  # [B, T, 1]: diag(1[i in I_v])
         V = v.unflatten(-1, (-1, K)).clone()  # [B, T, G, K]
@@ -83,55 +91,44 @@ class LoRALayer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """What all adapters share: updates {(i, projection): module} of Linear layers of the model, see `site`.
+    """What all adapters share: updates {(i, site): module}; site "v" is the value projection of layer i, see sites.py.
 
-    A module's forward(y, x, visual_index) takes the frozen output y and the input x, and returns y plus the update; it may
-    write into y. A subclass has its modules in self.layers too, where torch finds their parameters; a `name` for --method
-    and files; and `options`, its arguments after `config`. Their values, the settings, and `notes` are saved as text."""
+    A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update;
+    it may write into y. A subclass also stores the modules in self.layers, so that torch finds their parameters.
+    settings: the arguments of the constructor; they and `notes` are saved as text."""
+
+    name = None  # what --method and adapter files call it: every subclass has its own
+    options = ()  # names of the arguments after `config`; train.py fills them from its flags
+    heads = None  # {layer: [value heads]} where heads are selected
 
     def __init__(self, updates, settings):
         super().__init__()
-        self.updates, self.settings, self.notes, self.attached = updates, settings, {}, []
-        self.heads = settings.get("heads")  # {layer: [value heads]} where heads are selected
-        self.in_encoder = any(projection in ("encoder", "merger") for _, projection in updates)
+        self.updates, self.settings, self.notes = updates, settings, {}
+        self.attached = []  # while attached: the lists in the model that hold the updates
+        self.in_encoder = any(site in ("encoder", "merger") for _, site in updates)  # it changes embeddings of images
 
     def attach(self, vlm):
-        """Put the updates into the model. Raises ValueError if an adapter is attached already."""
-        sites = [site(vlm, *where) for where in self.updates]
-        if self.attached or any(sites):
+        """Put the updates into the model's layers. Raises ValueError if an adapter is attached already."""
+        lists = [sites.updates_of(vlm, site, i) for i, site in self.updates]
+        if self.attached or any(lists):
             raise ValueError("an adapter is attached already: detach it first")
         self.to(vlm.device)
-        for updates, update in zip(sites, self.updates.values()):
+        for updates, update in zip(lists, self.updates.values()):
             updates.append(update)
-        self.attached, self.base, self.source = sites, vlm.fingerprint(), vlm.source
+        self.attached, self.base, self.source = lists, vlm.fingerprint(), vlm.source  # the model, and where it is from
         return self
 
     def detach(self):
         """Take the updates out again: the frozen model, bit for bit."""
-        while self.attached:
-            self.attached.pop().clear()
+        for updates in self.attached:
+            updates.clear()
+        self.attached = []
 
     def save(self, path):
-        """Write one safetensors file, with the fingerprint of the model that the adapter was attached to."""
-        metadata = {"format_version": "2", "method": self.name, "base": self.base, "model": self.source}
+        """Write one safetensors file, with the fingerprint of the model that the adapter is or was attached to."""
+        metadata = {"format_version": FORMAT, "method": self.name, "base": self.base, "model": self.source}
         metadata |= {"settings": json.dumps(self.settings), "notes": json.dumps(self.notes)}
         files.write_safetensors(path, self.state_dict(), metadata)
-
-
-def site(vlm, i, projection):
-    """The list in the model of the updates of a Linear layer. "q", "k", "v", "o" are those of attention in decoder layer i,
-    which has such lists. Of any other projection it is the i-th Linear layer, which gets a list and a hook that adds it."""
-    if projection in ("q", "k", "v", "o"):
-        return vlm.model.layers[i].self_attn.adapters[projection]
-    linear = {  # a new place is a line here, and its sizes in LoRA
-        "mlp": [linear for layer in vlm.model.layers for linear in layer.mlp.children()],  # gate, up, down
-        "encoder": [linear for block in vlm.visual.blocks for linear in block.attn.children()],  # qkv, proj
-        "merger": [linear for linear in vlm.visual.merger.modules() if isinstance(linear, nn.Linear)],
-    }[projection][i]
-    if not hasattr(linear, "adapters"):
-        linear.adapters = []
-        linear.register_forward_hook(lambda linear, x, y: linear.adapters[0](y, *x, None) if linear.adapters else y)
-    return linear.adapters
 
 
 class ImageLoRA(Adapter):
@@ -143,6 +140,7 @@ class ImageLoRA(Adapter):
         heads = check_heads(config, heads)
         updates = {(layer, "v"): ImageLoRALayer(config, hs, rank, alpha, gamma) for layer, hs in heads.items()}
         super().__init__(updates, {"heads": heads, "rank": rank, "alpha": alpha, "gamma": gamma})
+        self.heads = heads
         self.layers = nn.ModuleDict({str(layer): update for (layer, _), update in updates.items()})
 
     def flops(self, tokens, visual_tokens):
@@ -155,32 +153,34 @@ def check_heads(config, heads):
     """The same heads in order. Raises ValueError for no head, or one that the model does not have."""
     L, G = config.layers, config.value_heads
     heads = dict(sorted((int(layer), sorted(hs)) for layer, hs in heads.items() if hs))
-    chosen = [(layer, h) for layer, hs in heads.items() for h in hs]
-    if not chosen or len(set(chosen)) < len(chosen) or not all(l in range(L) and h in range(G) for l, h in chosen):
-        raise ValueError(f"heads {heads}: choose at least one of the {G} value heads of {L} layers, each once")
+    selected = [(layer, h) for layer, hs in heads.items() for h in hs]
+    exist = all(layer in range(L) and h in range(G) for layer, h in selected)
+    if not selected or not exist or len(set(selected)) < len(selected):
+        raise ValueError(f"heads {heads}: choose at least one of the {G} heads of {L} layers, each once")
     return heads
 
 
 class LoRA(Adapter):
-    """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: projections of `site`."""
+    """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: names of sites."""
 
     name, options = "lora", ("targets", "rank", "alpha")
 
     def __init__(self, config, targets=("q", "k", "v", "o"), rank=8, alpha=16):
-        c, v, L, D, F = config, config.vision, config.layers, config.hidden, config.intermediate
-        query, value, E, M = c.heads * c.head_size, c.value_heads * c.head_size, v.hidden, v.hidden * v.merge**2
-        sizes = {"q": [(D, query)] * L, "k": [(D, value)] * L, "v": [(D, value)] * L, "o": [(query, D)] * L}  # in, out
-        sizes |= {"mlp": [(D, F), (D, F), (F, D)] * L, "encoder": [(E, 3 * E), (E, E)] * v.depth, "merger": [(M, M), (M, D)]}
-        each = range(max(len(sizes[t]) for t in targets))
-        updates = {(i, t): LoRALayer(*sizes[t][i], rank, alpha) for i in each for t in targets if i < len(sizes[t])}
+        sizes = sites.sizes(config)  # {site: [(inputs, outputs), ...]}
+        if not targets or not set(targets) <= sizes.keys():
+            raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
+        layers = nn.ModuleList()
+        for i in range(max(len(sizes[t]) for t in targets)):
+            updates = {t: LoRALayer(*sizes[t][i], rank, alpha) for t in targets if i < len(sizes[t])}
+            layers.append(nn.ModuleDict(updates))
+        updates = {(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}
         super().__init__(updates, {"targets": list(targets), "rank": rank, "alpha": alpha})
-        self.layers = nn.ModuleList(nn.ModuleDict({t: updates[i, t] for t in targets if (i, t) in updates}) for i in each)
-        self.patches = v.merge**2  # of a visual token
+        self.config, self.layers = config, layers
 
     def flops(self, tokens, visual_tokens):
-        """As ImageLoRA.flops, over all tokens in the decoder, patches in the encoder, visual tokens in the merger."""
-        rows = {"encoder": self.patches * visual_tokens, "merger": visual_tokens}
-        return sum(6 * rows.get(t, tokens) * (u.A.numel() + u.B.numel()) for (_, t), u in self.updates.items())
+        """As ImageLoRA.flops, over the rows of each site: all tokens in the decoder."""
+        rows = {t: sites.rows(self.config, t, tokens, visual_tokens) for t in self.settings["targets"]}
+        return sum(6 * rows[t] * (u.A.numel() + u.B.numel()) for (_, t), u in self.updates.items())
 
 
 METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is a class and its place in this line
@@ -189,12 +189,12 @@ METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is 
 def load_adapter(path, vlm):
     """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
-    if metadata.get("format_version", "2") != "2" or (method := metadata.get("method")) not in METHODS:
-        raise files.InputError(f"{path}: not an adapter file of format 2, made by one of the methods {', '.join(METHODS)}")
+    if metadata.get("format_version", FORMAT) != FORMAT or (method := metadata.get("method")) not in METHODS:
+        raise files.InputError(f"{path}: not an adapter file of format {FORMAT}, made by one of {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model"):
-        if metadata["base"] != vlm.fingerprint():
+        if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        adapter = METHODS[method](vlm.config, **json.loads(metadata["settings"]))
+        adapter = METHODS[method](vlm.config, **files.parse_json(metadata["settings"].encode()))
         adapter.load_state_dict(tensors)
         adapter.notes = json.loads(metadata["notes"])
     return adapter.attach(vlm)

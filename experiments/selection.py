@@ -39,8 +39,9 @@ def gains_alone(skill, config, setup):
 
 
 def selections(scores, alone, budget, config, seeds):
-    """{criterion: [{layer: [heads]} of each seed]}. scores: {criterion: [L, G of each seed]}."""
-    chosen = {name: [select_heads(s, budget) for s in of_seeds] for name, of_seeds in scores.items()}
+    """{criterion: [{layer: [heads]} of each seed]}. scores: {criterion: [L, G of each seed]}. What "exact" would choose is not
+    trained: its scores are only compared."""
+    chosen = {name: [select_heads(s, budget) for s in scores[name]] for name in CRITERIA if name != "exact"}
     chosen["random"] = [random_heads(config, budget, seed) for seed in seeds]
     chosen["best alone"] = [largest(alone, budget)] * len(seeds)
     return chosen
