@@ -178,7 +178,7 @@ class Decoder(nn.Module):
 class VLM(nn.Module):
     """`vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text; data.py makes batches."""
 
-    source = ""  # what from_pretrained was given
+    source, marks = "", {}  # what from_pretrained was given, and what the fingerprint keeps of each tensor's file
 
     def __init__(self, config):
         super().__init__()

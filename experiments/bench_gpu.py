@@ -75,7 +75,7 @@ def speed(size, device):
     weights = dict(vlm.named_parameters())
     use_nf4(vlm)
     for name, layer in nf4_layers(vlm).items():
-        layer.keep(weights[name], None)
+        layer.keep(weights[name])
     yield "steps under NF4, all others but ours in bfloat16", partial(step_line, models, steps, rate)
     yield "answers under NF4", answers
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,33 +35,20 @@ def pytest_configure():
 SMALL = json.loads((ROOT / "tests/small.json").read_text())
 
 
-def small_config(base=ROOT / "parts/tiny/config.json", tied=False):
-    """The parsed config.json of a small model with the tokens of `base`."""
-    base, small = json.loads(Path(base).read_text()), SMALL["qwen2_5_vl"]
-    vision = base["vision_config"] | small["vision_config"]
-    return base | small | {"tie_word_embeddings": tied, "vision_config": vision}
-
-
-def small_qwen3_config(base=ROOT / "parts/tiny/config.json", tied=False):
-    """The same of a small Qwen3-VL."""
+def small_config(family="qwen2_5_vl", base=ROOT / "parts/tiny/config.json", tied=False):
+    """The parsed config.json of a small model of a family, with the tokens of `base`."""
     base = json.loads(Path(base).read_text())
-    tokens = ("bos_token_id", "eos_token_id", "vocab_size", "max_position_embeddings")
-    outside = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return {name: base[name] for name in outside} | {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
-        "text_config": SMALL["qwen3_vl"]["text_config"] | {name: base[name] for name in tokens} | {"tie_word_embeddings": tied},
-        "tie_word_embeddings": tied,
-        "vision_config": SMALL["qwen3_vl"]["vision_config"],
-    }
+    tokens = {name: base[name] for name in SMALL["tokens"]} | {"tie_word_embeddings": tied}
+    small = SMALL[family] | tokens
+    return small | {"text_config": small["text_config"] | tokens} if "text_config" in small else small
 
 
-SMALL_CONFIGS = {"qwen2_5_vl": small_config, "qwen3_vl": small_qwen3_config}  # of each family
+SMALL_CONFIGS = {family: partial(small_config, family) for family in ("qwen2_5_vl", "qwen3_vl")}
 
 
 def write_checkpoint(folder, seed=0, tied=False, source=ROOT / "parts/tiny", raw=None, family="qwen2_5_vl"):
     """A checkpoint with random weights, biases and norms included, and the tokenizer of `source`."""
-    raw = raw or SMALL_CONFIGS[family](source / "config.json", tied)
+    raw = raw or small_config(family, source / "config.json", tied)
     vlm = VLM(FAMILIES[raw["model_type"]].Config.from_dict(raw))
     weights, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     for name, p in vlm.named_parameters():

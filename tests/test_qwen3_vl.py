@@ -4,20 +4,15 @@ The method's claims (test_imagelora.py), attention, loss and generation (test_mo
 the comparison with transformers (test_reference.py) are tested for both families.
 """
 
-import json
 
 import pytest
 import torch
 from conftest import picture
-from short_run import run
-from task_folders import MAKERS
 
-from data import Example, Processor, load
+from data import Example, Processor
 from harness.evaluate import prediction
-from imagelora import load_adapter
 from parts.backbones.qwen3_vl import Config
 from parts.files import read_json
-from parts.tasks import TASKS
 
 FAMILIES = ["qwen3_vl"]
 
@@ -44,32 +39,6 @@ def test_features_are_added_to_the_visual_positions_after_the_first_layers_and_n
         assert (added[~mixed.visual_mask] == 0).all()
 
 
-def row_text(processor, example):
-    return processor.tokenizer.decode(processor.tokens(example)[0], skip_special_tokens=False)
-
-
-def test_a_row_has_no_system_turn(processor):
-    assert row_text(processor, Example([picture(96, 64)], "Where?", "left")) == (
-        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>Where?<|im_end|>\n"
-        "<|im_start|>assistant\nleft<|im_end|>"
-    )
-
-
-def test_every_slice_of_a_video_stands_on_its_own_after_its_time(processor):
-    """Five frames at two a second are at 0, 0.5, 1, 1.5, 2 s: slices at 0.25 and 1.25 s; the last frame is on its own."""
-    asked = Example(videos=[[picture(64, 64, i) for i in range(5)]], fps=2.0, prompt="What happens?")
-    tokens = "<|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>"
-    text = f"<0.2 seconds>{tokens}<1.2 seconds>{tokens}<2.0 seconds>{tokens}"
-    assert row_text(processor, asked) == f"<|im_start|>user\n{text}What happens?<|im_end|>\n<|im_start|>assistant\n"
-
-    batch = processor([asked])
-    time, row, _ = batch.position_ids[:, 0, batch.visual_mask[0]].view(3, 3, 4)
-    first = time[:, :1]
-    assert (time == first).all() and (row - first).tolist() == [[0, 0, 1, 1]] * 3
-    between = len(processor.token_ids("<1.2 seconds>")) + 2  # and <|vision_start|>, <|vision_end|>
-    assert first.diff(dim=0).flatten().tolist() == [2 + between] * 2  # a slice takes its larger side
-
-
 def test_a_box_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(checkpoint):
     e = Example([picture(224, 112)], "?", (56, 28, 224, 112))
     processor = Processor.from_pretrained(checkpoint, max_pixels=64 * 64)
@@ -78,23 +47,3 @@ def test_a_box_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(che
     made = prediction(e, answer, processor)
     assert made["score"] == 1 and made["parsed"] == pytest.approx([56, 28, 224, 112])
     assert prediction(e, "[56, 28, 224, 112]", processor)["score"] == 0  # pixels
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_every_data_set_trains_and_what_is_learnt_from_a_row_scores_one(name, vlm, checkpoint, tmp_path):
-    MAKERS[name](tmp_path)
-    processor = Processor.from_pretrained(checkpoint, max_pixels=12544)
-    examples = load(name, tmp_path, TASKS[name].eval_split)
-    for example in examples:
-        made = prediction(example, processor.answer_text(example), processor)
-        assert (made["score"], made["failed"]) == (1, False), made
-    assert vlm.loss(processor(examples[:3], share_images=True)).isfinite()
-
-
-def test_a_run_on_real_photographs_goes_from_files_to_a_report(shared, checkpoint, vlm, tmp_path):
-    flags = f"--data refcoco={shared / 'refcoco-mini'} --train-split testA --eval refcoco sums --eval-split val"
-    report = run(checkpoint, tmp_path, *flags.split(), "--max-pixels=50000")
-    assert report["steps"] == 4 and report["base"]["accuracy"] is not None and report["text_logit_max_change"] == 0.0
-    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert all(row["resized"] == [1000, 1000] for row in rows if row["data"] == "refcoco")
-    assert load_adapter(tmp_path / "adapter.safetensors", vlm).notes["max_pixels"] == 50000

@@ -1,4 +1,4 @@
-"""Images and videos: each file is decoded to what it says (size, orientation, range) or named; nothing large is decoded."""
+"""Images and videos: each is decoded to what its file says (size, orientation, range) or named; nothing large is decoded."""
 
 import os
 import pickle
@@ -14,22 +14,20 @@ from parts.files import InputError
 from parts.tasks import images
 from parts.tasks.images import Frame, Visual, image_size, open_image
 
-RED, BLUE = (255, 0, 0), (0, 0, 255)
 RESIZED = {  # halves round to even, as the reference does
     ((640, 480), (3136, 401408)): (644, 476), ((20, 20), (3136, 401408)): (56, 56), ((42, 70), (784, 401408)): (56, 56),
     ((4000, 3000), (3136, 401408)): (728, 532), ((5000, 28), (3136, 10000)): (1316, 28),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "limits"), RESIZED)
-def test_images_are_resized_to_multiples_of_28_within_the_limits(size, limits):
-    assert images.resized_size(*size, 28, *limits) == RESIZED[size, limits]
+def test_images_are_resized_to_multiples_of_28_within_the_limits():
+    assert {(size, limits): images.resized_size(*size, 28, *limits) for size, limits in RESIZED} == RESIZED
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "GIF", "BMP", "JPEG2000"])
+@pytest.mark.parametrize("form", images.FORMATS)
 def test_every_format_is_turned_as_its_file_says_and_has_the_announced_size(tmp_path, form):
-    image, exif, file = Image.new("RGB", (80, 40), RED), Image.Exif(), tmp_path / "a"
-    image.paste(BLUE, (0, 0, 40, 40))
+    image, exif, file = Image.new("RGB", (80, 40), "red"), Image.Exif(), tmp_path / "a"
+    image.paste("blue", (0, 0, 40, 40))
     corner = {1: (79, 39), 2: (0, 0), 3: (0, 0), 4: (79, 0), 5: (0, 79), 6: (0, 79), 7: (0, 0), 8: (39, 0)}  # a red one
     for orientation in (1,) if form in ("GIF", "BMP", "JPEG2000") else range(1, 9):  # those cannot say it
         exif[0x0112] = orientation
@@ -43,9 +41,13 @@ def test_every_format_is_turned_as_its_file_says_and_has_the_announced_size(tmp_
         assert red > 200 > blue, orientation
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F"])
-def test_any_mode_becomes_rgb(mode):
-    assert open_image(Image.new(mode, (30, 20))).mode == "RGB"
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_becomes_rgb_and_what_is_transparent_white(mode):
+    image = open_image(Image.new(mode, (30, 20)))
+    assert image.mode == "RGB" and (image.getpixel((0, 0)) == (255, 255, 255) or mode not in ("LA", "PA", "RGBA"))
 
 
 DEEP = [("I;16", 65535), ("I;16", 4095), ("I;16B", 65535), ("I", 65535), ("I", 255), ("F", 1), ("F", 255)]
@@ -60,7 +62,7 @@ def test_values_of_more_than_8_bits_are_scaled_by_their_range(tmp_path, mode, to
     assert white == (255, 255, 255) and 126 <= grey[0] <= 128
 
 
-@pytest.mark.parametrize(("mode", "value"), [("I", -5), ("I", 10**6), ("F", 300.0), ("F", -0.5)])
+@pytest.mark.parametrize(("mode", "value"), [("I", -5), ("I", 10**6), ("F", 300.0), ("F", -0.5), ("F", float("nan"))])
 def test_values_without_a_usual_range_are_refused(tmp_path, mode, value):
     Image.new(mode, (2, 1), value).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match="a.tif: values from .*; convert it to 8 bits a channel"):
@@ -73,28 +75,29 @@ def test_of_several_pages_the_first_is_taken_with_a_word(tmp_path, capsys):
     assert capsys.readouterr().out == f"note     {tmp_path}/a.tif: has several pages or frames; the first one is taken\n"
 
 
-NO_IMAGES = [b"", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", b"<html></html>", b"\xff\xd8\xff\xe0"]
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0heicmif1"
+NO_IMAGES = [HEIC, b"", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", b"<html></html>", b"\xff\xd8\xff\xe0"]
 
 
 @pytest.mark.parametrize("content", NO_IMAGES)
-def test_what_is_no_image_is_named_whatever_its_name_says(tmp_path, content):
-    (tmp_path / "a.heic").write_bytes(content)
-    for use in (image_size, open_image):
-        with pytest.raises(InputError, match="a.heic: not a complete image in JPEG, PNG, .*convert a HEIC photograph"):
-            use(tmp_path / "a.heic")
+@pytest.mark.parametrize("use", [image_size, open_image])
+def test_what_is_no_image_is_named_whatever_its_name_says(tmp_path, content, use):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"a.jpg: not a complete image in JPEG, PNG, .*; convert others \(HEIC\) to JPEG"):
+        use(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("size", [(10_000, 5_001), (0, 9), (2**31 - 1, 2)])
-def test_no_image_of_over_50_million_pixels_is_decoded(tmp_path, monkeypatch, size):
+@pytest.mark.parametrize("use", [image_size, open_image])
+def test_no_image_of_over_50_million_pixels_is_decoded(tmp_path, monkeypatch, size, use):
     picture(64, 48).save(tmp_path / "a.png")
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[16:24] = struct.pack(">II", *size)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "a.png").write_bytes(content)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail(f"decodes {image.size}"))
-    for use in (image_size, open_image):
-        with pytest.raises(InputError, match="a.png: "):
-            use(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png: "):
+        use(tmp_path / "a.png")
 
 
 def test_nothing_waits_for_what_is_no_file(tmp_path):
@@ -119,11 +122,9 @@ def test_a_frame_of_an_animated_image_is_that_frame(tmp_path, capsys):
 
 def test_visuals_of_the_same_files_or_the_same_objects_have_the_same_key(tmp_path):
     file, drawn, clip = tmp_path / "a.png", picture(60, 40), [Frame("clip.gif", i) for i in range(3)]
-    for frames in ((file,), (drawn,), clip):
-        assert Visual(*frames).key == Visual(*frames).key
-    others = [Visual(file), Visual(tmp_path / "b.png"), Visual(drawn), Visual(drawn.copy()), Visual(file, is_video=True)]
-    others += [Visual(*clip, is_video=True), Visual(*clip[:2], is_video=True), Visual(*clip[1:], is_video=True)]
-    assert len({visual.key for visual in others}) == len(others)
+    different = [(file,), (tmp_path / "b.png",), (drawn,), (drawn.copy(),), clip, clip[:2], clip[1:]]
+    keys = {Visual(*frames, is_video=is_video).key for frames in different * 2 for is_video in (False, True)}
+    assert len(keys) == 2 * len(different)
     assert (str(Visual("a.png")), str(Visual(drawn)), str(Visual(*clip))) == ("a.png", "drawn", "clip.gif")
 
 

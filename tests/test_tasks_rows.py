@@ -3,21 +3,21 @@
 import json
 import shutil
 from collections import Counter
-from itertools import product
 
 import pytest
 import task_folders as folders
 from conftest import picture
+from short_run import lines_of, run
 from task_folders import MAKERS, write_json, write_lines
 
 from data import load
 from harness.evaluate import prediction
 from parts import tasks
 from parts.files import InputError, read_json
-from parts.tasks import TASKS, score
+from parts.tasks import TASKS, Task, score
 from parts.tasks.boxes import box_to_model
 from parts.tasks.images import resized_size
-from parts.tasks.rows import BOX_ANSWER
+from parts.tasks.rows import BOX_ANSWER, json_rows
 
 LOCATE = "Locate {} in this image and output the bbox coordinates in JSON format."
 PRESS = LOCATE.format('the element for the command "press 0"')
@@ -26,23 +26,24 @@ CHOICES += "\nAnswer with the option's letter from the given choices directly."
 STEPS = 'How many, 0?\nThink step by step, and write the final number after "####" at the end.'
 SOLUTION = "She has 3 + 4 = 7 nuts.\nThat is 7 * 1000 = $7,000.\n#### 7,000"  # without the calculator's marks
 ASK = {"prompt": "What?", "answer": "x"}
-BOX, REFCOCO = (0, 10, 30, 50), {"train": 6, "val": 3, "testA": 3, "testB": 3}
-PLAIN, KINDS, PLATFORMS = {("", "")}, ("text", "icon"), ("desktop", "mobile", "web")
-PHRASE = "Answer the question using a single word or phrase."
+BOX, CONTROL = (0, 10, 30, 50), (20, 10, 60, 30)
+PLAIN, BY_PLATFORM = {("", "")}, {("text", "desktop"), ("icon", "mobile"), ("text", "web")}
+NUMBER = "what number?\nAnswer the question using a single word or phrase."
 BALL = "Please answer with one word: A ball is round. What shape is ball 0?"
 TEN = ["nine", "9", "nine", "the nine", "9", "9.", "ten", "nine", "9", "9"]
+REFCOCO = ({"train": 6, "val": 3, "testA": 3, "testB": 3}, LOCATE.format("the 0 thing"), BOX, None, PLAIN)
 EXPECTED = {  # name: (rows of each split; of the last one, the first prompt, answer and reference; all kinds and groups)
-    "refcoco": (REFCOCO, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
-    "refcoco+": (REFCOCO, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
-    "refcocog": ({"train": 6, "val": 3, "test": 3}, LOCATE.format("the 0 thing"), BOX, None, PLAIN),
-    "screenspot-pro": ({"train": 7, "val": 3, "test": 10}, PRESS, (20, 10, 60, 30), None, {("text", "CAD"), ("icon", "CAD")}),
-    "screenspot-v2": ({"train": 11, "val": 1, "test": 12}, PRESS, (20, 10, 60, 30), None, set(product(KINDS, PLATFORMS))),
-    "textvqa": ({"train": 4, "val": 4}, f"what number, 0?\n{PHRASE}", "9", TEN, PLAIN),
-    "nextqa": ({"train": 3, "val": 3}, CHOICES, "B", None, {("CW", "causal"), ("TN", "temporal")}),  # TP counts as TN
+    "refcoco": REFCOCO,
+    "refcoco+": REFCOCO,
+    "refcocog": ({"train": 6, "val": 3, "test": 3}, *REFCOCO[1:]),
+    "screenspot-pro": ({"train": 9, "val": 1, "test": 10}, PRESS, CONTROL, None, {("text", "CAD"), ("icon", "CAD")}),
+    "screenspot-v2": ({"train": 11, "val": 1, "test": 12}, PRESS, CONTROL, None, BY_PLATFORM),
+    "textvqa": ({"train": 1, "val": 2}, NUMBER, "9", TEN, PLAIN),
+    "nextqa": ({"train": 1, "val": 3}, CHOICES, "B", None, {("CW", "causal"), ("TN", "temporal")}),  # TP counts as TN
     "vilp": ({"train": 69, "val": 21, "test": 90}, BALL, "circle", None, {("prior", ""), ("score", "")}),
     "gsm8k": ({"train": 4, "test": 4}, STEPS, SOLUTION, "7000", PLAIN),
-    "jsonl": ({"train": 4, "val": 4}, "What is it?", "a ring", None, PLAIN),
-    "llava": ({"train": 3, "val": 3}, "What is it?", "a ring", None, PLAIN),
+    "jsonl": ({"train": 2, "val": 4}, "What is it?", "a ring", None, PLAIN),
+    "llava": ({"train": 1, "val": 3}, "What is it?", "a ring", None, PLAIN),
 }
 
 
@@ -55,8 +56,7 @@ def test_the_official_format_is_read(name, tmp_path, processor):
     *_, last = splits.values()
     assert (last[0].prompt, last[0].answer, last[0].reference) == (prompt, answer, reference)
     assert {(e.kind, e.group) for e in last} == kinds
-    # the answer learnt from every row scores 1
-    for example in (e for rows in splits.values() for e in rows):
+    for example in [e for rows in splits.values() for e in rows]:  # the answer learnt from every row scores 1
         made = prediction(example, processor.answer_text(example), processor)
         assert (made["score"], made["failed"]) == (1, False), made
 
@@ -77,20 +77,26 @@ def test_a_bad_row_of_each_format_is_named_and_an_empty_folder_says_what_is_miss
     file, content, split = BAD[name]
     with pytest.raises(InputError, match=f"{tmp_path}"):
         load(name, tmp_path, split)
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    folders.write(tmp_path / file, content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=f"{file}(, row 1|:1|:2): not a row of "):
         load(name, tmp_path, split)
 
 
-UNKNOWN = [("cocoref", "val", "there are refcoco, .*jsonl"), ("refcoco", "test", "present: testA"), ("scenes", "dev", "train, val")]
+MISSING = {  # data set, split: what the line says
+    ("cocoref", "val"): "unknown data set 'cocoref'; there are refcoco, .*jsonl",
+    ("refcoco", "test"): "no split 'test'; present: testA, testB, train, val; .*--eval-split",
+    ("scenes", "dev"): "no split 'dev'; present: train, val",
+    ("jsonl", "val"): "no .*jsonl here; write val.jsonl; docs/datasets.md has recipes",
+    ("llava", "nowhere"): "nowhere: no such file or folder",
+}
 
 
-@pytest.mark.parametrize(("name", "split", "message"), UNKNOWN)
-def test_unknown_data_sets_and_splits_list_those_that_exist(tmp_path, name, split, message):
-    folders.make_refcoco(tmp_path)
-    with pytest.raises(InputError, match=message):
-        load(name, tmp_path, split, 3)
+@pytest.mark.parametrize(("name", "split"), MISSING)
+def test_unknown_data_sets_splits_and_files_list_those_that_exist(tmp_path, name, split):
+    folders.make_refcoco(tmp_path / "refcoco")
+    (tmp_path / "jsonl").mkdir()
+    with pytest.raises(InputError, match=MISSING[name, split]):
+        load(name, tmp_path / (split if split == "nowhere" else name), split, 3)
 
 
 def test_a_limit_takes_an_even_sample_of_files_in_some_order_and_else_the_first_rows(tmp_path):
@@ -119,21 +125,9 @@ def test_every_layout_of_the_refcoco_family_loads_as_it_is_unpacked(name, tmp_pa
 
 
 def test_the_json_forms_of_the_refcoco_family_agree(tmp_path):
-    (tmp_path / "train2014").mkdir()
-    picture(100, 80).save(tmp_path / "train2014/COCO_train2014_000000000007.jpg")
-    at, box, question = {"image": "train2014/COCO_train2014_000000000007.jpg"}, [10, 20, 40, 60], folders.VLM_R1.format("the red cup")
-    talk = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": "[10, 20, 40, 60]"}]
-    forms = {
-        "qwen": at | {"sent": "the red cup", "bbox": box, "width": 100, "height": 80},
-        "vlmr1": at | {"problem": question, "solution": box},
-        "bare": at | {"problem": "the red cup. ", "solution": box},
-        "talk": at | {"conversations": talk},
-        "xywh": {"img_id": "COCO_train2014_000000000007_3", "sents": "the red cup", "bbox": [10, 20, 30, 40]},
-    }
-    for split, row in forms.items():
-        write_json(tmp_path / f"refcocop_{split}.json", [row])
-        (e,) = load("refcoco+", tmp_path, split)
-        assert (e.prompt, e.caption, e.answer) == (LOCATE.format("the red cup"), "the red cup", (10, 20, 40, 60))
+    folders.make_folder(tmp_path, "five forms")
+    rows = [(e.prompt, e.caption, e.answer) for e in load("refcoco+", tmp_path, "val")]
+    assert rows == [(LOCATE.format("the red cup"), "the red cup", (10, 20, 40, 60))] * 5
 
 
 @pytest.mark.parametrize(("split", "count"), [("val", 10834), ("testA", 5657), ("testB", 5095)])
@@ -147,12 +141,9 @@ def test_the_real_refcoco_annotations_parse_and_every_box_is_right_after_it_was_
         assert score("iou", answer, row["bbox"], size, resized)["score"] == 1, source
 
 
-@pytest.mark.parametrize(("name", "split", "count"), [("refcoco", "testA", 36), ("refcoco+", "testB", 12), ("refcocog", "test", 8)])
-def test_the_refer_folder_of_real_photographs_loads(shared, name, split, count):
-    assert len(load(name, shared / "refcoco-mini", split)) == count
-
-
-def test_the_real_gsm8k_screenspot_and_photographs_parse_completely(shared):
+def test_the_real_photographs_gsm8k_and_screenspot_parse_completely(shared):
+    refer = {("refcoco", "testA"): 36, ("refcoco+", "testB"): 12, ("refcocog", "test"): 8}
+    assert {key: len(load(key[0], shared / "refcoco-mini", key[1])) for key in refer} == refer
     rows = load("gsm8k", shared / "gsm8k", "test")
     assert len(rows) == 1319 and all(e.reference.lstrip("-").replace(".", "", 1).isdigit() for e in rows)
     rows = [row for row, _ in TASKS["screenspot-v2"].rows("screenspot-v2", shared / "screenspot", "test")]
@@ -161,7 +152,7 @@ def test_the_real_gsm8k_screenspot_and_photographs_parse_completely(shared):
 
 
 def test_nextqa_has_the_clock_of_its_table_or_of_the_file(tmp_path):
-    folders.make_nextqa(tmp_path)
+    MAKERS["nextqa"](tmp_path)
     file = tmp_path / "val.csv"
     file.write_text(file.read_text(), encoding="utf-8-sig")  # with a byte order mark
     folder, gif, _ = load("nextqa", tmp_path, "val")
@@ -170,7 +161,7 @@ def test_nextqa_has_the_clock_of_its_table_or_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(("count", "bad"), [(10, 1), (10, 2), (1, 1)])
 def test_a_target_over_the_edge_of_its_image_costs_its_row_but_many_cost_the_data_set(tmp_path, capsys, count, bad):
-    folders.make_screenspot_pro(tmp_path)
+    MAKERS["screenspot-pro"](tmp_path)
     file = tmp_path / "annotations/autocad_windows.json"
     rows = read_json(file)[:count]
     write_json(file, [row | {"bbox": [180, 10, 230, 30]} for row in rows[:bad]] + rows[bad:])
@@ -184,19 +175,20 @@ def test_a_target_over_the_edge_of_its_image_costs_its_row_but_many_cost_the_dat
 
 LEAD_OUT = ["../secret.png", "images/../../secret.png", "link/../secret.png", "FULL", "/proc/self/cwd/secret.png", "..", "/"]
 LEAD_OUT += ["..\\secret.png", "C:\\secret.png", "C:secret.png", "\\\\host\\share\\secret.png", "//?/C:/secret.png", "."]
-LEAD_NOWHERE = ["%2e%2e/secret.png", "~/secret.png", "file://FULL", "secret.png\0", "\0", "a" * 5000, "http://x/secret.png"]
+LEAD_OUT += ["%2e%2e/secret.png", "~/secret.png", "file://FULL", "secret.png\0", "\0", "a" * 5000, "http://x/secret.png"]
 
 
-@pytest.mark.parametrize("name", [*LEAD_OUT, *LEAD_NOWHERE, 3, True, ["a.png"], {"a": 1}])
+@pytest.mark.parametrize("name", [*LEAD_OUT, 3, True, ["a.png"], {"a": 1}])
 def test_no_name_in_an_annotation_leads_out_of_the_root(tmp_path, name):
     root = tmp_path / "root"
     (root / "link").mkdir(parents=True)
     picture(60, 60).save(tmp_path / "secret.png")
     name = name.replace("FULL", str(tmp_path / "secret.png")) if isinstance(name, str) else name
-    for file, row in (("refcoco_val", {"image": name, "sent": "cup", "bbox": [1, 2, 30, 40]}), ("a", ASK | {"videos": [name]})):
-        write_json(root / f"{file}.json", [row])
-        with pytest.raises(InputError, match=f"{file}.json, row 1: ") as error:
-            load("refcoco", root, "val") if file != "a" else load("llava", root / "a.json", "test")
+    write_json(root / "refcoco_val.json", [{"image": name, "sent": "cup", "bbox": [1, 2, 30, 40]}])
+    write_json(root / "val.json", [ASK | {"videos": [name]}])
+    for data in ("refcoco", "llava"):
+        with pytest.raises(InputError, match="val.json, row 1: ") as error:
+            load(data, root, "val")
         assert len(str(error.value)) < 2000
 
 
@@ -207,8 +199,28 @@ def test_what_an_owner_linked_into_the_root_or_put_beside_it_is_used(tmp_path):
     root = tmp_path / "data/root"
     (root / "link").symlink_to(tmp_path / "linked", target_is_directory=True)
     (root.parent / "train2014").symlink_to(tmp_path / "linked", target_is_directory=True)
-    for name in ("inside.png", str(root / "inside.png"), "link/inside.png", "./inside.png", "link\\inside.png"):
-        write_lines(root / "val.jsonl", [ASK | {"image": name}])
-        assert load("jsonl", root, "val")[0].images[0].is_file()
+    names = ("inside.png", str(root / "inside.png"), "link/inside.png", "./inside.png", "link\\inside.png")
+    write_lines(root / "val.jsonl", [ASK | {"image": name} for name in names])
+    assert all(e.images[0].is_file() for e in load("jsonl", root, "val"))
     write_json(root / "refcoco_val.json", [{"image": "coco/inside.png", "sent": "cup", "bbox": [1, 2, 30, 40]}])
     assert load("refcoco", root, "val")[0].images[0].samefile(tmp_path / "linked/inside.png")
+
+
+def loud_rows(name, root, split):
+    for row, source in json_rows(root / f"{split}.jsonl"):
+        yield {"image": row["file"], "prompt": "Which colour?", "answer": row["colour"], "metric": "loud"}, source
+
+
+def score_loud(text, reference, *_):
+    return text, float(text == reference.upper())
+
+
+def test_a_data_set_with_its_own_metric_and_split_is_two_functions_and_a_line(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "loud", Task(loud_rows, {"loud": score_loud}, eval_split="test"))
+    picture(60, 60).save(tmp_path / "a.png")
+    for split in ("train", "test"):
+        write_lines(tmp_path / f"{split}.jsonl", [{"file": "a.png", "colour": c} for c in ("red", "blue")])
+    report = run(checkpoint, tmp_path / "run", f"--data=loud={tmp_path}", f"--eval=loud={tmp_path}", "--steps=1")
+    rows = lines_of(tmp_path / "run/predictions.jsonl")
+    assert report["tuned"]["accuracy"] == 0 and {row["metric"] for row in rows} == {"loud"}
+    assert {row["reference"] for row in rows} == {"red", "blue"} and all("test.jsonl" in row["source"] for row in rows)

@@ -48,7 +48,10 @@ def load(name, root, split, limit=None):
     root: the folder that holds the data set, or the file of `jsonl` and `llava`; None: data/NAME or, where that is missing,
     RefCOCO is fetched into the cache folder, and of its images only those of these rows. Drawn sets need a limit alone."""
     rows, folder = read_rows(name, root, split, limit)
-    return all_checked(rows, TASKS[name], folder)
+    examples, errors = all_checked(rows, TASKS[name], folder)
+    if errors:
+        raise InputError(f"{errors[0]} ({len(errors)} bad rows: python -m parts.tasks lists them)")
+    return examples
 
 
 def read_rows(name, root, split, limit=None):

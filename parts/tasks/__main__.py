@@ -4,6 +4,7 @@ Checks every row and decodes every image; lists all that are wrong (exit code 2)
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -13,29 +14,23 @@ from parts.files import InputError, writing
 from parts.tasks import TASKS, read_rows, scenes
 from parts.tasks.boxes import draw_box
 from parts.tasks.images import Visual, open_image
-from parts.tasks.rows import all_checked, checked
+from parts.tasks.rows import all_checked
 
 SHOWN, COLUMNS, SIDE = 12, 4, 320
 
 
 def check(name, root, split):
-    """(good examples, lines about bad rows) of a split."""
-    good, bad, decoded = [], [], set()
+    """(good examples, errors of the bad ones) of a split; every image is decoded, once."""
+    decoded = set()
+
+    def look(example):
+        for visual in map(Visual, sum(example.get("videos", []), example["images"])):
+            if visual.size and visual.key not in decoded:
+                open_image(*visual.frames)
+                decoded.add(visual.key)
+
     rows, folder = read_rows(name, root, split, limit=100 if name in scenes.DRAWN else None)
-    for row, source in rows:
-        try:
-            example = checked(row, source, TASKS[name], folder)
-            frames = {Visual(frame).key: frame for frame in sum(example.get("videos", []), example["images"])}
-            for key in frames.keys() - decoded:
-                open_image(frames[key])
-                decoded.add(key)
-            good.append((row, source))
-        except InputError as error:
-            bad.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
-    try:
-        return all_checked(good, TASKS[name], folder), bad  # and what no single row shows
-    except InputError as error:
-        return [], [*bad, str(error)]
+    return all_checked(rows, TASKS[name], folder, look)
 
 
 def picture(examples):
@@ -57,7 +52,6 @@ def main(argv=None):
     parser = argparse.ArgumentParser("python -m parts.tasks", description=__doc__.partition("\n")[0])
     parser.add_argument("data", metavar="NAME=FOLDER", help="data set, and where its files are")
     parser.add_argument("--split", help="of the rows (default: train; of a FILE all rows)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of rows.png (default: runs)")
     args = parser.parse_args(argv)
     name, _, root = args.data.partition("=")
     try:
@@ -65,9 +59,9 @@ def main(argv=None):
         for example in good[:SHOWN]:
             print(f"{example['source']}: {example['prompt']!r} -> {example['answer']!r}")
         if shown := [example for example in good if example["images"]][:SHOWN]:
-            with writing(args.out / "rows.png") as part:
+            with writing("runs/rows.png") as part:
                 picture(shown).save(part, "png")
-            print(f"drawn in {args.out / 'rows.png'}")
+            print("drawn in runs/rows.png")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -76,4 +70,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL)  # "| head -1" ends it without a word
     main()

@@ -11,13 +11,15 @@ from parts.tasks.images import image_size
 
 NUMBER = r"\s*[-+]?(?:\d{1,9}(?:\.\d*)?|\.\d+)\s*"  # of at most nine digits before the point, so that none is infinite
 PAIR = rf"(?:\[{NUMBER},{NUMBER}\]|\({NUMBER},{NUMBER}\))"
+TURNED = "; did its EXIF orientation turn it? Sizes and boxes are those of the upright image"
 
 
 class OutsideImage(InputError):
     """A box that does not lie in its image. box, size: which one, and the image's (width, height)."""
 
     def __init__(self, source, box, size, image):
-        super().__init__(f"{source}: box {box} does not lie in its image {image} of {size[0]} x {size[1]} pixels")
+        turned = TURNED if lies_inside(box, size[::-1]) else ""
+        super().__init__(f"{source}: box {box} does not lie in its image {image} of {size[0]} x {size[1]} pixels{turned}")
         self.box, self.size = box, size
 
 
@@ -41,9 +43,9 @@ def check_box(row, source, images):
     size = width, height = image_size(images[0])
     written = row.get("width", width), row.get("height", height)
     if written != size:
-        turned = "; its EXIF orientation turns the photograph on its side" if written == (height, width) else ""
+        turned = TURNED if written == (height, width) else ""
         says = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
-        raise InputError(f"{source}: {says}{turned}; the box would be off")
+        raise InputError(f"{source}: {says}{turned or '; the box would be off'}")
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
     if not lies_inside(box, size):

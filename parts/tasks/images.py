@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class Frame(NamedTuple):
 
 class Visual:
     """An image, or a video as its frames, of a prompt. key: equal for two Visuals of the same files or the same PIL
-    objects. It is made at once and goes with the Visual into other processes, where a PIL object has another id."""
+    objects."""
 
     def __init__(self, *frames, is_video=False):
         self.frames, self.is_video = frames, is_video
@@ -86,8 +87,8 @@ def opened(path):
     except InputError:  # it has its line
         raise
     except Exception as error:  # Pillow has many
-        heic = "; convert a HEIC photograph to JPEG" if str(path).lower().endswith((".heic", ".heif")) else ""
-        raise InputError(f"{path}: not a complete image in {', '.join(FORMATS)} ({error}){heic}") from error
+        formats = f"{', '.join(FORMATS)}; convert others (HEIC) to JPEG"
+        raise InputError(f"{path}: not a complete image in {formats} ({error})") from error
 
 
 def check_size(image, path):
@@ -168,9 +169,10 @@ def within(name, source, root):
 
 
 def on_disk(folder, path):
-    """folder/path, in whichever of Unicode's spellings of accents it exists; None if in none."""
-    forms = str(path), unicodedata.normalize("NFC", str(path)), unicodedata.normalize("NFD", str(path))
-    return next((Path(folder) / name for name in forms if os.path.exists(Path(folder) / name)), None)
+    """folder/path, each part in whichever of Unicode's spellings of accents it exists; None if in none."""
+    forms = [(part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)) for part in Path(path).parts]
+    files = (Path(folder, *parts) for parts in product(*map(dict.fromkeys, forms)))
+    return next((file for file in files if os.path.exists(file)), None)
 
 
 def find_image(name, source, root, task):

@@ -16,7 +16,6 @@ splits   the names of your files. Without any but "train", and of one FILE, "val
 metric   exact match; for boxes, in pixels of the image as it is on disk, accuracy@0.5; or one of METRICS
 """
 
-import posixpath
 import re
 import unicodedata
 import zlib
@@ -25,6 +24,7 @@ from contextlib import suppress
 from parts.files import InputError
 from parts.tasks import rows as reader
 from parts.tasks.boxes import is_box
+from parts.tasks.images import ANIMATED, FILMS, within
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 NOTES = re.compile(r"id|.*_id|source|dataset|split|category|quality|licen[cs]e|comment")  # facts about a row: not read
@@ -34,60 +34,70 @@ METRICS = ("exact", "contains", "number", "vqa", "iou")
 def rows(name, root, split):
     patterns = ("*.jsonl",) if name == "jsonl" else ("*.json", "*.jsonl")
     files = reader.split_files(root, *patterns)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder")
     if root.is_file():
         pairs = part_of(root, split, reader.SPLITS)
     elif files.keys() == {"train"}:
         pairs = part_of(files["train"], split, ("train", "val"))
     else:
-        pairs = reader.entries(reader.file_of(root, split, f"write {split}.jsonl", *patterns))
+        pairs = reader.entries(reader.file_of(root, split, f"write {split}.jsonl; {reader.RECIPES}", *patterns))
     return reader.rows_of(pairs, own_rows, "a row of your own")
 
 
 def own_rows(row):
     """The rows of a row: itself, or one for every answer of its conversation, with the turns before it as history."""
     row = {key: value for key, value in row.items() if value is not None and not NOTES.fullmatch(key)}
-    made = [row]
-    if key := next((key for key in ("conversations", "messages") if key in row), None):
-        images, texts = [], []
-        turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row.pop(key)]
-        if turns[0][0] == "system":
-            row["system"] = text_of(turns.pop(0)[1], images)
-        for (speaker, content), role in zip(turns, ["user", "assistant"] * len(turns)):
-            if ROLES.get(speaker) != role:
-                raise ValueError(f"turns must alternate user, assistant; {speaker!r:.40} in place of {role}")
-            texts.append(text_of(content, images))
-        if len(texts) % 2:
-            raise ValueError("the last turn has no answer")
-        row |= {"images": images} if images else {}
-        turns = list(zip(texts[::2], texts[1::2]))
-        made = [dict(**row, prompt=q, answer=a, history=turns[:i]) for i, (q, a) in enumerate(turns)]
-    for row in made:
-        check_metric(row)
-        yield row
+    key = next((key for key in ("conversations", "messages") if key in row), None)
+    talks = conversation(row.pop(key), key) if key else [{}]
+    if both := row.keys() & talks[0].keys():
+        raise ValueError(f'has both "{key}" and "{min(both)}"; one of them would be lost')
+    for talk in talks:
+        check_metric(row | talk)
+        yield row | talk
+
+
+def conversation(turns, key):
+    """[{"prompt", "answer", "history", and of all "system", "images"}] for every answer of a conversation."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f'"{key}" must be a list of turns, each with "role" and "content", got {turns!r:.60}')
+    talk, images, texts = {}, [], []
+    turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
+    if turns and turns[0][0] == "system":
+        talk["system"] = text_of(turns.pop(0)[1], images)
+    for (speaker, content), role in zip(turns, ["user", "assistant"] * len(turns)):
+        if ROLES.get(speaker) != role:
+            raise ValueError(f"turns must alternate user, assistant; {speaker!r:.40} in place of {role}")
+        texts.append(text_of(content, images))
+    if not texts or len(texts) % 2:
+        raise ValueError("the last turn has no answer")
+    talk |= {"images": images} if images else {}
+    turns = list(zip(texts[::2], texts[1::2]))
+    return [talk | {"prompt": q, "answer": a, "history": turns[:i]} for i, (q, a) in enumerate(turns)]
 
 
 def text_of(content, images):
     """What a turn says: a text, or a list of parts, whose images go into `images`."""
     text = ""
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         value = part.get(part["type"])
         if part["type"] in ("image", "image_url"):
             text += reader.PLACE
             images += [] if value is None else [value["url"] if isinstance(value, dict) else value]
-        elif part["type"] == "text":
+        elif part["type"] == "text" and isinstance(value, str):
             text += value
         else:
-            raise ValueError(f"a part of type {part['type']!r:.40}; text, image and image_url are read")
+            raise ValueError(f"a turn's part {part!r:.60}; text, image and image_url are read")
     return text
 
 
 def check_metric(row):
     """Raises ValueError for a metric that is not read in rows of your own, and a reference that it cannot compare with."""
     metric = row.get("metric", "iou" if "bbox" in row else "exact")
-    reference = row.get("reference", row.get("bbox", row.get("answer", "")))
+    reference = row.get("reference", row.get("bbox", str(row.get("answer", ""))))
     fits = isinstance(reference, str)
     if metric == "iou":
-        fits = is_box(reference) or "reference" not in row
+        fits = is_box(reference) or reference is row.get("bbox")
     elif metric == "vqa":
         fits = isinstance(reference, list) and len(reference) >= 4 and all(isinstance(r, str) for r in reference)
     if metric not in METRICS or not fits:
@@ -96,43 +106,33 @@ def check_metric(row):
 
 
 def part_of(file, split, splits):
-    """The entries of the part `split` of a file. A tenth of its images, with all rows about them, is "val"; the others are
-    "train"; "test" is everything. Which image is where depends on the names alone, not on their order."""
+    """The entries of the part `split` of a file. "val": a tenth of its images, with the rows about them; "train": the rows
+    about others; "test": everything. Which image is where depends on the names alone, not on their order."""
     if split not in splits:
         raise InputError(f"{file}: no split {split!r} of a single file; present: {', '.join(splits)}")
     rows = list(reader.entries(file))
-    groups = connected([names_in(entry) for entry, _ in rows])
-    order = sorted(set(groups), key=lambda name: (zlib.crc32(name.encode(errors="replace")), name))
-    if split == "val" and len(order) == 1:
-        raise InputError(f"{file}: all rows are about one image, so none can be held out; put a val file beside it")
-    if split == "test" or len(order) == 1:
+    names = [names_in(entry, file.parent) for entry, _ in rows]
+    firsts = sorted({those[0] for those in names}, key=lambda name: (zlib.crc32(name.encode(errors="replace")), name))
+    tenth = set(firsts[: max(1, len(firsts) // 10)])
+    held_out = {name for those in names if those[0] in tenth for name in those}
+    train = [pair for pair, those in zip(rows, names) if held_out.isdisjoint(those)]
+    val = [pair for pair, those in zip(rows, names) if held_out.issuperset(those)]
+    if split == "val" and not train:
+        raise InputError(f"{file}: its rows share their images, so none can be held out; put a val file beside it")
+    if split == "test" or not train:
         return rows
-    held_out = set(order[: max(1, len(order) // 10)])
-    part = [pair for pair, group in zip(rows, groups) if (group in held_out) == (split == "val")]
+    part, left_out = train if split == "train" else val, len(rows) - len(train) - len(val)
     why = "without a val file, a tenth of the images (or texts) is held out, by a checksum of their names"
-    print(f"split    {file}: {split} is {len(part)} of its {len(rows)} rows; {why}")
+    print(f"split    {file}: {split} is {len(part)} of its {len(rows)} rows; {why}; {left_out} have images of both parts")
     return part
 
 
-def names_in(entry):
+def names_in(entry, root):
     """The names of an entry's images and videos, however they are spelled; of text alone, the entry itself."""
     names = []
     with suppress(Exception):  # of a bad row: `checked` says what is wrong with it
         row = next(own_rows(reader.parsed(entry)))
-        shown = reader.names_of(row, "image", "images") + reader.names_of(row, "video", "videos")
-        names = [posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/"))) for name in shown]
-    return names or [str(entry)]
-
-
-def connected(names):
-    """A group for each row, named by the first of its images: rows that share an image, or are connected by others that
-    do, are in one group, so that no image is on both sides of a split. names: those of each row."""
-    groups = {}  # name -> the names in its group
-    for those in names:
-        largest, *others = sorted((groups.setdefault(name, {name}) for name in those), key=len, reverse=True)
-        for other in others:
-            if other is not largest:
-                largest |= other
-                groups |= dict.fromkeys(other, largest)
-    first = {id(group): min(group) for group in {id(group): group for group in groups.values()}.values()}
-    return [first[id(groups[those[0]])] for those in names]
+        names = [within(name, "", root) for name in reader.names_of(row, "image", "images")]
+        videos = [within(name, "", root) for name in reader.names_of(row, "video", "videos")]
+        names += [video.with_suffix("") if video.suffix.lower() in FILMS + ANIMATED else video for video in videos]
+    return [unicodedata.normalize("NFC", str(name)) for name in names] or [str(entry)]

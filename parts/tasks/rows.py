@@ -16,6 +16,7 @@ from parts.tasks.images import FRAMES, find_image, find_video, image_size, video
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
 PLACE, FILM = "<image>", "<video>"  # where an image and a video are in a prompt that says so
+RECIPES = "docs/datasets.md has recipes for other forms"
 SPLITS = ("train", "val", "test")  # where a data set has none of its own
 WORDS = read_json(Path(__file__).parent / "words.json")  # what the official evaluators take for the same word
 
@@ -24,10 +25,8 @@ ROW = {  # key: the types of its value, and what they are in words. A row may ho
     "images": (list, "a list of files' names"),  # none: text only
     "video": ((str, list), "the name of a folder of frames or of an animated image"),
     "videos": (list, "a list of such names"),
-    "fps": ((int, float), "a number"),  # frames a second of a folder of frames (2)
-    "seconds": ((int, float), "a number"),  # or how long a video lasts, if its file does not say it
-    "prompt": (str, "a text"),  # the text to ask
-    "sent": (str, "a text"),  # or what to find, which is put into GROUNDING_PROMPT
+    **dict.fromkeys(("fps", "seconds"), ((int, float), "a number")),  # frames a second of a folder (2), or its time
+    **dict.fromkeys(("prompt", "sent"), (str, "a text")),  # what to ask; or to find, put into GROUNDING_PROMPT
     "answer": (str, "a text"),  # the text to learn
     "bbox": ((list, tuple), "four numbers"),  # or a box (x1, y1, x2, y2) in pixels of the only image
     **dict.fromkeys(("width", "height"), ((int, float), "a number")),  # of that image: if it is said, it must be true
@@ -44,7 +43,7 @@ def entries(file):
     if file.suffix == ".json":
         rows = read_json(file)
         if not isinstance(rows, list):
-            raise InputError(f"{file}: expected a JSON list of rows; docs/datasets.md has recipes for other forms")
+            raise InputError(f"{file}: expected a JSON list of rows; {RECIPES}")
         yield from ((row, f"{file}, row {i}") for i, row in enumerate(rows, start=1))
         return
     with reading(file, "lines of JSON"), open(file, "rb") as lines:
@@ -75,11 +74,9 @@ def rows_of(pairs, convert, what):
     in place of a row, so that the rows after it can be read; what: the word for a good one."""
     for entry, source in pairs:
         try:
-            with reading(source, "JSON"):
-                value = parsed(entry)
-            if not isinstance(value, dict):
-                raise InputError(f"{source}: expected an object, got {value!r:.60}")
             with reading(source, what):
+                if not isinstance(value := parsed(entry), dict):
+                    raise InputError(f"{source}: expected an object, got {value!r:.60}")
                 yield from ((row, source) for row in convert(value))
         except InputError as error:
             yield error, source
@@ -100,7 +97,8 @@ def file_of(root, split, hint, *patterns):
     files = split_files(root, *patterns)
     if split in files:
         return files[split]
-    reason = f"no split {split!r}; present: {', '.join(sorted(files))}" if files else f"no {patterns[0]} here; {hint}"
+    present = f"present: {', '.join(sorted(files))}; --train-split and --eval-split name another"
+    reason = f"no split {split!r}; {present}" if files else f"no {patterns[0]} here; {hint}"
     raise InputError(f"{root}: {reason}")
 
 
@@ -112,29 +110,38 @@ def in_split(split, key):
     return split in ("test", "val" if zlib.crc32(str(key).encode(errors="replace")) % 5 == 0 else "train")
 
 
-def all_checked(rows, task, root):
-    """The (row, source) pairs of a loader, checked. Raises InputError for what is wrong. Task.skip_outside: but a row whose
-    box reaches over the edge of its image is left out, with a line that names it, unless that is more than a tenth."""
-    examples, outside = [], []
+def all_checked(rows, task, root, look=lambda example: None):
+    """(examples, errors) of the (row, source) pairs of a loader: each row is good or has an InputError that names it. look:
+    what else is done with an example. Task.skip_outside: a row whose box reaches over the edge of its image is left out,
+    with a line that names it, unless that is more than a tenth."""
+    examples, errors = [], []
     for row, source in rows:
         try:
-            examples.append(checked(row, source, task, root))
-        except OutsideImage as error:
-            outside.append(error)
+            example = checked(row, source, task, root)
+            look(example)
+            examples.append(example)
+        except InputError as error:
+            errors.append(error if str(error).startswith(source) else InputError(f"{source}: {error}"))
+
+    # all boxes together: a few over the edge are left out; or is their unit not the pixel?
+    outside = [error for error in errors if isinstance(error, OutsideImage)]
     boxed = [e for e in examples if not isinstance(e["answer"], str)]
-    boxes = [(error.box, error.size) for error in outside]
     if outside and examples and task.skip_outside and len(outside) <= max(1, len(rows) // 10):
         print(f"skipped  {len(outside)} of {len(rows)} rows: {'; '.join(map(str, outside[:3]))}")
+        errors = [error for error in errors if error not in outside]
     elif outside or task.own:
-        question = ask_about_units(boxes + [(e["answer"], image_size(e["images"][0])) for e in boxed])
-        if outside or question:
-            raise InputError("; ".join(filter(None, [*map(str, outside[:1]), question])))
+        boxes = [(error.box, error.size) for error in outside]
+        boxes += [(e["answer"], image_size(e["images"][0])) for e in boxed]
+        if question := ask_about_units(boxes):
+            errors.insert(0, InputError(f"{rows[0][1]}: {question}"))
+
+    # a phrase with several boxes in one image contradicts itself
     if task.own:
-        boxes = {(e["images"][0], e["prompt"], e["answer"]) for e in boxed}
-        several = [asked for asked, count in Counter((image, prompt) for image, prompt, _ in boxes).items() if count > 1]
+        boxes = dict.fromkeys((f"{e['images'][0]}: {e['prompt']}", e["answer"]) for e in boxed)
+        several = [asked for asked, count in Counter(asked for asked, _ in boxes).items() if count > 1]
         if several:
-            print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[:2]}")
-    return examples
+            print(f"warning  {len(several)} phrases have several boxes in one image; only one can be learnt: {several[0]}")
+    return examples, errors
 
 
 def checked(row, source, task, root):
@@ -144,8 +151,8 @@ def checked(row, source, task, root):
     row = {key: value for key, value in row.items() if value is not None}
     for key, value in row.items():
         if key not in ROW:
-            hint = f"leave it out, or rename it to one of {', '.join(ROW)}; docs/datasets.md has recipes for other forms"
-            raise InputError(f'{source}: "{key:.60}" is not read; {hint}')
+            hint = f"leave it out, or rename it to one of {', '.join(ROW)}"
+            raise InputError(f'{source}: "{key:.60}" is not read; {hint}; {RECIPES}')
         if not isinstance(value, ROW[key][0]) or isinstance(value, bool):
             raise InputError(f'{source}: "{key}" must be {ROW[key][1]}, got {value!r:.60}')
     for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox")):
@@ -159,7 +166,7 @@ def checked(row, source, task, root):
     example = {key: row[key] for key in ("kind", "group", "metric", "reference", "system") if key in row} | {"source": source}
     example |= {"images": images} | videos_of(row, source, root)
     example |= turns_of(row, source, len(images), len(example.get("videos", [])))
-    if not row.keys() & {"bbox", "answer"}:
+    if "bbox" not in row and not row.get("answer"):
         raise InputError(f'{source}: needs a text "answer" or a "bbox"')
     if row.get("metric") in ("iou", "point") and len(images) != 1:
         raise InputError(f"{source}: the metric {row['metric']} needs exactly one image, got {len(images)}")

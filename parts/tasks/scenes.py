@@ -27,7 +27,7 @@ from functools import cache
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from parts.files import InputError
-from parts.tasks.rows import GROUNDING_PROMPT, SPLITS
+from parts.tasks.rows import GROUNDING_PROMPT, SPLITS, WORDS
 
 SIDE = 196
 FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
@@ -41,12 +41,6 @@ POLYGONS = {  # from the middle, in sides
     "cross": [BAR, [(y, x) for x, y in BAR]],
     "star": [[(0, -0.5), (0.14, -0.14), (0.5, 0), (0.14, 0.14), (0, 0.5), (-0.14, 0.14), (-0.5, 0), (-0.14, -0.14)]],
 }
-COUNTS = {3: "three", 4: "four"}
-FOREIGN = {  # the words of the look `words`
-    "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "purple": "violet", "black": "noir",
-    "circle": "cercle", "square": "carre", "triangle": "trigone", "ring": "anneau", "cross": "croix", "star": "etoile",
-    "small": "petit", "large": "grand", "three": "trois", "four": "quatre",
-}  # fmt: skip
 USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, and sign of the distance
 NAMING, LISTING = "Name everything from left to right.", "List everything from left to right."
@@ -164,7 +158,7 @@ def expressions(scene, target):
 def attributes(scene):
     """All (question, answer) pairs about one thing or the number of things."""
     shapes, colours = [t[0] for t in scene], [t[1] for t in scene]
-    questions = [("How many things are there?", COUNTS[len(scene)])]
+    questions = [("How many things are there?", WORDS["numbers"][len(scene)])]
     for shape, colour, size, _ in scene:
         if shapes.count(shape) == 1:
             questions += [(f"What colour is the {shape}?", colour), (f"How large is the {shape}?", size)]
@@ -191,12 +185,11 @@ def word_problem(rng):
 
 def naming(scene, boxes):
     """Everything there is, from left to right, with its box or without."""
-    parts = []
-    for thing in sorted(scene, key=lambda thing: thing[3]):
-        shape, colour, size, _ = thing
-        box = f" {list(around(thing))}" if boxes else ""
-        parts.append(f"{size} {colour} {shape}{box}")
-    return ", ".join(parts)
+    ordered = sorted(scene, key=lambda thing: thing[3])
+    texts = [names(thing)[-1] for thing in ordered]
+    if boxes:
+        texts = [f"{text} {list(around(thing))}" for text, thing in zip(texts, ordered)]
+    return ", ".join(texts)
 
 
 def scene_of(look, seed, number):
@@ -221,7 +214,7 @@ def scene_rows(look, seed, number, asked=2):
     # attributes
     questions = [q for q in attributes(scene) if look != "prior" or q[0].startswith("What colour")]
     for question, answer in rng.sample(questions, min(asked, len(questions))):
-        answer = FOREIGN[answer] if look == "words" else answer
+        answer = WORDS["foreign"][answer] if look == "words" else answer
         yield {"kind": "attribute", "images": [image], "prompt": question, "answer": answer}
 
     # everything there is, and the sum
@@ -231,19 +224,19 @@ def scene_rows(look, seed, number, asked=2):
     yield {"kind": "text", "images": [], "prompt": question, "answer": answer}
 
 
-BOXES, WORDS = ("grounding",), ("attribute",)
-EVERYTHING = (*BOXES, *WORDS, "naming", "listing", "text")
+BOXES, NAMES = ("grounding",), ("attribute",)
+EVERYTHING = (*BOXES, *NAMES, "naming", "listing", "text")
 DRAWN = {  # name -> looks, which the scenes take in turn; kinds of examples; words before, images after what is asked
-    "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + WORDS, 0, 0),
-    **{f"scenes-{look}": ((look,), BOXES + WORDS, 0, 0) for look in LOOKS},
+    "scenes": ((DEMO_LOOK, DEMO_LOOK, DEMO_LOOK, "day"), BOXES + NAMES, 0, 0),
+    **{f"scenes-{look}": ((look,), BOXES + NAMES, 0, 0) for look in LOOKS},
     **{f"boxes-{look}": ((look,), BOXES, 0, 0) for look in LOOKS if look != "prior"},
-    **{f"words-{look}": ((look,), WORDS, 0, 0) for look in LOOKS if look != "prior"},
-    "scenes-prior": (("prior",), WORDS, 0, 0),
+    **{f"words-{look}": ((look,), NAMES, 0, 0) for look in LOOKS if look != "prior"},
+    "scenes-prior": (("prior",), NAMES, 0, 0),
     "sums": (("day",), ("text",), 0, 0),
     PRETRAINING: (("day", *KNOWN[:2], "day", "day", *KNOWN[2:], "day", "day", "day"), EVERYTHING, 0, 0),
 }
 DRAWN |= {f"{name}+{n}": (*DRAWN[name][:2], n, 0) for name in ("scenes", f"scenes-{DEMO_LOOK}") for n in (25, 60)}
-DRAWN |= {f"words-{DEMO_LOOK}+{n}images": ((DEMO_LOOK,), WORDS, 0, n) for n in (3, 11)}
+DRAWN |= {f"words-{DEMO_LOOK}+{n}images": ((DEMO_LOOK,), NAMES, 0, n) for n in (3, 11)}
 
 
 def rows(name, root, split):

@@ -30,12 +30,10 @@ def rows(name, root, split):
             return
         target = {"image": row["img_filename"], "sent": TARGET.format(row["instruction"]), "metric": "point"}
         if name == "screenspot-pro":
-            width, height = row["img_size"]
-            target |= {"bbox": row["bbox"], "width": width, "height": height}
-            yield target | {"kind": row["ui_type"], "group": row["group"]}
+            target |= dict(zip(("width", "height"), row["img_size"]))
+            yield target | {"bbox": row["bbox"], "kind": row["ui_type"], "group": row["group"]}
         else:
-            platform = file.stem.split("_")[1]
-            yield target | {"bbox": corners(row["bbox"]), "kind": row["data_type"], "group": platform}
+            yield target | {"bbox": corners(row["bbox"]), "kind": row["data_type"], "group": file.stem.split("_")[1]}
 
     for file in files:
         yield from rows_of(entries(file), row_of, f"a row of {name}")
