@@ -6,6 +6,7 @@ and nothing half-written is left. The inputs are a function of the test, so ever
 
 import io
 import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -186,8 +187,7 @@ def test_a_damaged_image_is_decoded_or_named(tmp_path_factory, kind, data):
 def copied(checkpoint, tmp_path_factory):
     """A checkpoint that may be damaged, with an adapter beside it."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    for file in checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     vlm = VLM.from_pretrained(folder)
     adapter = randomised(ImageLoRA(vlm.config, {0: [1], 2: [0]}, rank=2)).attach(vlm)
     adapter.save(folder / "adapter.safetensors")
