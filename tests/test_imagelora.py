@@ -119,10 +119,10 @@ def test_decoding_needs_no_adapter_arithmetic(vlm, processor, adapter):
 @pytest.mark.parametrize("make", ["image-lora", "encoder"])
 def test_many_adapters_decode_together_what_each_decodes_alone(vlm, processor, make):
     """Of different lengths and images; one is asked two questions."""
-    asked = [[("Where?", 60), ("What is it?", 60)], [("Which of them is it, and why?", 120)], [("Who?", 90)]]
-    examples = [[Example([picture(60, size, size)], prompt) for prompt, size in of_adapter] for of_adapter in asked]
-    adapters, alone = [randomised(MAKE[make](vlm.config), seed, size=0.5) for seed in range(3)], []
-    batches, frozen = [processor(of_adapter, share_images=True) for of_adapter in examples], []
+    asked = {60: ["Where?", "What is it?"], 120: ["Which of them is it, and why?"], 90: ["Who?"]}
+    examples = [[Example([picture(60, side)], prompt) for prompt in prompts] for side, prompts in asked.items()]
+    batches, frozen, alone = [processor(of_adapter, share_images=True) for of_adapter in examples], [], []
+    adapters = [randomised(MAKE[make](vlm.config), seed, size=0.5) for seed in range(3)]
     for adapter, batch in zip(adapters, batches):
         frozen += vlm.generate(batch, 8)
         adapter.attach(vlm)
