@@ -137,7 +137,7 @@ def curve(path, losses, accuracies):
     blocks = [losses[i : i + size] for i in range(0, len(losses), size)]
     means = [(block[-1][0], fmean(loss for _, loss in block)) for block in blocks]
     percent = [(step, 100 * accuracy) for step, accuracy in accuracies if math.isfinite(accuracy)]
-    panels = [(f"training loss (mean of {size} steps)", means, BLUE), ("accuracy on held-out rows, in %", percent, ORANGE)]
+    panels = [("training loss (averaged)", means, BLUE), ("accuracy on held-out rows, in %", percent, ORANGE)]
     for i, (title, points, colour) in enumerate(panels):
         if points:
             chart(pen, (90, 60 + 340 * i, 830, 280 + 340 * i), title, "step", [(colour, points)])
