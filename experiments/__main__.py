@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import train
@@ -27,6 +28,7 @@ from harness.report import commit
 from parts.files import reading
 
 ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentences
+    "compare": partial(analyses.cost_curves, name="compare"),
     "cost": analyses.cost_curves,
     "ratio": analyses.savings,
     "selection": selection.selecting,

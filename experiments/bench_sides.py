@@ -6,6 +6,8 @@ import json
 import random
 import re
 import time
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,7 @@ from parts.backbones.qwen2_5_vl import Config
 from parts.tasks.rows import GROUNDING_PROMPT
 
 ROOT = Path(__file__).parent.parent
+NEW_TOKENS = 24  # of an answer
 PEFT = "transformers + peft lora"
 SHAPES = {  # of the published models, and a tiny one: width, MLP, query heads, value heads, layers, vision blocks
     "3b": (2048, 11008, 16, 2, 36, 32),
@@ -105,7 +108,7 @@ def with_updates(vlm, updates, run):
     for (layer, projection), update in updates.items():
         vlm.model.layers[layer].self_attn.adapters[projection].append(update)
     try:
-        run()
+        return run()
     finally:
         for layer, projection in updates:
             vlm.model.layers[layer].self_attn.adapters[projection].clear()
@@ -134,23 +137,31 @@ def step_sides(models, examples):
 
 
 @torch.no_grad()
-def answers(vlm, processor, questions, new_tokens, rounds):
+def answers(vlm, processor, questions, rounds):
     """Prefill and decoding. LoRA merged into the weights is the frozen network with other numbers in it."""
     batch = processor(questions, share_images=True).to(vlm.device)
-    _, position, visible, cache = vlm.prefill(batch, new_tokens)
-    token = batch.input_ids.flatten()[batch.answer_index]  # the last of each question
-
-    def decoding():
-        for _ in range(new_tokens):
-            vlm.decode_one_token(token, position + 1, visible, cache)
-            cache.length -= 1
-
+    prefill = partial(vlm.prefill, batch, NEW_TOKENS)
+    decoding = partial(decode_again, endless(vlm), prefill())
     updates, report = {"image-lora": image_lora(vlm).updates, "merged": {}}, {"questions": len(questions), "ratios": {}}
-    for name, run in (("prefill", partial(vlm.prefill, batch, new_tokens)), (f"decoding {new_tokens} tokens", decoding)):
+    for name, run in (("prefill", prefill), (f"decoding {NEW_TOKENS} tokens", decoding)):
         sides = {side: partial(with_updates, vlm, u, run) for side, u in updates.items()}
         report[name] = measure(sides, vlm.device, rounds, memory=False)
         report["ratios"][f"{name}, image-lora against merged"] = against(report[name], *updates)
     return report
+
+
+def endless(vlm):
+    """The same model, whose answers no token ends."""
+    other = copy(vlm)
+    other.config = replace(vlm.config, end_tokens=())
+    return other
+
+
+def decode_again(vlm, state):
+    """Decode from what prefill returned, and leave it as it was."""
+    length = state[-1].length
+    vlm.decode(*state, NEW_TOKENS)
+    state[-1].length = length
 
 
 def seconds_of(run, device):
