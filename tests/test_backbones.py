@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from conftest import ROOT, SMALL_CONFIGS, write_checkpoint
-from local_web import serving
+from conftest import ROOT, SMALL_CONFIGS, picture, write_checkpoint
+from test_tasks_download import web as server
 
 from data import Example, Processor
+from harness.evaluate import prediction
 from imagelora import LoRA, load_adapter
 from model import VLM
 from parts.backbones import FAMILIES as BACKBONES
@@ -27,6 +28,39 @@ def test_the_residual_streams_of_a_bfloat16_model_are_float32(checkpoint, mixed)
     for layer in [*vlm.visual.blocks, *vlm.model.layers]:
         layer.register_forward_hook(lambda module, args, out: dtypes.update({args[0].dtype, out.dtype}))
     assert vlm(mixed).dtype == torch.bfloat16 and dtypes == {torch.float32}
+
+
+def test_time_height_and_width_take_turns_at_the_frequencies(shared):
+    """Sections 24, 20, 20: below 60 numbers 1, 4, ... are the height's, 2, 5, ... the width's; the rest are time's."""
+    config = BACKBONES["qwen3_vl"].Config.from_dict(read_json(shared / "qwen3-vl/config_4b.json"))
+    axis = config.by_axis(torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, 64)).flatten().int().tolist()
+    assert axis == [0, 1, 2] * 20 + [0] * 4
+    assert config.rope_sections == (24, 20, 20)
+
+
+def test_features_are_added_to_the_visual_positions_after_the_first_layers_and_nowhere_else(vlm, mixed):
+    """DeepStack of Qwen3-VL; the other family has no features."""
+    _, features = vlm.embed(mixed)
+    assert [f.shape for f in features] == [(len(mixed.visual_index), 64)] * len(vlm.config.vision.deepstack)
+    entering, leaving = [], []
+    for layer in vlm.model.layers:
+        layer.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+        layer.register_forward_hook(lambda module, args, out: leaving.append(out))
+    vlm(mixed)
+    for i, feature in enumerate(features):
+        added = entering[i + 1] - leaving[i]
+        assert torch.allclose(added[mixed.visual_mask], feature, atol=1e-5)
+        assert (added[~mixed.visual_mask] == 0).all()
+
+
+def test_a_box_of_qwen3_vl_is_learnt_in_thousandths_of_the_sides_whatever_the_model_sees(checkpoints):
+    e = Example([picture(224, 112)], "?", (56, 28, 224, 112))
+    processor = Processor.from_pretrained(checkpoints["qwen3_vl"], max_pixels=64 * 64)
+    answer = processor.answer_text(e)
+    assert answer == '{\n"bbox_2d": [250, 250, 1000, 1000]\n}'
+    made = prediction(e, answer, processor)
+    assert made["score"] == 1 and made["parsed"] == pytest.approx([56, 28, 224, 112])
+    assert prediction(e, "[56, 28, 224, 112]", processor)["score"] == 0  # pixels
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl 3b", "qwen2.5-vl 7b", "qwen3-vl 2b", "qwen3-vl 4b"])
@@ -167,22 +201,21 @@ def test_a_folder_that_is_no_such_checkpoint_is_named_for_what_it_is(tmp_path, n
 
 
 def test_a_hub_id_is_downloaded_texts_and_safetensors_only(monkeypatch, checkpoint, vlm):
-    def snapshot_download(name, allow_patterns):
-        assert allow_patterns == ["*.json", "*.jinja", "*.txt", "*.safetensors"]
-        return str(checkpoint)
+    patterns, given = ["*.json", "*.jinja", "*.txt", "*.safetensors"], {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **flags: given.update(flags) or checkpoint)
+    assert VLM.from_pretrained("team/small").fingerprint() == vlm.fingerprint() and given == {"allow_patterns": patterns}
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert VLM.from_pretrained("team/small").fingerprint() == vlm.fingerprint()
+
+web = server  # the fixture: a local server with faults
 
 
 @pytest.mark.parametrize("fault", [404, 503, "cut", b"<html>please log in</html>", b'{"sha": ', b"[]", b"{}"])
-def test_a_hub_that_gives_anything_else_is_one_line(monkeypatch, tmp_path, fault):
-    with serving(monkeypatch) as web:
-        web.files["main"], web.faults["main"] = b'{"sha": "1", "siblings": []}', [fault] * 9
-        for name, value in (("ENDPOINT", web.address[:-1]), ("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", False)):
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        with pytest.raises(InputError, match="^team/other: no such folder, and the hub did not give it: .+$"):
-            read_config("team/other")
+def test_a_hub_that_gives_anything_else_is_one_line(web, monkeypatch, tmp_path, fault):
+    web.files["main"], web.faults["main"] = b'{"sha": "1", "siblings": []}', [fault] * 9
+    for name, value in (("ENDPOINT", web.address[:-1]), ("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    with pytest.raises(InputError, match="^team/own: no such folder, and the hub did not give it: .+$"):
+        read_config("team/own")
 
 
 @pytest.mark.parametrize(

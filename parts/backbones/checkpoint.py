@@ -168,11 +168,11 @@ def fingerprint(self, old=False):
     return hashlib.sha256(text.encode()).hexdigest()[:32] + " with --quantize nf4" * bool(nf4_layers(self))
 
 
-def mark(tensor, part=2**19):
+def mark(tensor, part=2**16):
     """(total, values) of a tensor's bits as bfloat16: the sum of each times its position, and 16 of them, evenly spaced.
     The sum is exact (in 64 bits, what overflows is dropped), so it is the same in every order of adding."""
     flat = tensor.detach().reshape(-1)
-    positions, total = torch.arange(1, part + 1, device=flat.device), 0
+    positions, total = torch.arange(1, min(part, len(flat)) + 1, device=flat.device), 0
     for i, values in enumerate(flat.split(part)):  # which stay in the processor's cache
         bits = values.to(torch.bfloat16).view(torch.int16)
         total = total + (bits * (positions[: len(bits)] + i * part)).sum()
