@@ -198,13 +198,13 @@ class Processor:
 
     def pieces(self, example):
         """The prompt as a list of pieces: a text to encode, or a list of token ids (special tokens, visual tokens)."""
-        start, end, system = [self.special["im_start"]], [self.special["im_end"]], example.system or self.family.SYSTEM
+        start, end, system = [self.special["im_start"]], [self.special["im_end"]], example.system or self.config.system
         pieces, visuals = [start, f"system\n{system}", end, "\n"] if system else [], example.visuals
         for prompt, answer in (*example.history, (example.prompt, None)):  # images are in the first of all turns
             pieces += [start, *self.user_turn(prompt, visuals, example.fps), end, "\n", start, "assistant\n"]
             pieces += [] if answer is None else [answer, end, "\n"]
             visuals = []
-        return pieces
+        return [*pieces, self.config.opening]  # of a thought, if the chat template begins one
 
     def user_turn(self, prompt, visuals, fps):
         """[text, visual tokens, text, ...]: what a user says. Images are at each "<image>" of the prompt or before it.

@@ -192,9 +192,9 @@ def load_adapter(path, vlm):
     if metadata.get("format_version", FORMAT) != FORMAT or (method := metadata.get("method")) not in METHODS:
         raise files.InputError(f"{path}: not an adapter file of format {FORMAT}, made by one of {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model"):
-        if metadata["base"] != vlm.fingerprint():
+        if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
-        adapter = METHODS[method](vlm.config, **json.loads(metadata["settings"]))
+        adapter = METHODS[method](vlm.config, **files.parse_json(metadata["settings"].encode()))
         adapter.load_state_dict(tensors)
         adapter.notes = json.loads(metadata["notes"])
     return adapter.attach(vlm)

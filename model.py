@@ -178,7 +178,7 @@ class Decoder(nn.Module):
 class VLM(nn.Module):
     """`vlm(batch)` gives logits, `vlm.loss(batch)` the training loss, `vlm.generate(batch)` text; data.py makes batches."""
 
-    source = ""  # what from_pretrained was given
+    source, marks = "", {}  # what from_pretrained was given, and what the fingerprint keeps of each tensor's file
 
     def __init__(self, config):
         super().__init__()
@@ -253,26 +253,7 @@ class VLM(nn.Module):
         """
         if len(batch.answer_ids) > 0:
             raise ValueError("generate needs examples without answers (answer=None)")
-        x, position, visible, cache = self.prefill(batch, max_new_tokens)
-        texts = [[] for _ in batch.examples]
-        running = torch.arange(len(texts), device=x.device)  # the numbers of the questions that have not ended
-        end = torch.tensor(self.config.end_tokens, device=x.device)
-        for step in range(max_new_tokens):
-            token = self.head(x).argmax(dim=-1)  # [Q]
-
-            # Questions that have ended leave the batch.
-            runs = ~torch.isin(token, end)
-            if not runs.all():
-                token, position, visible, running = (y[runs] for y in (token, position, visible, running))
-                cache.select(runs)
-            for i, t in zip(running.tolist(), token.tolist()):
-                texts[i].append(t)
-            if len(running) == 0 or step + 1 == max_new_tokens:
-                break
-
-            position = position + 1
-            x = self.decode_one_token(token, position, visible, cache)
-        return texts
+        return self.decode(*self.prefill(batch, max_new_tokens), max_new_tokens)
 
     def prefill(self, batch, max_new_tokens):
         """Read every row once; after this each question has a row of its own. Returns the output at each question's last token x [Q, D],
@@ -297,12 +278,30 @@ class VLM(nn.Module):
         cache.select(row)
         return x, position, visible, cache
 
-    def decode_one_token(self, token, position, visible, cache):
-        """token [Q], position [Q] -> the decoder's output [Q, D]; the token's keys and values go into the cache."""
-        x = self.model.embed_tokens(token[:, None])  # [Q, 1, D]
-        mask = visible[:, None, None, : cache.length + 1]
-        position_ids = position[None, :, None].expand(3, -1, 1)  # [3, Q, 1]: for text all three are equal
-        return self.model(x, position_ids, mask, None, cache)[:, 0]
+    def decode(self, x, position, visible, cache, max_new_tokens):
+        """What prefill returned -> the new tokens of each question."""
+        texts = [[] for _ in x]
+        running = torch.arange(len(texts), device=x.device)  # the numbers of the questions that have not ended
+        end = torch.tensor(self.config.end_tokens, device=x.device)
+        for step in range(max_new_tokens):
+            token = self.head(x).argmax(dim=-1)  # [Q]
+
+            # Questions that have ended leave the batch.
+            runs = ~torch.isin(token, end)
+            if not runs.all():
+                token, position, visible, running = (y[runs] for y in (token, position, visible, running))
+                cache.select(runs)
+            for i, t in zip(running.tolist(), token.tolist()):
+                texts[i].append(t)
+            if len(running) == 0 or step + 1 == max_new_tokens:
+                break
+
+            # Each new token is read; its keys and values go into the cache.
+            position = position + 1
+            position_ids = position[None, :, None].expand(3, -1, 1)  # [3, Q, 1]: for text all three are equal
+            mask = visible[:, None, None, : cache.length + 1]
+            x = self.model(self.model.embed_tokens(token[:, None]), position_ids, mask, None, cache)[:, 0]  # [Q, D]
+        return texts
 
     from_pretrained = classmethod(checkpoint.from_pretrained)  # (path_or_hub_id, dtype, device) -> frozen VLM
     save = checkpoint.save

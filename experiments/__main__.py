@@ -1,7 +1,7 @@
 """Experiments: the paper's tables, its review's demands and its open questions, each one command.
 
     python -m experiments main                      run a suite; write its results and its part of experiments/README.md
-    python -m experiments rates all                 search the learning rates that the suites use, then run all suites
+    python -m experiments rates all                 search the learning rates that these suites use, then run them
     python -m experiments rates main --out results-3b --more "--model Qwen/Qwen2.5-VL-3B-Instruct --data refcoco=FOLDER"
 
 The same command continues a suite that was stopped. The flags of --more come last, so they win: with another model say
@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import train
@@ -27,6 +28,7 @@ from harness.report import commit
 from parts.files import reading
 
 ANALYSES = {  # suite: (reports, setup) -> further tables, comparisons, sentences
+    "compare": partial(analyses.cost_curves, name="compare"),
     "cost": analyses.cost_curves,
     "ratio": analyses.savings,
     "selection": selection.selecting,
@@ -88,11 +90,12 @@ def main(argv=None):
             with reading(folder, "a folder that can be made"):
                 folder.mkdir(parents=True, exist_ok=True)
 
-        # The rates come first: every suite needs them.
+        # The rates come first: every suite needs them. Without a suite beside them they are searched for all.
+        rows = [flags for name in suites or SUITES for flags in SUITES[name].rows.values()]
         for name in ["rates"] * ("rates" in args.suites) + suites:
             setup = Setup(args.runs, args.out, args.jobs, CORES, args.more, tuple(args.seeds))
             begun = time.process_time()
-            result = search_rates(setup) if name == "rates" else run_suite(name, setup)
+            result = search_rates(setup, rows) if name == "rates" else run_suite(name, setup)
             seconds = sum(report["wall_seconds"] for report in setup.reports) / args.jobs  # of earlier calls, too
             result["minutes"] = (seconds + time.process_time() - begun) / 60
             result["command"] = shlex.join(["python", "-m", "experiments", name, *flags])

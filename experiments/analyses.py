@@ -39,18 +39,17 @@ def deciding(comparisons):
     return f"Probed heads are within {POINTS} of LoRA or better, and as many random ones are worse: shown for {budgets}."
 
 
-def cost_curves(reports, setup):
-    """Figure 1 of the paper: boxes against parameters and against adapter FLOPs, a curve for each method."""
+def cost_curves(reports, setup, name="cost"):
+    """Figure 1 of the paper: boxes against parameters and against adapter FLOPs, a curve for each method: "curve / point"."""
     panels = {}
-    for cost in ("parameters", "FLOPs a step"):
-        curves, (key, _) = {}, COSTS[cost]
+    for panel in ("parameters", "FLOPs a step"):
+        curves, (key, _) = {}, COSTS[panel]
         for row, of_seeds in reports.items():
-            curve, slash, _ = row.partition(" / ")
-            if slash:
-                point = of_seeds[0][key], fmean(accuracy(report, "boxes") for report in of_seeds)
-                curves.setdefault(curve, []).append(point)
-        panels[cost] = {name: sorted(points) for name, points in curves.items()}
-    charts.curves(setup.out / "cost-curves.png", panels)
+            if cost := of_seeds[0][key]:  # else it is the base
+                boxes = fmean(accuracy(report, "boxes") for report in of_seeds)
+                curves.setdefault(row.partition(" / ")[0], []).append((cost, boxes))
+        panels[panel] = {name: sorted(points) for name, points in curves.items()}
+    charts.curves(setup.out / f"{name}-curves.png", panels)
     return {}
 
 

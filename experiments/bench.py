@@ -4,6 +4,7 @@ By hand, alone on the machine: `python -m experiments bench SUITE ...`
     steps       a training step: one expression a row, seven expressions an image
     evaluation  24 new tokens for seven expressions about an image
     inference   prefill and decoding: Image-LoRA against LoRA merged into the weights
+    many        decoding for many adapters at once: together, one after another, and LoRA with its own matrices for each row
     gpu         the full 3B and 7B, and what only a GPU can show: see bench_gpu.py
 
 In each round all sides run in turn. A ratio is the median over the rounds of the round's ratio, so a machine whose speed
@@ -16,18 +17,15 @@ import argparse
 import json
 import platform
 import sys
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from experiments import bench_gpu
+from experiments import bench_gpu, many
 from experiments import bench_sides as sides
-from experiments.bench_sides import PEFT, against, measure
+from experiments.bench_sides import NEW_TOKENS, PEFT, against, measure
 from harness.report import commit
-
-NEW_TOKENS = 24
 
 
 def steps(args, *models):
@@ -47,21 +45,19 @@ def evaluation(args, vlm, processor, theirs):
     questions = [replace(e, answer=None) for e in sides.expressions(args.side, args.side, [4] * 7)]
     shared, apart = (processor(questions, share_images=share).to(args.device) for share in (True, False))
     inputs = sides.transformers_inputs(apart, questions, vlm.config.image_token)
-    endless = copy(vlm)
-    endless.config = replace(vlm.config, end_tokens=())
     length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
     model = theirs.base_model.model
-    runs = {"ours": lambda: endless.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
+    runs = {"ours": lambda: vlm.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
     results = measure(runs, args.device, args.rounds)
     return results | {"ratios": {"evaluation, seven expressions an image": against(results, "ours", "theirs")}}
 
 
 def inference(args, vlm, processor, theirs):
     questions = [replace(e, answer=None) for e in sides.expressions(args.side, args.side, [4])]
-    return sides.answers(vlm, processor, questions, NEW_TOKENS, args.rounds)
+    return sides.answers(vlm, processor, questions, args.rounds)
 
 
-SUITES = {f.__name__: f for f in (steps, evaluation, inference)}
+SUITES = {f.__name__: f for f in (steps, evaluation, inference)} | {"many": many.compare}
 
 
 def parse_args(argv):

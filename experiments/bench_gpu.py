@@ -1,8 +1,6 @@
 """On one GPU, in at most 8 minutes: `python -m experiments bench gpu`
 
-    tests      tests/test_gpu.py on this GPU (a step that waits for it is an error); three steps of `--method full`
     numbers    a random 3B in bfloat16 against float32, ours and transformers'
-    attention  cuDNN's attention at lengths 64 modulo 128 with a mask: gradients that are not finite, time to plan
     3b, 7b     training steps on rows of varying length, ours and transformers + peft in turn; prefill and decoding; the
                ten longest kernels of a step, and the time without any; the same steps and answers under NF4
 
@@ -13,19 +11,14 @@ parameters of the decoder's layers (without embedding and head), N tokens of the
 
 import copy
 import json
-import os
 import random
 import subprocess
 import sys
-import tempfile
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 
 from experiments import bench_sides as sides
@@ -48,23 +41,6 @@ def varying_rows(size, images, limit, seed=0):
     return examples
 
 
-def tests(size, device):
-    """Tried on a CPU, the tests are collected and not run."""
-    pytest = ["-m", "pytest", "-q", "tests/test_gpu.py"] + ["--collect-only"] * (device.type == "cpu")
-    yield "tests/test_gpu.py", partial(succeeds, pytest, IMAGELORA_TEST_DEVICE=device.type)
-    full = ["train.py", "--method", "full", "--dtype", "bfloat16", "--device", device.type, "--steps", "3"]
-    full += ["--limit", "8", "--batch", "4", "--eval-limit", "4", "--out", f"{tempfile.mkdtemp()}/run"]
-    yield "three steps of --method full", partial(succeeds, full)
-
-
-def succeeds(arguments, **variables):
-    run = partial(subprocess.run, cwd=sides.ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=70)
-    done = run([sys.executable, *arguments])
-    lines = (done.stderr + done.stdout).strip().splitlines()
-    failures = [line for line in lines if line.startswith(("FAILED", "ERROR", "error"))]
-    return {"passed": done.returncode == 0, "failures": failures, "end": lines[-1:]}
-
-
 def numbers(size, device):
     vlm, processor, theirs = sides.random_models(sides.raw_config(size), device, torch.bfloat16)
     exact, examples = copy.deepcopy(vlm).float(), varying_rows(size, 2, 3)
@@ -81,31 +57,6 @@ def numbers(size, device):
     yield "bfloat16 against float32", against_float32
 
 
-def attention(size, device):
-    """Rows of large negative scores, as some heads of Qwen2.5 have them: issue 196678 of pytorch."""
-    yield "as torch chooses", partial(attention_line, device, nullcontext())
-    yield "cuDNN", partial(attention_line, device, sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
-    yield "others", partial(attention_line, device, sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
-
-
-def both_ways(q, k, v, mask):
-    F.scaled_dot_product_attention(q, k, v, attn_mask=mask).float().square().sum().backward()
-
-
-def attention_line(device, kernel):
-    line = {"not finite": [], "first ms": [], "again ms": []}
-    with kernel:
-        for length in (64, 192, 320, 448, 576, 704):
-            x = (0.1 * torch.randn(3, 1, 4, length, 128, device=device)).bfloat16()  # q, k, v
-            x[0, ..., 0], x[1, ..., 0] = 1.0, -120 * 128**0.5
-            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-            run = partial(both_ways, *x.requires_grad_(), mask)
-            line["first ms"].append(1000 * sides.seconds_of(run, device))
-            line["again ms"].append(1000 * sides.seconds_of(run, device))
-            line["not finite"].append((~x.grad.isfinite()).sum().item())
-    return line
-
-
 def speed(size, device):
     n = 8192 if device.type == "cuda" else 256
     a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16)
@@ -117,14 +68,14 @@ def speed(size, device):
         steps = [varying_rows(size, images, limit, seed) for seed in range(2 if size == "tiny" else 6)]
         yield f"steps of {images} images, {limit or 'all'} expression(s) each", partial(step_line, models, steps, rate)
     questions = [replace(e, answer=None) for e in steps[0]]
-    answers = partial(sides.answers, vlm, processor, questions, new_tokens=24, rounds=5)
+    answers = partial(sides.answers, vlm, processor, questions, rounds=5)
     yield "answers", answers
     yield "profile", partial(profile_line, sides.step_sides(models, steps[0])[0]["image-lora"], device)
 
     weights = dict(vlm.named_parameters())
     use_nf4(vlm)
     for name, layer in nf4_layers(vlm).items():
-        layer.keep(weights[name], None)
+        layer.keep(weights[name])
     yield "steps under NF4, all others but ours in bfloat16", partial(step_line, models, steps, rate)
     yield "answers under NF4", answers
 
@@ -169,9 +120,7 @@ def profile_line(step, device):
 
 
 PARTS = {  # a generator of (what a line is about, what makes it), on which model, for how many seconds at most
-    "tests": (tests, "tiny", 80),
     "numbers": (numbers, "3b", 50),
-    "attention": (attention, "tiny", 30),
     "3b": (speed, "3b", 140),
     "7b": (speed, "7b", 170),
 }
@@ -187,8 +136,7 @@ def add(file, part, line):
 
 def run_part(part, size, device, file):
     """All lines of a part, in a process of its own."""
-    if part != "attention":  # that one sees torch as it comes
-        choose_device(device, "bfloat16")
+    choose_device(device, "bfloat16")
     for what, run in PARTS[part][0](size, torch.device(device)):
         try:
             line = run()

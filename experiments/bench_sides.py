@@ -6,6 +6,8 @@ import json
 import random
 import re
 import time
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,7 @@ from parts.backbones.qwen2_5_vl import Config
 from parts.tasks.rows import GROUNDING_PROMPT
 
 ROOT = Path(__file__).parent.parent
+NEW_TOKENS = 24  # of an answer
 PEFT = "transformers + peft lora"
 SHAPES = {  # of the published models, and a tiny one: width, MLP, query heads, value heads, layers, vision blocks
     "3b": (2048, 11008, 16, 2, 36, 32),
@@ -52,7 +55,7 @@ def random_models(raw, device, dtype):
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config, tiny = Config.from_dict(raw), ROOT / "parts/tiny"
+    config, tiny = replace(Config.from_dict(raw), end_tokens=()), ROOT / "parts/tiny"  # no token ends an answer
     with torch.device("meta"):
         vlm = VLM(config).to(dtype)
     vlm.to_empty(device=device).requires_grad_(False).eval()
@@ -105,7 +108,7 @@ def with_updates(vlm, updates, run):
     for (layer, projection), update in updates.items():
         vlm.model.layers[layer].self_attn.adapters[projection].append(update)
     try:
-        run()
+        return run()
     finally:
         for layer, projection in updates:
             vlm.model.layers[layer].self_attn.adapters[projection].clear()
@@ -134,23 +137,23 @@ def step_sides(models, examples):
 
 
 @torch.no_grad()
-def answers(vlm, processor, questions, new_tokens, rounds):
+def answers(vlm, processor, questions, rounds):
     """Prefill and decoding. LoRA merged into the weights is the frozen network with other numbers in it."""
     batch = processor(questions, share_images=True).to(vlm.device)
-    _, position, visible, cache = vlm.prefill(batch, new_tokens)
-    token = batch.input_ids.flatten()[batch.answer_index]  # the last of each question
-
-    def decoding():
-        for _ in range(new_tokens):
-            vlm.decode_one_token(token, position + 1, visible, cache)
-            cache.length -= 1
-
+    prefill = partial(vlm.prefill, batch, NEW_TOKENS)
+    decoding = partial(decode_again, vlm, prefill())
     updates, report = {"image-lora": image_lora(vlm).updates, "merged": {}}, {"questions": len(questions), "ratios": {}}
-    for name, run in (("prefill", partial(vlm.prefill, batch, new_tokens)), (f"decoding {new_tokens} tokens", decoding)):
+    for name, run in (("prefill", prefill), (f"decoding {NEW_TOKENS} tokens", decoding)):
         sides = {side: partial(with_updates, vlm, u, run) for side, u in updates.items()}
         report[name] = measure(sides, vlm.device, rounds, memory=False)
         report["ratios"][f"{name}, image-lora against merged"] = against(report[name], *updates)
     return report
+
+
+def decode_again(vlm, state):
+    """Decode from what prefill returned, which stays as it was."""
+    *others, cache = state
+    vlm.decode(*others, copy(cache), NEW_TOKENS)
 
 
 def seconds_of(run, device):

@@ -34,9 +34,7 @@ class Setup:
     seeds: tuple = ()
     rates: dict = field(default_factory=dict)  # {searched flags: learning rate}
     reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
-
-
-CHILDREN = []  # processes of train.py that are running
+    children: list = field(default_factory=list)  # processes of train.py that are running
 
 
 def run_all(flags_of_runs, setup, title, common=COMMON):
@@ -49,7 +47,7 @@ def run_all(flags_of_runs, setup, title, common=COMMON):
             reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
         except KeyboardInterrupt:  # no further run begins, and each of those that have begun saves its step
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in CHILDREN:
+            for child in list(setup.children):
                 child.terminate()
             raise
     setup.reports.extend(reports.values())
@@ -79,9 +77,9 @@ def run_one(flags, setup, common=COMMON):
     command = [sys.executable, "train.py", *arguments]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-    CHILDREN.append(child)
+    setup.children.append(child)
     _, text = child.communicate()
-    CHILDREN.remove(child)
+    setup.children.remove(child)
     if child.returncode:
         printed = text.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
@@ -108,12 +106,19 @@ def run_rows(rows, setup, title):
 
 
 def of_seed(flags, seed, rates):
-    """The flags of a row for one seed, with the learning rate of the longest searched flags that they contain; or with
-    the rate that they name."""
+    """The flags of a row for one seed, with the learning rate that was searched for them, or that they name. Raises
+    InputError if it was not searched."""
     if "--lr" not in flags:
-        longest = max((searched for searched in rates if searched in flags), key=len)
-        flags += f" --lr {rates[longest]:g}"
+        if (searched := searched_by(flags)) not in rates:
+            raise InputError(f"no learning rate for {searched!r}; search it first: python -m experiments rates SUITE")
+        flags += f" --lr {rates[searched]:g}"
     return f"{flags} --seed {seed}".strip()
+
+
+def searched_by(flags):
+    """The entry of SEARCHED whose rate a row takes: the longest that its flags contain, or the one that LIKE names."""
+    longest = max((entry for entry in SEARCHED | LIKE if entry in flags), key=len)
+    return LIKE.get(longest, longest)
 
 
 def run_selections(selections, setup, flags=""):
@@ -138,14 +143,16 @@ CLOSE = 0.01  # of accuracy: two rates as close as this are compared by three se
 LONGEST = 7  # rates of one search
 
 
-def search_rates(setup):
-    """The result of the search on the split "val": the best rate for each entry of SEARCHED, with all that was tried.
+def search_rates(setup, rows):
+    """The result of the search on the split "val": the best rate for each entry of SEARCHED that `rows`, the flags of a
+    suite's rows, need, with all that was tried. Entries that were searched before are kept.
 
     A search begins with three rates, a factor of 2 apart, and goes on while its best is at an edge. Where the second best
     is within a point of it, both are run with two more seeds.
     """
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --eval scenes-fog"
-    tried = {flags: {factor * start: [None] for factor in (0.5, 1, 2)} for flags, start in SEARCHED.items()}
+    needed = {"", "--heads 3"} | {searched_by(flags) for flags in rows}  # these two: what an analysis runs
+    tried = {flags: {factor * SEARCHED[flags]: [None] for factor in (0.5, 1, 2)} for flags in SEARCHED if flags in needed}
     while new := [run for flags, rates in tried.items() for run in missing(flags, rates)]:
         runs = [f"{flags} --lr {lr:g} --seed {seed}".strip() for flags, lr, seed in new]
         for (flags, lr, seed), report in zip(new, run_all(runs, setup, "rates", common)):
@@ -153,14 +160,16 @@ def search_rates(setup):
         for rates in tried.values():
             extend(rates)
 
-    best, rows = {}, {}
+    best, table = {}, {}
     for flags, rates in tried.items():
         best[flags] = max(rates, key=lambda lr: fmean(rates[lr]))
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
         accuracies = rates[best[flags]]
-        rows[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
-    best |= {flags: best[other] for flags, other in LIKE.items() if other in best}
-    result = {"question": "Which learning rate is best for each method?", "tables": [("", rows)]}
+        table[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
+    if (file := setup.out / "rates.json").exists():
+        before = read_json(file)
+        best, tried, table = before["rates"] | best, before["tried"] | tried, dict(before["tables"])[""] | table
+    result = {"question": "Which learning rate is best for each method?", "tables": [("", table)]}
     return result | {"comparisons": [], "sentences": [], "rates": best, "tried": tried}
 
 
@@ -188,7 +197,4 @@ def read_rates(setup):
     if not file.exists():
         raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
     with reading(file, "learning rates"):
-        rates = read_json(file)["rates"]
-        for flags in (SEARCHED | LIKE).keys() - rates.keys():
-            raise InputError(f"{file}: no rate for {flags!r}; search the rates again: python -m experiments rates")
-        return rates
+        return read_json(file)["rates"]

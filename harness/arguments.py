@@ -176,19 +176,14 @@ def planned_steps(args, rows):
 def evaluation_sets(args):
     """What is evaluated: [(data set, its folder or None, split, max_new_tokens)]. The accuracy of the first is the run's.
     --eval-split is the split of the first one and of drawn data. A file that is not trained on is evaluated completely."""
-    trained = data_set(args.data)
-    names = args.eval or (DEMO_SETS if args.data == "scenes" else [args.data])
-    sets = []
-    for text in names:
+    trained, sets = data_set(args.data), {}
+    for text in args.eval or (DEMO_SETS if args.data == "scenes" else [args.data]):
         name, folder = data_set(text)
-        if name == trained[0]:
-            folder = folder or trained[1]
-        split = args.eval_split if not sets or name in DRAWN else None
-        trained_on = args.method != "none" and (name, folder) == trained
-        if args.eval and not split and not trained_on and folder and Path(folder).is_file():
-            split = "test"
-        if any(name == other for other, *_ in sets):
+        if name in sets:
             raise InputError(f"--eval: {name} is named twice; evaluate its folders one after another")
-        task = TASKS[name]
-        sets.append((name, folder, split or task.eval_split, args.max_new_tokens or task.new_tokens))
-    return sets
+        folder = folder or (trained[1] if name == trained[0] else None)
+        complete = args.eval and folder and Path(folder).is_file() and (args.method == "none" or (name, folder) != trained)
+        asked = args.eval_split if not sets or name in DRAWN else None
+        split = asked or ("test" if complete else TASKS[name].eval_split)
+        sets[name] = name, folder, split, args.max_new_tokens or TASKS[name].new_tokens
+    return list(sets.values())

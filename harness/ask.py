@@ -26,15 +26,13 @@ from parts.tasks.rows import GROUNDING_PROMPT
 ENDINGS = [suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS]
 
 
-def ask(vlm, processor, images, prompt, max_new_tokens):
+def ask(vlm, processor, example, max_new_tokens):
     """Generate an answer: (text, the box in it, in pixels of the only image, or None)."""
-    example = Example(images, prompt, source=", ".join(map(str, images)))
     (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens)
     text = processor.decode(ids)
-    box = parse_box(text) if len(images) == 1 else None
+    box = parse_box(text) if len(example.images) == 1 else None
     if box:
-        (visual,) = example.visuals
-        box = box_from_model(box, visual.size, processor.box_scale(visual))
+        box = box_from_model(box, example.visuals[0].size, processor.box_scale(example.visuals[0]))
     return text, box
 
 
@@ -49,7 +47,7 @@ def ask_folder(answer, prompt, folder, file):
     with open(file, "a", encoding="utf-8", buffering=1) as lines:  # 1: every line is written at its end
         for image in progress(images, desc="answering"):
             try:
-                text, box = answer([image])
+                text, box = answer(Example([image], prompt, source=str(image)))
             except InputError as error:
                 print(f"left out {error}")
                 left_out += 1
@@ -72,12 +70,15 @@ def main(argv=None):
         args = parse_args(["--method", "none", *others])
         if "model" not in args.given and not args.adapter:
             raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
-        processor, vlm = load_processor(args), load_model(args)
         prompt = asked.prompt if asked.find is None else GROUNDING_PROMPT.format(asked.find)
-        out = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
+        example, out = Example(asked.image, prompt), Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
+        processor = load_processor(args)
+        if not asked.folder:
+            processor.tokens(example)  # a bad file ends here, before the model is loaded
+        vlm = load_model(args)
 
-        def answer(images):
-            return ask(vlm, processor, images, prompt, args.max_new_tokens or 200)
+        def answer(example):
+            return ask(vlm, processor, example, args.max_new_tokens or 200)
 
         if asked.folder:  # only the tuned model, if there is one
             if args.adapter:
@@ -87,7 +88,7 @@ def main(argv=None):
         for when in ("base", "tuned") if args.adapter else ("base",):
             if when == "tuned":
                 load_adapter(args.adapter, vlm)
-            text, box = answer(asked.image)
+            text, box = answer(example)
             item[when] = box or text
             print(f"{when:8} {text}")
             if box:

@@ -20,11 +20,12 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     out and not cut off; a line names them."""
     rows, examples, lengths, long = load(name, root, split, limit), [], [], []
     longest = processor.config.max_positions - max_new_tokens
-    letters = longest * max(map(len, processor.tokenizer.get_vocab()))  # a longer text has too many tokens: not counted
+    letters = max(map(len, processor.tokenizer.get_vocab()))  # of the longest token
     with progress(rows, desc=f"reading {name} {split}") as bar:
         for example in bar:
-            texts = example.prompt, example.answer or "", *itertools.chain(*example.history)
-            if sum(map(len, texts)) > letters or (length := processor.count(example))[0] > longest:
+            texts = example.prompt, str(example.answer), *itertools.chain(*example.history)
+            least = max(sum(map(len, texts)) / letters, sum(len(text.split()) for text in texts))  # tokens; quickly counted
+            if least > longest or (length := processor.count(example))[0] > longest:
                 long.append(example.name)
             else:
                 examples.append(example)
@@ -127,7 +128,10 @@ def step_loader(processor, examples, steps, size, threads, device):
 
     def make(numbers):
         batches = step_batches(processor, [examples[i] for i in numbers], size)
-        return [batch.pin_memory() for batch in batches] if device.type == "cuda" else batches
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread: or pinning takes memory of the first GPU, too
+            batches = [batch.pin_memory() for batch in batches]
+        return batches
 
     return ahead(make, steps, threads)
 

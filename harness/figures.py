@@ -15,7 +15,7 @@ from parts.files import writing
 from parts.tasks.boxes import draw_box
 from parts.tasks.images import open_image
 
-BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (230, 230, 230)
+BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (225, 225, 225)
 ORANGE, BLUE, GREEN, RED = (230, 159, 0), (0, 114, 178), (0, 158, 115), (213, 94, 0)
 ROUND = [m * 10.0**power for power in range(-9, 15) for m in (1, 2, 5)]
 LETTER = 0.5  # mean width of a letter, in heights of its font
@@ -29,10 +29,10 @@ def canvas(width, height):
     return picture, ImageDraw.Draw(picture)
 
 
-def save(picture, path, **options):
+def save(picture, path):
     """Write a picture as a PNG file."""
     with writing(path) as part:
-        picture.save(part, format="png", **options)
+        picture.save(part, format="png")
 
 
 def label(pen, corner, words, size=16, anchor="la"):
@@ -99,35 +99,27 @@ def ticks(low, high, log=False):
 def head_map(path, scores, heads):
     """Layers x value heads: the shade is the influence, a frame marks the selected ones; and the quota of each layer.
     scores: lists [L][G]; heads: {layer: [heads]}."""
-    L, G = len(scores), len(scores[0])
-    cell = max(16, min(44, 1600 // L))
-    picture, pen = canvas(max(G * cell + 210, 420), L * cell + 210)
+    L, G, left, top = len(scores), len(scores[0]), 90, 190
+    cell, largest = max(16, min(44, 1600 // L)), max(max(map(max, scores)), 0) or 1.0
+    picture, pen = canvas(max(left + G * cell + 120, 420), top + L * cell + 20)
     words = f"{sum(map(len, heads.values()))} value heads are selected (framed): the highest scores of each layer fill its "
-    words += f"quota, which follows from their sum. White: 0; darkest: {max(map(max, scores)):.2g} (square-root scale)."
+    words += f"quota, which follows from their sum. White: 0; darkest: {largest:.2g} (square-root scale)."
     label(pen, (20, 16), "Influence of value heads", 24)
     label(pen, (20, 54), "\n".join(wrap(words, 16, picture.width - 40, 5)))
-    head_grid(pen, (90, 190), cell, scores, heads)
-    save(picture, path)
-
-
-def head_grid(pen, corner, cell, scores, heads):
-    """The cells of a head map. Above: the numbers of the heads; left: of the layers; right: their quotas."""
-    (left, top), size = corner, min(16, cell)
-    right, largest = left + len(scores[0]) * cell, max(max(map(max, scores)), 0) or 1.0
     label(pen, (left - 12, top - 8), "layer", anchor="rb")
-    label(pen, (right + 12, top - 8), "quota", anchor="lb")
-    for h in range(len(scores[0])):
-        label(pen, (left + (h + 0.5) * cell, top - 8), h, size, "mb")
+    label(pen, (left + G * cell + 12, top - 8), "quota", anchor="lb")
+    for h in range(G):
+        label(pen, (left + (h + 0.5) * cell, top - 8), h, min(16, cell), "mb")
     for layer, row in enumerate(scores):
         y, selected = top + layer * cell, heads.get(layer, [])
-        label(pen, (left - 12, y + cell / 2), layer, size, "rm")
-        label(pen, (right + 30, y + cell / 2), len(selected), size, "mm")
+        label(pen, (left - 12, y + cell / 2), layer, min(16, cell), "rm")
+        label(pen, (left + G * cell + 30, y + cell / 2), len(selected), min(16, cell), "mm")
         for h, score in enumerate(row):
-            x = left + h * cell
-            frame = (x, y, x + cell - 3, y + cell - 3)
+            frame = (left + h * cell, y, left + h * cell + cell - 3, y + cell - 3)
             pen.rectangle(frame, shade(min(1.0, math.sqrt(max(score, 0) / largest))))
             if h in selected:
                 pen.rectangle(frame, outline=ORANGE, width=max(3, cell // 10))
+    save(picture, path)
 
 
 def curve(path, losses, accuracies):
@@ -137,7 +129,7 @@ def curve(path, losses, accuracies):
     blocks = [losses[i : i + size] for i in range(0, len(losses), size)]
     means = [(block[-1][0], fmean(loss for _, loss in block)) for block in blocks]
     percent = [(step, 100 * accuracy) for step, accuracy in accuracies if math.isfinite(accuracy)]
-    panels = [(f"training loss (mean of {size} steps)", means, BLUE), ("accuracy on held-out rows, in %", percent, ORANGE)]
+    panels = [("training loss (averaged)", means, BLUE), ("accuracy on held-out rows, in %", percent, ORANGE)]
     for i, (title, points, colour) in enumerate(panels):
         if points:
             chart(pen, (90, 60 + 340 * i, 830, 280 + 340 * i), title, "step", [(colour, points)])
@@ -149,13 +141,13 @@ TICK, CROSS = ((0, 0), (4, 5), (12, -6)), ((1, -5), (11, 5), (6, 0), (1, 5), (11
 EDGE, TOP = 10, 60  # around the image of a tile; above all tiles
 
 
-def examples(path, items, columns=4, side=300):
+def examples(path, items, side=300):
     """A grid of images, each with the reference's, the base model's and the tuned model's answer.
     items: dicts with "image" (a file or PIL) and "caption". Their "reference", "base" and "tuned" are a box or a point in
     pixels of the image, a text, or None for an answer that cannot be read; any of them may be missing. "scores": {"base"
     or "tuned": from 0 to 1}."""
     tiles = [tile(item, side) for item in items]
-    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    rows = [tiles[i : i + 4] for i in range(0, len(tiles), 4)]
     heights = [max(drawn.height for drawn in row) for row in rows]
     picture, pen = canvas(max(len(rows[0]) * tiles[0].width, 560), TOP + sum(heights))
     names = [name for name in STYLES if any(name in item for item in items)]

@@ -98,14 +98,16 @@ class Record:
 
 def start(args):
     """The Record of a new run; with --resume that of an interrupted one, whose flags `args` then become. Raises InputError
-    if there is none, if a flag differs, or if the folder of a new run holds anything."""
+    if there is none, for further flags, or if the folder of a new run holds anything."""
     if not args.resume:
         folder = Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{data_set(args.data)[0]}-{args.method}")
         refuse_files(folder)
         return Record(args, folder)
 
-    # Its state, which no other run may write meanwhile.
+    # Its state, which no other run may write meanwhile, and its flags.
     record, file = Record(args, Path(args.resume)), Path(args.resume, "state.pt")
+    if args.given != ["resume"]:
+        raise InputError(f"--resume {args.resume}: the run has its own flags; leave the others out, or begin a new run")
     if not file.is_file():
         raise InputError(f"{file}: no such file; --resume takes the folder of a run")
     record.hold()
@@ -118,11 +120,6 @@ def start(args):
             raise ValueError("it is damaged, or has other flags")
         vars(record).update({name: content[name] for name in SAVED})
 
-    # The flags are that run's. One that is given again must be the same.
-    for name in set(args.given) - {"resume"}:
-        if (saved := content["args"][name]) != vars(args)[name]:
-            change = f"begun with --{name.replace('_', '-')} {saved}, now {vars(args)[name]}"
-            raise InputError(f"{args.resume}: {change}; leave it out, or begin a new run")
     vars(args).update(content["args"])
     print(f"resume   {record.folder}, from step {record.step}")
     return record

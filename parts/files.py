@@ -60,11 +60,12 @@ def write_text(file, text):
 
 
 def read_safetensors(file, device="cpu"):
-    """Yields (name, tensor) of a safetensors file; on the CPU the tensors are views of the mapped file."""
-    what = "a complete safetensors file; copy or download it again"
-    with reading(file, what), safe_open(str(file), framework="pt", device=str(device)) as f:
-        for name in f.offset_keys():  # in the order of the file
-            yield name, f.get_tensor(name)
+    """Yields (name, tensor) of a safetensors file of finite numbers; on the CPU they are views of the mapped file."""
+    with reading(file, "a complete safetensors file; copy it again"), safe_open(str(file), "pt", str(device)) as f:
+        for name, tensor in ((name, f.get_tensor(name)) for name in f.offset_keys()):  # in the order of the file
+            if tensor.numel() and not all(value.isfinite() for value in tensor.aminmax()):  # NaN, if there is one
+                raise ValueError(f"{name} holds NaN or infinity")
+            yield name, tensor
 
 
 def read_metadata(file):
@@ -74,15 +75,14 @@ def read_metadata(file):
 
 
 def write_safetensors(file, tensors, metadata):
-    """Writes {name: tensor} and {key: text}: equal contents make equal files, byte for byte. (safetensors' own function
-    needs numpy and has no order of the metadata.) The layout: size of the header, header in JSON, tensors."""
+    """Writes {name: tensor} and {key: text}, in one order: size of the header, header in JSON, tensors. (safetensors' own
+    function needs numpy and has no order of the metadata.)"""
     tensors = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # large items first: aligned
     header, end = {"__metadata__": dict(sorted(metadata.items()))}, 0
     for name, t in tensors:
         dtype = str(t.dtype).removeprefix("torch.").replace("float", "F").replace("int", "I").upper()  # BF16, F32, I64
         header[name] = {"dtype": dtype, "shape": list(t.shape), "data_offsets": [end, end := end + t.nbytes]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text = (text := json.dumps(header).encode()) + b" " * (-len(text) % 8)
     with writing(file) as part, open(part, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for _, t in tensors:

@@ -7,7 +7,7 @@ from conftest import picture
 from short_run import lines_of, stopped
 
 import train
-from data import Processor
+from data import Example, Processor
 from harness import ask
 from imagelora import LoRA
 from model import VLM
@@ -58,7 +58,9 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
 
 
 @pytest.mark.parametrize("flags", ["--folder EMPTY", "--image absent.png", "--image BAD", "--image EMPTY", "--adapter BAD"])
-def test_a_bad_file_is_one_line(checkpoint, tmp_path, capsys, flags):
+def test_a_bad_file_is_one_line_for_an_image_before_the_model_is_loaded(checkpoint, tmp_path, capsys, monkeypatch, flags):
+    if flags.startswith("--image"):
+        monkeypatch.setattr(ask, "load_model", None)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
     flags = flags.replace("EMPTY", f"{tmp_path}/empty").replace("BAD", f"{tmp_path}/bad.png")
@@ -71,5 +73,5 @@ def test_boxes_are_in_pixels_of_the_file(checkpoint, monkeypatch):
     image = picture(560, 280)
     monkeypatch.setattr(processor, "decode", lambda ids: "[28, 0, 56, 28]")
     monkeypatch.setattr(processor, "box_scale", lambda visual: (280, 140))  # the model sees half of each side
-    assert ask.ask(vlm, processor, [image], "?", 4)[1] == [56, 0, 112, 56]
-    assert ask.ask(vlm, processor, [image, image], "?", 4)[1] is None  # a box in which of them?
+    assert ask.ask(vlm, processor, Example([image], "?"), 4)[1] == [56, 0, 112, 56]
+    assert ask.ask(vlm, processor, Example([image, image], "?"), 4)[1] is None  # a box in which of them?

@@ -36,10 +36,10 @@ def test_every_suite_compares_all_its_sides_and_says_how_to_make_it_again(tmp_pa
 def test_the_parts_for_a_gpu_run_and_count_a_step_as_4_P_N(tmp_path):
     file = tmp_path / "report.json"
     file.write_text("{}")
-    for part in ("numbers", "attention", "3b"):
+    for part in ("numbers", "3b"):
         bench_gpu.run_part(part, "tiny", "cpu", file)
     report = json.loads(file.read_text())
-    assert [line["what"] for part in report.values() for line in part if "failed" in line] == ["cuDNN"]  # a CPU has none
+    assert not any("failed" in line for part in report.values() for line in part)
     assert report["numbers"][0]["error of ours"] <= 1.2 * report["numbers"][0]["of transformers"]
     step = report["3b"][1]["image-lora"]
     P = 6 * (128 * 128 * 2 + 128 * 64 * 2 + 128 + 64 * 2 + 3 * 128 * 352 + 2 * 128)  # q and o, k and v, biases, MLP, norms
@@ -47,14 +47,8 @@ def test_the_parts_for_a_gpu_run_and_count_a_step_as_4_P_N(tmp_path):
 
 
 def test_a_part_that_fails_or_takes_too_long_is_written_down_and_the_next_one_follows(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_gpu, "PARTS", {"no such part": (None, "tiny", 60), "attention": (None, "tiny", 0.1)})
+    monkeypatch.setattr(bench_gpu, "PARTS", {"no such part": (None, "tiny", 60), "3b": (None, "tiny", 0.1)})
     bench.main(["gpu", "--tiny", f"--out={tmp_path}"])
     report = json.loads((tmp_path / "bench-gpu.json").read_text())
     assert "non-zero exit status 1" in report["no such part"][0]["failed"]
-    assert "timed out" in report["attention"][0]["failed"]
-
-
-def test_without_a_gpu_the_benchmark_of_one_says_so_in_a_line(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="error: bench gpu: torch sees no GPU; nothing was measured"):
-        bench.main(["gpu"])
+    assert "timed out" in report["3b"][0]["failed"]

@@ -46,14 +46,12 @@ def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
         (["--rank", "0"], "--rank 0: must be a positive number"),
         (["--lr", "nan"], "--lr nan: must be a positive number"),
         (["--limit", "-1"], "--limit -1: must be 0 or a positive number"),
-        (["--steps", "1.5"], "argument --steps: invalid int value"),
         (["--targets", "x"], "--targets x: choose from q, k, v, o"),
         (["--min-pixels", "200", "--max-pixels", "100"], "--min-pixels 200: --max-pixels 100 is below it"),
         (["--method", "full", "--dtype", "float16"], "--method full: --dtype must be float32 or bfloat16"),
         (["--method", "lora", "--ablate", "norm=off"], "--ablate changes --method image-lora"),
         (["--adapter", "x", "--method", "lora"], "--adapter is evaluated, not trained"),
         (["--ablate", "norm"], "--ablate norm"),
-        (["--method", "dora"], "argument --method: invalid choice"),
         (["--eval", "sums", "coco"], "unknown data set 'coco'"),
         (["--eval", "sums", "sums"], "--eval: sums is named twice"),
     ],
@@ -93,7 +91,7 @@ def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, 
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "val.jsonl").write_text(json.dumps(rows[0]))
     where, encode = ["--model", str(folder), "--data", f"jsonl={tmp_path}", "--out", str(tmp_path / "out")], Processor.token_ids
-    monkeypatch.setattr(Processor, "token_ids", lambda self, text: encode(self, text[:10000]))  # the last row is not tokenised
+    monkeypatch.setattr(Processor, "token_ids", lambda self, text: encode(self, text if len(text) < 1000 else "x"))
     train.main([*where, "--method", "lora", "--steps", "1", "--max-new-tokens", "4"])
     line = f"skipped  2 of 3 rows, longer than 120 tokens: {tmp_path}/train.jsonl:2, {tmp_path}/train.jsonl:3"
     assert line in capsys.readouterr().out
@@ -101,9 +99,9 @@ def test_rows_longer_than_the_positions_are_counted_named_and_skipped(tmp_path, 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_threads_make_few_batches_ahead_in_order_and_what_fails_in_them_fails(threads):
-    made = []
-    numbers = ahead(lambda n: made.append(n) or 1 / n, [4, 2, 1, 0, 8], threads)
-    assert next(numbers) == 0.25 and len(made) <= threads + 1
+    begun = []
+    numbers = ahead(lambda n: 1 / n, (begun.append(n) or n for n in [4, 2, 1, 0, 8]), threads)
+    assert next(numbers) == 0.25 and len(begun) == threads + 1
     assert [next(numbers), next(numbers)] == [0.5, 1]
     with pytest.raises(ZeroDivisionError):
         next(numbers)
@@ -118,7 +116,8 @@ def test_what_torchrun_left_in_the_environment_is_named_before_any_work(monkeypa
 
 def test_a_reader_that_stops_ends_a_command_without_a_word(finished):
     command = [sys.executable, "-m", "harness.evaluate", str(finished[0] / "predictions.jsonl")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
     process.stdout.close()
     assert process.communicate()[1] == b"" and process.returncode == 141
 
@@ -179,10 +178,7 @@ def test_bad_rows_end_the_run_with_their_name(checkpoint, tmp_path, capsys, row,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/no/such/folder"], "/no/such/folder: no such checkpoint folder"),
         (["--device", "cuda:9"], "--device cuda:9: there is no such device here"),
-        (["--device", "gpu"], "--device gpu: there is no such device here"),
-        (["--data", "refcoco=/no/such/folder"], "/no/such/folder: no refcoco"),
         (["--selection", "magic"], "magic: no such file"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
         (["--adapter", "/no/such.safetensors"], "/no/such.safetensors: no such file"),

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import Example
+from experiments import many
 from imagelora import ImageLoRA, LoRA, LoRALayer, load_adapter
 from model import VLM, attend
 from parts.backbones.layers import compute_twice, weights_kept
@@ -113,6 +114,23 @@ def test_decoding_needs_no_adapter_arithmetic(vlm, processor, adapter):
     assert len(vlm.generate(batch, 8)[0]) == 8
     assert torch.equal(calls[0], batch.visual_index)  # the prefill; then one call a token, at no position
     assert calls[1:] == [None] * 7
+
+
+@pytest.mark.parametrize("make", ["image-lora", "encoder"])
+def test_many_adapters_decode_together_what_each_decodes_alone(vlm, processor, make):
+    """Of different lengths and images; one is asked two questions."""
+    asked = {60: ["Where?", "What is it?"], 120: ["Which of them is it, and why?"], 90: ["Who?"]}
+    examples = [[Example([picture(60, side)], prompt) for prompt in prompts] for side, prompts in asked.items()]
+    batches, frozen, alone = [processor(of_adapter, share_images=True) for of_adapter in examples], [], []
+    adapters = [randomised(MAKE[make](vlm.config), seed, size=0.5) for seed in range(3)]
+    for adapter, batch in zip(adapters, batches):
+        frozen += vlm.generate(batch, 8)
+        adapter.attach(vlm)
+        alone += vlm.generate(batch, 8)
+        adapter.detach()
+    assert many.generate(vlm, adapters, batches, 8) == alone != frozen
+    with pytest.raises(ValueError, match="lora acts on text"):
+        many.generate(vlm, [LoRA(vlm.config)], batches[:1])
 
 
 def test_gradients_are_central_differences_of_the_loss(vlm, processor, adapter, monkeypatch):

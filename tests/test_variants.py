@@ -76,6 +76,8 @@ def test_an_outer_product_learns_from_the_first_step_and_an_A_of_the_whole_model
     vlm.loss(mixed).backward()
     assert all((update.d.grad.abs().amax(dim=1) > 0).all() for update in adapter.layers.values())
     assert adapter.layers["0"].A is adapter.layers["2"].A
+    wide = Ablation(vlm.config, HEADS, rank=400, outer=True)  # X A c is as large as a column of X A
+    assert wide.layers["2"].c.std().item() == pytest.approx(400**-0.5, rel=0.15)
 
 
 def test_the_command_line_names_what_differs_from_the_paper_and_makes_the_method_an_ablation():

@@ -4,7 +4,6 @@
     VisionEncoder   (patches, grids) -> for each visual token its embedding and, after it, what is added to it later on
     spans           how an image or a video stands in a prompt
     positions       (time, height, width) of each token of a row
-    SYSTEM          the line before the user's turn, or ""
     box_scale       the numbers in which the model writes boxes; BOX_END: where they end
     TOWERS          how the hub names the tensors
 """

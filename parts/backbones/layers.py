@@ -1,7 +1,6 @@
 """Parts that both towers of a model use: norms, SwiGLU, rotary positions. And: the same numbers, faster.
 
-Whatever only makes things faster is here, so that the lectures need not mention it: fused attention, matrix products of
-few rows on a CPU, blocks that are computed twice to save memory. Tests hold each equal to the plain computation.
+Whatever only makes things faster is here, so that the lectures need not mention it. Tests hold it equal to what is plain.
 
 Letters: B batch, T sequence length, S keys, H query heads, G value (KV) heads, K head size.
 """
@@ -83,11 +82,9 @@ def linear(x, weight, bias=None):
 
 
 def fused_attention(q, k, v, mask, causal=True):
-    """softmax(q k^T / sqrt(K)) v without ever holding the weights; the formula is `attend` in model.py.
-
+    """softmax(q k^T / sqrt(K)) v, [B, H, T, K], without ever holding the weights; the formula is `attend` in model.py.
     q [B, H, T, K]; k, v [B, G, S, K], each KV head serving H / G query heads in turn. mask: bool, broadcastable to
-    [B, 1, T, S], True where a query may look; None: causal, or everywhere if `causal` is False. Returns [B, H, T, K].
-    """
+    [B, 1, T, S], True where a query may look; None: causal, or everywhere if `causal` is False."""
     G, groups = k.shape[1], q.shape[1] // k.shape[1]
     causal = causal and mask is None
     if groups > 1 and q.shape[2] == 1 and not causal:
@@ -109,9 +106,8 @@ def fused_attention(q, k, v, mask, causal=True):
 
 
 def compute_twice(blocks):
-    """Activation checkpointing: the backward pass computes what is inside each block a second time instead of keeping it.
-    That takes the memory of one block in place of all, for a forward pass more. Leave out the last block: the backward
-    pass begins with it, so it costs nothing to keep (and `only_at` is over by then)."""
+    """Activation checkpointing: the backward pass computes each block a second time instead of keeping what is inside. Leave
+    out the last block: the backward pass begins with it, so it costs nothing to keep (and `only_at` is over by then)."""
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 

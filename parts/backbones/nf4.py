@@ -4,13 +4,12 @@
     code     weight / scale lies between -1 and 1; it is rounded to the nearest of 16 levels, whose number takes 4 bits
     again    weight' = level[code] * scale, each time the weight is needed
 
-Trained weights are about normally distributed. So the levels are quantiles of the normal distribution: all 16 are used.
-One of them is 0, and the largest weight of a block is exact, up to bfloat16. Two codes fit in a byte. The scale is in
-bfloat16 and adds 16 / 64 bits: together 4.25 bits a weight in place of 16. (QLoRA rounds the scales too, for 4.127.)
+Trained weights are about normally distributed, so the levels are quantiles of the normal distribution: all 16 are used. One
+is 0, and the largest weight of a block is exact, up to bfloat16. Two codes fit in a byte. The scale, in bfloat16, adds 16 / 64
+bits: together 4.25 bits a weight in place of 16. (QLoRA rounds the scales too, for 4.127.)
 
-In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. Everything else stays as it is: norms and
-biases are small, of the embedding table a few rows are read (and where it is also the head, its rounding would reach the
-logits at once), and the vision encoder makes the very tokens that the adapter works on.
+In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. The rest stays as it is: norms and biases are
+small, a rounded embedding table could reach the logits as the head, and the vision encoder makes what the adapter works on.
 """
 
 import functools
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parts.backbones.layers import Linear, linear
+from parts.backbones.layers import Linear
 
 BLOCK = 64  # weights that share a scale
 LEVELS = torch.tensor([  # QLoRA, appendix E; a test derives them from the normal distribution
@@ -69,30 +68,27 @@ class Product(torch.autograd.Function):
 
 
 class NF4Linear(nn.Module):
-    """A Linear whose weight is kept in 4 bits. stored: some of its values before, for the fingerprint."""
+    """A Linear whose weight is kept in 4 bits."""
 
     def __init__(self, plain):
         super().__init__()
         self.outputs, self.inputs = plain.weight.shape
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scales", None, persistent=False)
-        self.bias, self.stored = plain.bias, None
+        self.bias = plain.bias
 
-    def keep(self, weight, stored):
-        (self.codes, self.scales), self.stored = quantize(weight), stored
+    def keep(self, weight):
+        self.codes, self.scales = quantize(weight)
 
     def dequantized(self, dtype):
         return dequantize(self.codes, self.scales, self.inputs, dtype)
 
     @property
-    def weight(self):
-        """For who only reads it, such as the criterion weight-norm."""
+    def weight(self):  # for who only reads it, such as the criterion weight-norm
         return self.dequantized(torch.float32)
 
     def forward(self, x):
-        if torch.is_grad_enabled():  # else nothing is kept anyway
-            return Product.apply(x.flatten(0, -2), self).unflatten(0, x.shape[:-1])
-        return linear(x, self.dequantized(x.dtype), self.bias)
+        return Product.apply(x.flatten(0, -2), self).unflatten(0, x.shape[:-1])
 
 
 def use_nf4(vlm):

@@ -6,7 +6,9 @@ Letters: P image patches, W windows, S patches in the largest window, E hidden s
 sequence length.
 """
 
+import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,10 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
-from parts.files import InputError, reading
+from parts.files import InputError, read_json, reading
+
+DEFAULTS = read_json(Path(__file__).with_name("defaults.json"))  # {family: what its classes in transformers have}
+FIXED = {"hidden_act", "use_sliding_window", "attention_bias", "mrope_interleaved", "in_chans"}  # only the default is computed
 
 
 def key(name):
@@ -23,16 +28,12 @@ def key(name):
 
 
 def read_fields(cls, raw):
-    """{field: value} of a configuration class, from parsed JSON. KeyError for a missing key, ValueError for a value that is
-    of another type."""
-    values = {}
-    for f in fields(cls):
-        if "key" in f.metadata:
-            value = raw[f.metadata["key"]]
-            values[f.name] = tuple(value) if f.type is tuple else value
-            if {type(number) for number in (value if f.type is tuple else [value])} - {int, f.type}:
-                raise ValueError(f"{f.metadata['key']} is {value!r:.60}")
-    return values
+    """{field: value} of a configuration class, from parsed JSON. KeyError for a missing key, ValueError for another type."""
+    given = {f: raw[f.metadata["key"]] for f in fields(cls) if "key" in f.metadata}
+    for f, value in given.items():
+        if {type(number) for number in (value if f.type is tuple else [value])} - {int, f.type}:
+            raise ValueError(f"{f.metadata['key']} is {value!r:.60}")
+    return {f.name: tuple(value) if f.type is tuple else value for f, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis, unsupported."""
+    """A family's Config adds: name, Vision (its class for `vision`), head_size, qkv_bias, qk_norm, by_axis, family."""
 
     layers: int = key("num_hidden_layers")  # L
     hidden: int = key("hidden_size")  # D
@@ -70,10 +71,9 @@ class Config:
     vision: VisionConfig = None
     raw: dict = field(default=None, repr=False, compare=False)  # config.json as it was read; VLM.save writes it again
     generation: dict = field(default=None, repr=False, compare=False)  # generation_config.json, likewise
-
-    @property
-    def family(self):
-        return self.raw["model_type"]
+    folder: Path = field(default=None, repr=False, compare=False)  # where they are from
+    system: str = ""  # the line before the user's turn, and
+    opening: str = ""  # what the answer begins with: of the chat template
 
     @property
     def visual_size(self):
@@ -81,52 +81,58 @@ class Config:
         return self.hidden * (1 + len(self.vision.deepstack))
 
     @classmethod
-    def from_dict(cls, raw, generation=None, source="config.json"):
-        """raw, generation: the parsed config.json and generation_config.json (or None); source: the file, for messages.
-        Raises InputError for a missing key, or a value not implemented here."""
+    def from_dict(cls, raw, generation=None, folder=None, template=""):
+        """raw, generation: the parsed config.json and generation_config.json (or None) of a folder; template: the text of
+        its chat template, "": the family's. Raises InputError for a missing key, or a value not implemented here."""
+        source = folder / "config.json" if folder else "config.json"
         with reading(source, f"a complete {cls.name} configuration"):
             flat, vision = flattened(raw, generation)
-            encoder = cls.Vision(**read_fields(cls.Vision, vision))
-            config = cls(**read_fields(cls, flat), vision=encoder, raw=raw, generation=generation)
-            wrong = [name for name, differs in config.unsupported(flat, vision).items() if differs]
-        if wrong:
-            raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
-        return config
+            encoder, values = cls.Vision(**read_fields(cls.Vision, vision)), read_fields(cls, flat)
+            turns = read_turns(template) if template else {}
+            config = cls(**values, **turns, vision=encoder, raw=raw, generation=generation, folder=folder)
 
-    def unsupported(self, flat, vision):
-        """{key: whether this code does not compute its value}: that is refused, not ignored. A family adds its own."""
-        tokens = self.image_token, self.video_token
-        return {
-            "use_sliding_window": flat.get("use_sliding_window", False),
-            "hidden_act": flat.get("hidden_act", "silu") != "silu",
-            "rope type": flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"),
-            "mrope_section": len(self.rope_sections) != 3 or 2 * sum(self.rope_sections) != self.head_size,
-            "num_key_value_heads": self.heads % self.value_heads != 0,
-            "image_token_id or video_token_id": max(tokens) >= self.vocab or len(set(tokens)) < 2,
-            "out_hidden_size": vision.get("out_hidden_size", self.hidden) != self.hidden,
-            "in_chans": self.vision.channels != 3,
-            "num_heads": self.vision.hidden % (4 * self.vision.heads) != 0,  # two halves of a head turn, in pairs
-        }
+            # What this code does not compute is refused, not ignored.
+            text, image = DEFAULTS[cls.family].values()
+            wrong = [key for key in FIXED & text.keys() if flat[key] != text[key]]
+            wrong += [f"vision {key}" for key in FIXED & image.keys() if vision[key] != image[key]]
+            wrong += ["rope type"] * (flat.get("rope_type", flat.get("type", "default")) not in ("default", "mrope"))
+            wrong += ["mrope_section"] * (2 * sum(config.rope_sections) != config.head_size)
+            if wrong:
+                raise InputError(f"{source}: the value of {wrong[0]} does not fit a {cls.name} model as implemented here")
+        return config
 
 
 def flattened(raw, generation):
-    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. The end
-    tokens are a list, and generation_config.json's if it names some."""
-    text = {"tie_word_embeddings": False} | raw.get("text_config", {})
+    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. What it leaves
+    out has the default. The end tokens are a list, and generation_config.json's if it names some."""
+    text, vision = raw.get("text_config", {}), raw.get("vision_config", {})
     rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}
-    flat = text | {k: v for k, v in raw.items() if v is not None} | rope
-    ends = (generation or {}).get("eos_token_id", flat["eos_token_id"])
+    given = {key: value for part in (text, raw, rope) for key, value in part.items() if value is not None}
+    flat, encoder = DEFAULTS[raw["model_type"]].values()
+    flat = flat | given
+    ends = (generation or {}).get("eos_token_id") or flat["eos_token_id"]
     flat["eos_token_id"] = ends if isinstance(ends, list) else [ends]
-    vision = raw["vision_config"]
-    return flat, {"in_chans": vision.get("in_channels", 3)} | vision
+    return flat, encoder | {"in_chans": vision.get("in_channels", 3)} | vision
+
+
+def read_turns(template):
+    """{"system", "opening"}: the line that a chat template puts before the user's turn, and what it begins the answer with.
+    They are read from its text, without running it: a system turn written out, or a variable set to it; and "<think>" in
+    the prompt's end, if it is not closed at once. ValueError for a template of other turns."""
+    text = template.replace("\\n", "\n").replace("\\'", "'")
+    if "<|im_start|>" not in text:
+        raise ValueError("its chat template has no <|im_start|>: put the original checkpoint's in the folder")
+    system = re.search(r"<\|im_start\|>system\n([^{}'\"][^{}]*?)<\|im_end\|>", text)
+    system = system or re.search(r"set \w*system\w* *= *['\"]([^'\"]+)['\"]", text)
+    end = re.sub(r"<think>\s*</think>", "", text.rpartition("add_generation_prompt")[2])
+    thought = re.search(r"<think>\n*", end)
+    return {"system": system[1] if system else "", "opening": thought[0] if thought else ""}
 
 
 def patch_coordinates(grids, merge):
-    """Slice, row and column of each patch, in the order in which data.py cuts them: merge x merge blocks stay together.
-
-    grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a video; slices are
-    counted through the batch. Returns long [3, P], on the CPU.
-    """
+    """Slice, row and column of each patch, long [3, P], on the CPU, in the order in which data.py cuts them: merge x merge
+    blocks stay together. grids [images, 3]: slices, rows and columns in patches. A slice is an image, or two frames of a
+    video; slices are counted through the batch."""
     coordinates, slices = [], 0
     for t, h, w in grids.tolist():
         s, y, x = torch.meshgrid(torch.arange(t) + slices, torch.arange(h), torch.arange(w), indexing="ij")
@@ -137,11 +143,9 @@ def patch_coordinates(grids, merge):
 
 
 def group_patches(labels, device="cpu"):
-    """Lay out patches that attend to one another (equal `labels`, long [P], on the CPU) as lines of a table on `device`.
-
-    Returns table [W, S]: patch numbers, 0 where a group is shorter than the largest; mask [W, 1, 1, S] bool: False there,
-    or None if every group is full; slot [P]: where each patch is in the flattened table.
-    """
+    """Lay out patches that attend to one another (equal `labels`, long [P], on the CPU) as lines of a table on `device`:
+    table [W, S]: patch numbers, 0 where a group is shorter than the largest; mask [W, 1, 1, S] bool: False there, or None
+    if every group is full; slot [P]: where each patch is in the flattened table."""
     order, sizes = labels.argsort(stable=True), labels.unique(return_counts=True)[1]
     table = pad_sequence(order.split(sizes.tolist()), batch_first=True, padding_value=-1)  # [W, S]
     full, slot = table >= 0, torch.empty_like(labels)
@@ -205,11 +209,9 @@ class VisionBlock(nn.Module):
 
 
 def count_positions(config, ids, blocks):
-    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
-
-    blocks: (times, rows, columns in patches) of each run of visual tokens. Text counts on in all three. Visual tokens
-    count time, rows and columns from there, and the text after them continues after the largest of the three.
-    """
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Text counts on in all
+    three. Visual tokens count time, rows and columns from there, and the text after them continues after the largest of the
+    three. blocks: (times, rows, columns in patches) of each run of visual tokens."""
     visual_tokens, merge, blocks = (config.image_token, config.video_token), config.vision.merge, iter(blocks)
     positions, start = [], 0
     while len(positions) < len(ids):

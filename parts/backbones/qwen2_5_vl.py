@@ -11,7 +11,6 @@ from torch import nn
 from parts.backbones import qwen
 from parts.backbones.layers import MLP, Linear, RMSNorm
 
-SYSTEM = "You are a helpful assistant."  # the line before the user's turn
 TOWERS = {"visual": "visual.", "model": "model."}  # module of model.py -> how the hub's tensor names begin
 BOX_END = 1  # a box ends at most at scale - 1, the last pixel
 
@@ -25,7 +24,9 @@ class VisionConfig(qwen.VisionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(qwen.Config):
-    name = "Qwen2.5-VL"
+    system: str = "You are a helpful assistant."
+
+    name, family = "Qwen2.5-VL", "qwen2_5_vl"
     Vision = VisionConfig
     qkv_bias = True
     qk_norm = False
@@ -39,16 +40,6 @@ class Config(qwen.Config):
         turns with a token's time, the second with its height, the third with its width."""
         time, height, width = angles.split(self.rope_sections, dim=-1)
         return torch.cat([time[0], height[1], width[2]], dim=-1)
-
-    def unsupported(self, flat, vision):
-        c = self.vision
-        return super().unsupported(flat, vision) | {
-            "vision hidden_act": vision.get("hidden_act", "silu") != "silu",
-            "mrope_interleaved": flat.get("mrope_interleaved", False),
-            "num_attention_heads": self.hidden % self.heads != 0,
-            "window_size": c.window % (c.patch_size * c.merge) != 0,
-            "fullatt_block_indexes": not set(c.full_blocks) <= set(range(c.depth)),
-        }
 
 
 class PatchMerger(nn.Module):
@@ -65,8 +56,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches -> visual tokens: a transformer with 2-D rotary positions that attends within windows of 8 x 8 patches,
-    and in a few blocks over the complete slice."""
+    """Patches -> visual tokens: a transformer that attends within windows of 8 x 8 patches, in a few blocks everywhere."""
 
     def __init__(self, c, out):
         super().__init__()
@@ -101,11 +91,8 @@ def spans(config, visual, grid, fps):
 
 
 def positions(config, ids, grids, fps=2.0):
-    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token.
-
-    grids: (slices, rows, columns) of its images and videos. Time runs by the clock: tokens_per_second a second, rounded
-    down, so the slices of a slow video are further from each other. The only slice of an image is at time 0.
-    """
+    """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Time runs by the clock:
+    tokens_per_second a second, rounded down. grids: (slices, rows, columns) of the images and videos; an image is at time 0."""
     c, blocks = config.vision, []
     for t, h, w in grids:
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]

@@ -18,7 +18,6 @@ from torch import nn
 from parts.backbones import qwen
 from parts.backbones.layers import LayerNorm, Linear
 
-SYSTEM = ""  # no line before the user's turn
 TOWERS = {"visual": "model.visual.", "model": "model.language_model."}  # module -> how the hub's tensor names begin
 BOX_END = 0  # how far below the scale of boxes the largest number of a side is: the edge itself has a number
 
@@ -33,32 +32,19 @@ class VisionConfig(qwen.VisionConfig):
 class Config(qwen.Config):
     head_size: int = qwen.key("head_dim")  # K; H * K need not be D
 
-    name = "Qwen3-VL"
+    name, family = "Qwen3-VL", "qwen3_vl"
     Vision = VisionConfig
     qkv_bias = False
     qk_norm = True  # each head of q and k is normed before it is turned
 
     def by_axis(self, angles):
         """Rotary angles by time, height and width, [3, B, T, K/2] -> [B, T, K/2]. The three take turns: frequency 0 is
-        time's, 1 the height's, 2 the width's, 3 time's again, until height and width have as many as their sections
-        say. The rest is time's."""
-        time, height, width = angles
-        _, heights, widths = self.rope_sections
-        mixed = time.clone()
-        mixed[..., 1 : 3 * heights : 3] = height[..., 1 : 3 * heights : 3]
-        mixed[..., 2 : 3 * widths : 3] = width[..., 2 : 3 * widths : 3]
+        time's, 1 the height's, 2 the width's, 3 time's again; when height and width have their sections, all is time's."""
+        mixed = angles[0].clone()
+        for axis in (1, 2):
+            turns = slice(axis, 3 * self.rope_sections[axis], 3)
+            mixed[..., turns] = angles[axis, ..., turns]
         return mixed
-
-    def unsupported(self, flat, vision):
-        c = self.vision
-        ascending = list(c.deepstack) == sorted(set(c.deepstack)) and set(c.deepstack) <= set(range(c.depth))
-        return super().unsupported(flat, vision) | {
-            "attention_bias": flat.get("attention_bias", False),
-            "mrope_interleaved": not flat.get("mrope_interleaved", True),
-            "vision hidden_act": vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
-            "num_position_embeddings": math.isqrt(c.table) ** 2 != c.table,
-            "deepstack_visual_indexes": not ascending or len(c.deepstack) > self.layers,
-        }
 
 
 class VisionMLP(nn.Module):
@@ -96,12 +82,11 @@ class VisionEncoder(nn.Module):
     def __init__(self, c, out):
         super().__init__()
         self.config = c
-        block = c.hidden * c.merge**2
         self.patch_embed = qwen.PatchEmbed(c, bias=True)
         self.pos_embed = nn.Embedding(c.table, c.hidden)
         self.blocks = nn.ModuleList(qwen.VisionBlock(c, LayerNorm, VisionMLP(c)) for _ in range(c.depth))
         self.merger = PatchMerger(c, out, normed=c.hidden)
-        self.deepstack_merger_list = nn.ModuleList(PatchMerger(c, out, normed=block) for _ in c.deepstack)
+        self.deepstack_merger_list = nn.ModuleList(PatchMerger(c, out, c.hidden * c.merge**2) for _ in c.deepstack)
 
     def forward(self, patches, grids):
         """patches [P, 1536], grids [images, 3] (slices, rows, columns in patches) -> [N, D + D + ...], images in order:

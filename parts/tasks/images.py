@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 class Visual:
     """An image, or a video as its frames, of a prompt. key: equal for two Visuals of the same files or the same PIL
-    objects. It is made at once and goes with the Visual into other processes, where a PIL object has another id."""
+    objects."""
 
     def __init__(self, *frames, is_video=False):
         self.frames, self.is_video = frames, is_video

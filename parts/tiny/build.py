@@ -18,7 +18,7 @@ from tokenizers.trainers import BpeTrainer
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from parts.backbones.qwen2_5_vl import SYSTEM
+from parts.backbones.qwen2_5_vl import Config
 from parts.files import read_json, write_text
 from parts.tasks.rows import BOX_ANSWER, GROUNDING_PROMPT, WORDS
 from parts.tasks.scenes import COLOURS, FILLER, SHAPES, scene_rows
@@ -33,7 +33,7 @@ PIECES = rf"{re.escape(BOX_BEGINS)}|{re.escape(BOX_ENDS)}|" + r"[^\r\n\p{L}\p{N}
 
 def corpus():
     """The words of the tiny world, each often enough to become one token, with and without a space before it."""
-    text = [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n", "\n#### "]
+    text = [f"system\n{Config.system}", "user\n", "assistant\n", "\n", "\n#### "]
     text += [FILLER, f" {FILLER}", GROUNDING_PROMPT.format("the"), BOX_ANSWER.format([1, 2, 3, 4])]
     for number in range(500):
         for row in scene_rows("day", "train", number):
