@@ -25,12 +25,10 @@ if "PYTORCH_ALLOC_CONF" not in os.environ:  # rows vary in length, which leaves 
 import torch
 
 import probe
-from harness import ablations, criteria, ending, report, state
+from harness import ablations, encodings, processes, report, state
 from harness.arguments import data_set, evaluation_sets, parse_args, planned_steps
-from harness.encodings import encode_images, load_examples, rows_of_steps, step_loader
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
-from harness.loading import choose_device, load_model, load_processor
-from harness.processes import RANK, progress, sum_over_processes, total
+from harness.processes import RANK
 from imagelora import METHODS, load_adapter
 from parts.files import InputError
 
@@ -51,7 +49,7 @@ def training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype):
             batch_loss = vlm.loss(batch.to(vlm.device)) * len(batch.answer_ids)  # a sum over tokens: batches add up
         batch_loss.backward()
         loss += batch_loss.detach()
-    loss = sum_over_processes(parameters, loss)
+    loss = processes.sum_over_processes(parameters, loss)
     for p in parameters:
         if p.grad is not None:
             p.grad /= answer_tokens
@@ -81,15 +79,9 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     record.restore(parameters, optimizer)
 
-    def rescue():
-        """After an error: log and save the steps that are done."""
-        if lines:
-            report.log_steps(record, lines, results, vlm.device, begun)
-        record.rescue(parameters, optimizer)
-
-    lines, results = [], []  # of the steps whose results were not read yet
-    begun = ready = time.perf_counter()
-    with progress(total=steps, initial=record.step, desc="train", leave=True) as bar, ending.whole_steps(rescue):
+    bar = processes.progress(total=steps, initial=record.step, desc="train", leave=True)
+    with bar, processes.whole_steps(lambda: record.rescue(parameters, optimizer)):  # what is to be done after an error
+        record.begun = ready = time.perf_counter()
         for step, batches in enumerate(loader, start=record.step):
             waited = time.perf_counter() - ready
 
@@ -97,25 +89,25 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
             answer_tokens = sum(len(batch.answer_ids) for batch in batches)
             tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
             visual_tokens = sum(len(batch.visual_index) for batch in batches)
-            answer_tokens, tokens, visual_tokens = total(answer_tokens, tokens, visual_tokens)
+            answer_tokens, tokens, visual_tokens = processes.total(answer_tokens, tokens, visual_tokens)
 
             # The step, at its own rate.
             optimizer.param_groups[0]["lr"] = rates[step]
-            results.append(training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype))
-            lines.append({"step": step, "lr": rates[step], "wait_ms": 1000 * waited})
-            lines[-1] |= {"tokens": tokens, "visual_tokens": visual_tokens}
+            result = training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype)
+            line = {"step": step, "lr": rates[step], "wait_ms": 1000 * waited}
+            line |= {"tokens": tokens, "visual_tokens": visual_tokens}
+            record.unread.append((line, result))
             bar.update()
 
             # What is due after it?
             done = step + 1
-            must_stop = ending.asked_to_stop()
+            must_stop = processes.asked_to_stop()
             must_save = must_stop or done == steps or done % args.save_every == 0
             must_measure = args.eval_every and done < steps and done % args.eval_every == 0
 
             # Its results come before anything is saved: they must be finite.
             if step % READ_EVERY == 0 or must_save or must_measure:
-                bar.set_postfix_str(report.log_steps(record, lines, results, vlm.device, begun))
-                lines, results = [], []
+                bar.set_postfix_str(report.log_steps(record, vlm.device))
             if must_measure:
                 record.curve.append((done, measure()))
             if must_save:
@@ -123,8 +115,8 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
             if must_stop:
                 raise KeyboardInterrupt
             ready = time.perf_counter()
-            if not lines:  # the next line of the log begins now
-                begun = ready
+            if not record.unread:
+                record.begun = ready
 
 
 def probe_scores(vlm, processor, examples, criterion, samples, seed):
@@ -132,7 +124,7 @@ def probe_scores(vlm, processor, examples, criterion, samples, seed):
     with_image = [e for e in examples if e.visuals]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     chosen = [with_image[i] for i in order[:samples].tolist()]
-    with progress(chosen, desc="probe") as bar:
+    with processes.progress(chosen, desc="probe") as bar:
         scores = probe.head_scores(vlm, (processor([e]).to(vlm.device) for e in bar), criterion, seed)
     if not scores.isfinite().all():
         raise InputError("the probe's scores are not finite; use --dtype float32")
@@ -151,7 +143,7 @@ def choose_heads(args, vlm, processor, examples):
     if args.selection == "random":
         return probe.random_heads(config, budget, args.seed), None
     criterion = "rank1" if args.selection == "probe" else args.selection
-    if criterion not in criteria.CRITERIA:
+    if criterion not in probe.CRITERIA:
         return probe.load_selection(args.selection, config)
     scores = probe_scores(vlm, processor, examples, criterion, args.probe_samples, args.seed)
     return probe.select_heads(scores, budget, args.tau), scores.tolist()
@@ -176,26 +168,26 @@ def run(args, command):
     record = state.start(args)
 
     # ========== 2. The data: to train on, and held out; every row is checked before the model is loaded ==========
-    processor = load_processor(args)
+    processor = encodings.load_processor(args)
     sets = [] if args.probe_only else evaluation_sets(args)
     examples, held_out = [], {}
     for name, folder, split, max_new_tokens in sets:
-        held_out[name] = load_examples(processor, name, folder, split, args.eval_limit, max_new_tokens)
+        held_out[name] = encodings.load_examples(processor, name, folder, split, args.eval_limit, max_new_tokens)
     if args.method != "none":
-        examples = load_examples(processor, *data_set(args.data), args.train_split, args.limit)
+        examples = encodings.load_examples(processor, *data_set(args.data), args.train_split, args.limit)
         report.show_example(processor, examples[0])
     takes_heads = args.method in METHODS and "heads" in METHODS[args.method].options
     if takes_heads and not any(e.visuals for e in examples):
         raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
     steps, step_rows = planned_steps(args, len(examples)), args.batch * args.accumulate
-    plan = rows_of_steps(examples, args.seed, steps, step_rows)  # the numbers of the examples of each step
+    plan = encodings.rows_of_steps(examples, args.seed, steps, step_rows)  # the numbers of the examples of each step
 
     # ========== 3. The frozen model ==========
-    vlm = load_model(args)
+    vlm = encodings.load_model(args)
     record.begin(vlm, {"training": examples, **held_out})
     if not args.probe_only:  # while the encoder is frozen, each image that the run needs is encoded once
         trained_on = [examples[i] for i in sorted(set(itertools.chain(*plan)))]
-        encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
+        encodings.encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
 
     # ========== 4. Which heads: the probe ==========
     if takes_heads and record.heads is None:
@@ -237,8 +229,8 @@ def run(args, command):
         return report.accuracy_of(answer(sets[:1], CURVE_ROWS))
 
     if examples:
-        _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
-        loader = step_loader(processor, examples, plan[record.step :], args.batch, args.workers, vlm.device)
+        _, dtype = encodings.choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
+        loader = encodings.step_loader(processor, examples, plan[record.step :], args.batch, args.workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)
 
@@ -264,7 +256,7 @@ def run(args, command):
 
 def main(argv=None):
     command = ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
-    with ending.in_one_line():
+    with processes.in_one_line():
         run(parse_args(argv), command)
 
 

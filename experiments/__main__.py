@@ -22,8 +22,8 @@ from experiments.comparisons import judged
 from experiments.runs import Setup, read_rates, run_rows, search_rates
 from experiments.suites import COMMON, SUITES
 from experiments.tables import RESULTS, measured, write_result
-from harness import ending
 from harness.arguments import CORES, Parser
+from harness.processes import in_one_line
 from harness.report import commit
 from parts.files import reading
 
@@ -83,7 +83,7 @@ def main(argv=None):
     args = parse_args(argv)
     flags = [word for word in argv if word not in args.suites]
     suites = list(SUITES) if "all" in args.suites else [name for name in args.suites if name in SUITES]
-    with ending.in_one_line("the same command continues"):
+    with in_one_line("the same command continues"):
         # Wrong flags are refused before anything runs.
         train.parse_args(f"{COMMON} {args.more}".split())
         for folder in (args.out, args.runs):

@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from experiments import bench_sides as sides
-from harness.loading import choose_device
+from harness.encodings import choose_device
 from parts.backbones.nf4 import nf4_layers, use_nf4
 
 REFCOCO = """640 427 2 2 3 3 2 3 / 640 480 2 7 2 5 4 3 / 476 640 4 5 5 2 2 2 / 640 427 1 1 1 4 2 / 640 567 3 4 5 5

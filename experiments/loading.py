@@ -14,7 +14,7 @@ from data import Processor
 from experiments.suites import COMMON
 from experiments.tables import QUESTIONS, own_data, when
 from harness.arguments import data_set
-from harness.encodings import encode_images, load_examples
+from harness.encodings import encode_images, load_examples, load_model, load_processor
 from imagelora import load_adapter
 from model import VLM
 from parts.tasks.rows import json_rows
@@ -79,7 +79,7 @@ class Subject:
 def load_subject(setup, data="", split="test", limit=300):
     """The model of the suites, and at most `limit` examples of their data set. data: flags for another one."""
     args = train.parse_args(f"{COMMON} {data} {setup.more}".split())
-    processor, vlm = train.load_processor(args), train.load_model(args)
+    processor, vlm = load_processor(args), load_model(args)
 
     limit = min(limit, (args.limit if split == "train" else args.eval_limit) or limit)
     examples = load_examples(processor, *data_set(args.data), split, limit)

@@ -6,7 +6,7 @@ from experiments.loading import attach_adapter, load_subject
 from experiments.runs import run_selections
 from experiments.suites import FEW
 from experiments.tables import measured
-from harness.criteria import visual_attention
+from harness.ablations import visual_attention
 from probe import select_heads
 
 REFERENCE = 256, 99  # examples and seed of the probe that others are compared with; no run has this seed

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from harness.ablations import CHOICES, Ablation, parse_ablations
-from harness.criteria import CRITERIA
 from imagelora import METHODS
 from parts.files import InputError
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
+from probe import CRITERIA
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from data import Example
-from harness import ending, figures
+from harness import figures
 from harness.arguments import Parser, parse_args
-from harness.loading import load_model, load_processor
-from harness.processes import progress
+from harness.encodings import load_model, load_processor
+from harness.processes import in_one_line, progress
 from imagelora import load_adapter
 from parts.files import InputError, write_text
 from parts.tasks.boxes import box_from_model, parse_box
@@ -65,7 +65,7 @@ def main(argv=None):
     images.add_argument("--folder", help="the same question about every image of a folder")
     question.add_argument("--prompt", metavar="TEXT", help="any question")
     question.add_argument("--find", metavar="TEXT", help='asks for the box of "the red cup"')
-    with ending.in_one_line():
+    with in_one_line():
         asked, others = parser.parse_known_args(argv)
         args = parse_args(["--method", "none", *others])
         if "model" not in args.given and not args.adapter:

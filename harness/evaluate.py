@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 
 from data import Example
-from harness import ending
 from harness.arguments import Parser
 from harness.encodings import ahead, like_batches
-from harness.processes import RANK, WORLD, progress, together
+from harness.processes import RANK, WORLD, in_one_line, progress, together
 from parts.files import InputError, reading
 from parts.tasks import score
 from parts.tasks.boxes import in_another_scale, parse_box
@@ -128,7 +127,7 @@ def score_again(file):
 def main(argv=None):
     parser = Parser(usage="python -m harness.evaluate FILE", description="Score the answers of a run again.")
     parser.add_argument("file", metavar="FILE", help="its predictions.jsonl")
-    with ending.in_one_line():
+    with in_one_line():
         score_again(parser.parse_args(argv).file)
 
 

@@ -38,16 +38,6 @@ def show_example(processor, example):
     print("example  " + text.replace("\n", "\n         ") + f">>>{answer}<<<")
 
 
-def show_model(model, vlm):
-    """Print what was loaded. model: as --model says it."""
-    dtype = str(vlm.dtype).removeprefix("torch.")
-    weights, memory = nf4.size(vlm)
-    in_4_bits = ", the decoder's projections in nf4" if nf4.nf4_layers(vlm) else ""
-    print(f"model    {model}: {weights:,} parameters in {dtype}{in_4_bits} on {vlm.device}; {memory / 2**20:,.0f} MiB")
-    if model == "tiny":
-        print("         it knows drawn scenes alone: of photographs it can say nothing")
-
-
 def show_method(vlm, method, parameters, steps, rows, lr, heads):
     """Print what will be trained. rows: examples of one step."""
     trainable, (total, _) = sum(p.numel() for p in parameters), nf4.size(vlm)
@@ -76,12 +66,12 @@ def show_probe(out, heads, scores):
     print(f"drawn in {out / 'heads.png'}")
 
 
-def log_steps(record, lines, results, device, begun):
-    """Wait for the device and complete the log's lines of the last steps, which began at `begun`. results: of each step,
-    as train.training_step returns them. Returns a few words of it for the progress bar. Raises InputError if a loss or
-    the norm of a gradient is not finite."""
+def log_steps(record, device):
+    """Wait for the device, and log the steps whose results were not read yet. Returns a few words about the last one for the
+    progress bar. Raises InputError if a loss or the norm of a gradient is not finite."""
+    lines, results = zip(*record.unread)
     results = torch.stack(results).tolist()  # the CPU waits
-    ms = 1000 * (time.perf_counter() - begun) / len(lines)
+    ms = 1000 * (time.perf_counter() - record.begun) / len(lines)
     for line, (loss, norm) in zip(lines, results):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             problem = f"loss {loss}, norm of the gradient {norm} at step {line['step']}"
@@ -90,8 +80,8 @@ def log_steps(record, lines, results, device, begun):
     if RANK == 0:  # the file grows while the run lives
         with open(record.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    record.log += lines
-    peak, _ = peak_memory(device)
+    record.log, record.unread = [*record.log, *lines], []
+    peak = peak_memory(device)
     memory = "memory not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
     return "loss {loss:.3f}, lr {lr:.1e}, {ms:.0f} ms ({wait_ms:.0f} data), ".format(**line) + memory
 
@@ -115,7 +105,7 @@ def measured(vlm, adapter, parameters, record, logit_change, predictions, main_d
         "train_seconds": sum(line["ms"] for line in record.log) / 1000,
         "wall_seconds": time.perf_counter() - STARTED,
         "processes": WORLD,
-        "peak_memory_bytes": peak_memory(vlm.device)[0],
+        "peak_memory_bytes": peak_memory(vlm.device),
         "parse_failures": {when: s.pop("parse_failures") for when, s in summaries.items()},
         "boxes_in_another_scale": {when: s.pop("boxes_in_another_scale") for when, s in summaries.items()},
         **summaries,

@@ -11,9 +11,10 @@ from pickle import UnpicklingError
 import torch
 from filelock import FileLock, Timeout
 
-from harness import ending
+from harness import processes
 from harness.arguments import data_set
 from harness.processes import RANK, total
+from harness.report import log_steps
 from parts.files import InputError, reading, write_text, writing
 
 SAVED = ("origin", "base", "heads", "scores", "step", "log", "curve", "parameters", "optimizer")
@@ -32,6 +33,7 @@ class Record:
         self.args, self.folder = args, folder
         self.origin = self.base = self.heads = self.scores = self.parameters = self.optimizer = None
         self.step, self.log, self.curve = 0, [], []
+        self.unread, self.begun = [], 0.0  # (line of the log, result) of the steps not read yet, and when these began
 
     def begin(self, vlm, rows):
         """Make the folder of a new run. rows: {data set: examples}. Raises InputError if the saved state is that of another
@@ -64,7 +66,7 @@ class Record:
                 self.lock.acquire()
             except Timeout:
                 raise InputError(f"{self.folder}: another run is writing to it; wait for its end") from None
-        ending.now.record = self  # which releases the lock in the end
+        processes.now.record = self  # which releases the lock in the end
         if not self.args.resume:
             refuse_files(self.folder)  # of a run that has ended meanwhile
 
@@ -83,7 +85,9 @@ class Record:
             total(0)  # the others, for the first one
 
     def rescue(self, parameters, optimizer):
-        """After an error: save the last step of the log, unless the optimiser is within the next one."""
+        """After an error: log and save the steps that are done, unless the optimiser is within the next one."""
+        if self.unread:
+            log_steps(self, parameters[0].device)
         done = len(self.log)
         if self.step < done and all(of_one["step"] <= done for of_one in optimizer.state.values()):
             self.save(done, parameters, optimizer, wait=False)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from experiments import loading, selection, tables
-from harness import criteria
+from harness import ablations
 from model import attend
 from parts.backbones.layers import weights_kept
 from probe import head_scores
@@ -85,7 +85,7 @@ def test_attention_is_that_of_the_answers_tokens_to_visual_tokens(vlm, mixed):
         for layer in range(3):
             by_hand[layer] += kept[layer][row, :, column][:, mixed.visual_mask[row]].sum(dim=-1)
     by_hand /= len(mixed.answer_index)
-    shares = criteria.visual_attention(vlm, [mixed])
+    shares = ablations.visual_attention(vlm, [mixed])
     torch.testing.assert_close(shares, by_hand)
     mass = head_scores(vlm, [mixed], "attention-mass")
     torch.testing.assert_close(mass[:, 1], by_hand[:, 2:].mean(dim=1))  # two query heads read a value head

@@ -74,7 +74,7 @@ def test_start_up_says_what_was_decided(checkpoint, tmp_path, capsys):
     assert [part for part in parts if part not in text] == [] and (tmp_path / "scene.png").exists()
     assert re.search(r"[\d,]+ trainable parameters \(\d+\.\d\d%\)", text)
     assert re.search(r"heads    1 of 6 value heads are adapted; layer \d: \[\d\]", text)
-    train.load_model(train.parse_args([]))
+    train.encodings.load_model(train.parse_args([]))
     assert "drawn scenes alone" in capsys.readouterr().out  # of the tiny model, and of no other
     assert "drawn scenes alone" not in text
 

@@ -8,7 +8,7 @@ from conftest import picture, randomised
 
 import probe
 from data import Example
-from harness.criteria import CRITERIA  # the probe's, and more
+from harness.ablations import CRITERIA  # the probe's, and more
 from imagelora import ImageLoRA
 from parts.files import InputError
 from probe import head_scores, random_heads, select_heads

@@ -9,8 +9,7 @@ from short_run import PROBED, adapter_of, ends, in_processes, lines_of, run
 
 from data import Batch, Example
 from harness import processes
-from harness.encodings import step_loader
-from harness.loading import choose_device
+from harness.encodings import choose_device, step_loader
 from parts.files import read_json
 
 

@@ -40,7 +40,7 @@ def used_or_one_line(name, attempt, *arguments):
     try:
         return attempt(*arguments)
     except InputError as error:
-        assert str(name) in str(error) and len(str(error)) < 2000, error  # harness/ending.py makes one line of it
+        assert str(name) in str(error) and len(str(error)) < 2000, error  # harness/processes.py makes one line of it
         return None
 
 

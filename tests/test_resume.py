@@ -31,7 +31,7 @@ from task_folders import write_lines
 
 import train
 from harness import state
-from harness.ending import SIGNALS
+from harness.processes import SIGNALS
 from model import VLM
 from parts.files import InputError, read_safetensors
 
@@ -78,7 +78,7 @@ def test_a_signal_outside_training_ends_the_run_at_once(checkpoint, tmp_path, mo
     monkeypatch.setattr(VLM, "generate", lambda *_: signal.raise_signal(signal.SIGTERM))
     code, line = stopped(capsys, run, checkpoint, tmp_path)
     assert code == 143 and line == f"stopped; python train.py --resume {tmp_path} continues from the beginning"
-    monkeypatch.setattr(train, "load_model", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train.encodings, "load_model", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert stopped(capsys, run, checkpoint, tmp_path / "other") == (143, "stopped; nothing was saved yet")
 
 
@@ -166,8 +166,8 @@ def test_a_state_is_used_for_its_own_run_alone(checkpoint, tmp_path, monkeypatch
     if change == "base":
         write_checkpoint(tmp_path / "model", seed=9)
     else:
-        real = train.load_examples
-        monkeypatch.setattr(train, "load_examples", lambda *arguments: real(*arguments)[::-1])
+        real = train.encodings.load_examples
+        monkeypatch.setattr(train.encodings, "load_examples", lambda *arguments: real(*arguments)[::-1])
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     code, line = stopped(capsys, train.main, ["--resume", str(tmp_path / "run")])
     assert code == 2 and f"state.pt: {message}" in line and line.endswith("bring that back, or begin a new run")

@@ -122,7 +122,7 @@ def test_a_the_order_and_the_probe_are_draws_from_the_seed_of_training_rows_alon
 
     monkeypatch.setattr(train, "probe_scores", probe_scores)
     monkeypatch.setattr(train, "train", loop)
-    monkeypatch.setattr(train, "step_loader", step_loader)
+    monkeypatch.setattr(train.encodings, "step_loader", step_loader)
     report = run(checkpoint, tmp_path, "--seed", "5", "--selection", "gate", "--no-base")
     assert seen["probe"] == (seen["examples"], "gate", 3, 5) and len(seen["examples"]) == 12
     assert all(example.name.startswith("scenes-day train ") for example in seen["examples"])
@@ -225,7 +225,7 @@ def test_the_curve_has_the_accuracy_of_the_same_few_rows_at_every_point(checkpoi
 
 
 def test_a_bad_row_ends_the_run_before_the_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.delattr(train, "load_model")
+    monkeypatch.delattr(train.encodings, "load_model")
     picture(60, 60).save(tmp_path / "a.png")
     rows = [{"image": "a.png", "sent": "a", "bbox": [0, 0, 9, 9]}, {"image": "a.png", "sent": "b", "bbox": [0, 0, 99, 9]}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
