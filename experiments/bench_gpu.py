@@ -1,5 +1,6 @@
 """On one GPU, in at most 8 minutes: `python -m experiments bench gpu`
 
+    tests      tests/test_gpu.py on this GPU: numbers, gradients under padding, no step that waits, --method full
     numbers    a random 3B in bfloat16 against float32, ours and transformers'
     3b, 7b     training steps on rows of varying length, ours and transformers + peft in turn; prefill and decoding; the
                ten longest kernels of a step, and the time without any; the same steps and answers under NF4
@@ -11,6 +12,7 @@ parameters of the decoder's layers (without embedding and head), N tokens of the
 
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
@@ -39,6 +41,16 @@ def varying_rows(size, images, limit, seed=0):
         width, height, *lengths = map(int, image.split())
         examples += sides.expressions(width // parts, height // parts, lengths[:limit], seed=100 * seed + i)
     return examples
+
+
+def tests(size, device):
+    def line():
+        command = [sys.executable, "-m", "pytest", "-q", "tests/test_gpu.py", *["--collect-only"] * (device.type == "cpu")]
+        env = os.environ | {"IMAGELORA_TEST_DEVICE": device.type}
+        done = subprocess.run(command, cwd=sides.ROOT, env=env, capture_output=True, text=True, check=False)
+        return {"passed": done.returncode == 0, "end": done.stdout.strip().splitlines()[-5:]}
+
+    yield "tests/test_gpu.py", line
 
 
 def numbers(size, device):
@@ -120,6 +132,7 @@ def profile_line(step, device):
 
 
 PARTS = {  # a generator of (what a line is about, what makes it), on which model, for how many seconds at most
+    "tests": (tests, "tiny", 110),
     "numbers": (numbers, "3b", 50),
     "3b": (speed, "3b", 140),
     "7b": (speed, "7b", 170),

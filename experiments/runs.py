@@ -106,8 +106,7 @@ def run_rows(rows, setup, title):
 
 
 def of_seed(flags, seed, rates):
-    """The flags of a row for one seed, with the learning rate that was searched for them, or that they name. Raises
-    InputError if it was not searched."""
+    """The flags of a row for one seed, with their learning rate. Raises InputError if none was searched for them."""
     if "--lr" not in flags:
         if (searched := searched_by(flags)) not in rates:
             raise InputError(f"no learning rate for {searched!r}; search it first: python -m experiments rates SUITE")

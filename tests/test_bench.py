@@ -36,10 +36,10 @@ def test_every_suite_compares_all_its_sides_and_says_how_to_make_it_again(tmp_pa
 def test_the_parts_for_a_gpu_run_and_count_a_step_as_4_P_N(tmp_path):
     file = tmp_path / "report.json"
     file.write_text("{}")
-    for part in ("numbers", "3b"):
+    for part in ("tests", "numbers", "3b"):
         bench_gpu.run_part(part, "tiny", "cpu", file)
     report = json.loads(file.read_text())
-    assert not any("failed" in line for part in report.values() for line in part)
+    assert not any("failed" in line for part in report.values() for line in part) and report["tests"][0]["passed"]
     assert report["numbers"][0]["error of ours"] <= 1.2 * report["numbers"][0]["of transformers"]
     step = report["3b"][1]["image-lora"]
     P = 6 * (128 * 128 * 2 + 128 * 64 * 2 + 128 + 64 * 2 + 3 * 128 * 352 + 2 * 128)  # q and o, k and v, biases, MLP, norms

@@ -76,9 +76,9 @@ def test_every_step_has_its_own_rate_and_no_weight_decays(vlm, monkeypatch, tmp_
 def test_the_numbers_are_read_every_tenth_step_and_each_step_has_its_line(vlm, monkeypatch, tmp_path):
     reads, real = [], train.report.log_steps
 
-    def log_steps(record, lines, *more):
-        reads.append(len(lines))
-        return real(record, lines, *more)
+    def log_steps(record, device):
+        reads.append(len(record.unread))
+        return real(record, device)
 
     monkeypatch.setattr(train.report, "log_steps", log_steps)
     _, record = loop(vlm, monkeypatch, tmp_path, [0.1] * 23)
