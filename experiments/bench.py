@@ -45,10 +45,9 @@ def evaluation(args, vlm, processor, theirs):
     questions = [replace(e, answer=None) for e in sides.expressions(args.side, args.side, [4] * 7)]
     shared, apart = (processor(questions, share_images=share).to(args.device) for share in (True, False))
     inputs = sides.transformers_inputs(apart, questions, vlm.config.image_token)
-    endless = sides.endless(vlm)
     length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
     model = theirs.base_model.model
-    runs = {"ours": lambda: endless.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
+    runs = {"ours": lambda: vlm.generate(shared, NEW_TOKENS), "theirs": lambda: model.generate(**inputs, **length)}
     results = measure(runs, args.device, args.rounds)
     return results | {"ratios": {"evaluation, seven expressions an image": against(results, "ours", "theirs")}}
 

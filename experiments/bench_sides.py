@@ -55,7 +55,7 @@ def random_models(raw, device, dtype):
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config, tiny = Config.from_dict(raw), ROOT / "parts/tiny"
+    config, tiny = replace(Config.from_dict(raw), end_tokens=()), ROOT / "parts/tiny"  # no token ends an answer
     with torch.device("meta"):
         vlm = VLM(config).to(dtype)
     vlm.to_empty(device=device).requires_grad_(False).eval()
@@ -141,7 +141,7 @@ def answers(vlm, processor, questions, rounds):
     """Prefill and decoding. LoRA merged into the weights is the frozen network with other numbers in it."""
     batch = processor(questions, share_images=True).to(vlm.device)
     prefill = partial(vlm.prefill, batch, NEW_TOKENS)
-    decoding = partial(decode_again, endless(vlm), prefill())
+    decoding = partial(decode_again, vlm, prefill())
     updates, report = {"image-lora": image_lora(vlm).updates, "merged": {}}, {"questions": len(questions), "ratios": {}}
     for name, run in (("prefill", prefill), (f"decoding {NEW_TOKENS} tokens", decoding)):
         sides = {side: partial(with_updates, vlm, u, run) for side, u in updates.items()}
@@ -150,18 +150,10 @@ def answers(vlm, processor, questions, rounds):
     return report
 
 
-def endless(vlm):
-    """The same model, whose answers no token ends."""
-    other = copy(vlm)
-    other.config = replace(vlm.config, end_tokens=())
-    return other
-
-
 def decode_again(vlm, state):
-    """Decode from what prefill returned, and leave it as it was."""
-    length = state[-1].length
-    vlm.decode(*state, NEW_TOKENS)
-    state[-1].length = length
+    """Decode from what prefill returned, which stays as it was."""
+    *others, cache = state
+    vlm.decode(*others, copy(cache), NEW_TOKENS)
 
 
 def seconds_of(run, device):

@@ -52,16 +52,16 @@ def lora_of_rows(vlm, rows):
 @torch.no_grad()
 def compare(args, vlm, processor, theirs):
     """Decoding of one question for each adapter, from the same caches."""
-    model, states = sides.endless(vlm), []
+    states = []
     for seed in range(3 if args.tiny else 8):
         (example,) = sides.expressions(args.side, args.side, [4 + seed], seed)
         batch = processor([replace(example, answer=None)]).to(args.device)
         prefill = partial(vlm.prefill, batch, sides.NEW_TOKENS)
         states.append(sides.with_updates(vlm, sides.image_lora(vlm).updates, prefill))
-    together = partial(sides.decode_again, model, join(states))
+    together = partial(sides.decode_again, vlm, join(states))
     runs = {
         "together": together,
-        "in turn": lambda: [sides.decode_again(model, state) for state in states],
+        "in turn": lambda: [sides.decode_again(vlm, state) for state in states],
         "LoRA, a row each": partial(sides.with_updates, vlm, lora_of_rows(vlm, len(states)), together),
     }
     report = sides.measure(runs, args.device, args.rounds, memory=False)

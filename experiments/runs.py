@@ -34,9 +34,7 @@ class Setup:
     seeds: tuple = ()
     rates: dict = field(default_factory=dict)  # {searched flags: learning rate}
     reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
-
-
-CHILDREN = []  # processes of train.py that are running
+    children: list = field(default_factory=list)  # processes of train.py that are running
 
 
 def run_all(flags_of_runs, setup, title, common=COMMON):
@@ -49,7 +47,7 @@ def run_all(flags_of_runs, setup, title, common=COMMON):
             reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
         except KeyboardInterrupt:  # no further run begins, and each of those that have begun saves its step
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in CHILDREN:
+            for child in list(setup.children):
                 child.terminate()
             raise
     setup.reports.extend(reports.values())
@@ -79,9 +77,9 @@ def run_one(flags, setup, common=COMMON):
     command = [sys.executable, "train.py", *arguments]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-    CHILDREN.append(child)
+    setup.children.append(child)
     _, text = child.communicate()
-    CHILDREN.remove(child)
+    setup.children.remove(child)
     if child.returncode:
         printed = text.strip().splitlines() or ["no message"]
         raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")

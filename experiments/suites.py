@@ -89,7 +89,6 @@ SWITCHES = {
     "text tokens": "--ablate tokens=text",
     "all tokens": "--ablate tokens=all",
     "no 1/sqrt(n)": "--ablate norm=off",
-    "an A for each head": "--ablate shared=none",
     "one A for all layers": "--ablate shared=model",
     "gamma 1, not learned": "--ablate gamma=fixed",
 }
@@ -110,7 +109,6 @@ SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dus
 
 PRIOR = {
     **METHODS,
-    "Image-LoRA, 24 heads, rank 8": "--heads 24",
     "Image-LoRA, 6 heads, rank 8": "--heads 6",
     "Image-LoRA, 6 heads, rank 1": f"--heads 6 {RANK[1]}",
     "Image-LoRA, 1 head, rank 1": f"--heads 1 {RANK[1]}",

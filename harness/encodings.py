@@ -128,7 +128,10 @@ def step_loader(processor, examples, steps, size, threads, device):
 
     def make(numbers):
         batches = step_batches(processor, [examples[i] for i in numbers], size)
-        return [batch.pin_memory() for batch in batches] if device.type == "cuda" else batches
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread: or pinning takes memory of the first GPU, too
+            batches = [batch.pin_memory() for batch in batches]
+        return batches
 
     return ahead(make, steps, threads)
 

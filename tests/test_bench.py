@@ -52,9 +52,3 @@ def test_a_part_that_fails_or_takes_too_long_is_written_down_and_the_next_one_fo
     report = json.loads((tmp_path / "bench-gpu.json").read_text())
     assert "non-zero exit status 1" in report["no such part"][0]["failed"]
     assert "timed out" in report["3b"][0]["failed"]
-
-
-def test_without_a_gpu_the_benchmark_of_one_says_so_in_a_line(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="error: bench gpu: torch sees no GPU; nothing was measured"):
-        bench.main(["gpu"])

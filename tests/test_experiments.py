@@ -205,13 +205,3 @@ def test_the_page_is_what_the_command_would_write():
     assert len(re.findall("^<!-- table:", page, re.MULTILINE)) == len(tables.MARKED.findall(page))
     for name in suites.SUITES:
         assert f"<!-- table: {name} -->" in page, name
-
-
-def test_results_of_the_project_go_into_its_page(tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(tables, "PAGE", page)
-    result = {"question": "why?", "tables": [("", {"a": {"b": [1]}})], "sentences": [], "comparisons": []}
-    tables.write_result("one", result | {"command": "c", "minutes": 1, "cores": 2}, tmp_path)
-    assert re.fullmatch(r"before\n<!-- table(?!.*old).*why.*\| a \| 1.00 \|.*after\n", page.read_text(), re.DOTALL)

@@ -178,9 +178,7 @@ def test_bad_rows_end_the_run_with_their_name(checkpoint, tmp_path, capsys, row,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/no/such/folder"], "/no/such/folder: no such checkpoint folder"),
         (["--device", "cuda:9"], "--device cuda:9: there is no such device here"),
-        (["--data", "refcoco=/no/such/folder"], "/no/such/folder: no refcoco"),
         (["--selection", "magic"], "magic: no such file"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
         (["--adapter", "/no/such.safetensors"], "/no/such.safetensors: no such file"),

@@ -7,7 +7,9 @@ import torch
 from conftest import by_hand
 from short_run import PROBED, adapter_of, ends, in_processes, lines_of, run
 
+from data import Batch, Example
 from harness import processes
+from harness.encodings import step_loader
 from harness.loading import choose_device
 from parts.files import read_json
 
@@ -68,3 +70,11 @@ def test_each_process_chooses_its_gpu_before_anything_else_touches_one(monkeypat
         assert choose_device(name, "float32")[0] == torch.device("cuda", index)
         assert calls == [torch.device("cuda", index), "used"]
         calls.clear()
+
+
+def test_a_thread_chooses_the_gpu_of_its_process_before_it_pins_memory(processor, monkeypatch):
+    calls, device = [], torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: calls.append("pinned") or batch)
+    list(step_loader(processor, [Example([], "2+2?", "4")], [[0]], 1, 1, device))
+    assert calls == [device, "pinned"]

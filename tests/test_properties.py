@@ -143,6 +143,7 @@ DATA = [
     ("vilp", "vilp.jsonl", "test"),
     ("gsm8k", "test.jsonl", "test"),
     ("llava", "val.json", "val"),
+    ("refer", "refs(*.p", "train"),
 ]
 
 
@@ -150,17 +151,9 @@ DATA = [
 @FEW
 @given(data=st.data())
 def test_a_damaged_file_of_a_data_set_is_used_or_named(folders, name, file, split, data):
-    path = folders / name / file
+    (path,) = (folders / name).rglob(file)
     with damaged(path, data.draw(broken(path.read_bytes()))):
-        used_or_one_line(folders / name, load, name, folders / name, split)
-
-
-@FEW
-@given(data=st.data())
-def test_a_damaged_pickle_is_used_or_named(folders, data):
-    (path,) = (folders / "refer").rglob("refs(*.p")
-    with damaged(path, data.draw(broken(path.read_bytes()))):
-        used_or_one_line(path.name, load, "refcoco", folders / "refer", "train")
+        used_or_one_line(folders / name, load, name.replace("refer", "refcoco"), folders / name, split)
 
 
 # -- images

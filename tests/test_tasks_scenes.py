@@ -2,13 +2,14 @@
 
 import random
 from itertools import islice
-from statistics import pstdev
+from statistics import fmean, pstdev
 
 import pytest
 from PIL import Image, ImageChops
 
 from data import load
 from parts.tasks import scenes
+from parts.tasks.rows import WORDS
 
 
 @pytest.mark.parametrize("look", scenes.LOOKS)
@@ -41,9 +42,23 @@ def test_a_look_changes_the_light_by_as_much_as_it_says():
     assert pstdev(grey.tobytes()) == pytest.approx(52, abs=0.5)
 
 
+def test_the_look_of_other_words_answers_in_them():
+    day, words = ([e.answer for e in load(f"words-{look}", None, "val", 6)] for look in ("day", "words"))
+    assert words == [WORDS["foreign"][answer] for answer in day]
+
+
+@pytest.mark.parametrize(("split", "share"), [("train", 0.9), ("val", 0)])
+def test_colours_are_the_usual_ones_in_training_alone(split, share):
+    asked = load("scenes-prior", None, split, 200)
+    usual = [e.answer == scenes.USUAL[e.prompt.split()[-1][:-1]] for e in asked]
+    assert fmean(usual) == pytest.approx(share, abs=0.08 * share)
+
+
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_a_drawn_thing_fills_its_box(shape):
-    image = scenes.draw([(shape, "blue", "large", (30, 40, 66, 76))])
+    thing = (shape, "blue", "large", (30, 40, 66, 76))
+    image = scenes.draw([thing])
+    assert scenes.around(thing) == (29, 39, 67, 77)  # what is answered
     assert ImageChops.difference(image, scenes.paper(1)).getbbox() == pytest.approx((30, 40, 66, 76), abs=1.5)
 
 
