@@ -177,7 +177,7 @@ PANIC = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
 
 
 def quantized(method):
-    return "config.json", {"quantization_config": {"quant_method": method}}, f"quantized by {method}; take its original"
+    return "config.json", {"quantization_config": {"quant_method": method}}, f"quantized by {method}; load the original"
 
 
 @pytest.mark.parametrize(

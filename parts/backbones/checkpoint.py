@@ -33,7 +33,8 @@ def read_config(path_or_hub_id):
     if family not in list(FAMILIES):
         raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
     if quantized := raw.get("quantization_config"):
-        raise InputError(f"{file}: quantized by {dict(quantized).get('quant_method')}; take its original, with --quantize nf4")
+        method = dict(quantized).get("quant_method")
+        raise InputError(f"{file}: weights quantized by {method}; load the original checkpoint, with --quantize nf4")
     return FAMILIES[family].Config.from_dict(raw, generation, folder, read_template(folder))
 
 
