@@ -63,15 +63,6 @@ def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
     assert gains == {(0, 0): 1.5 / 8, (0, 1): 3.5 / 8, (1, 0): 5.5 / 8, (1, 1): 7.5 / 8}
 
 
-def test_every_criterion_gets_the_same_budget_and_random_heads_are_drawn_for_each_seed():
-    config = SimpleNamespace(layers=6, value_heads=4)
-    scores = {name: list(torch.rand(3, 6, 4)) for name in selection.CRITERIA}
-    alone = {(layer, head): layer + head / 10 for layer in range(6) for head in range(4)}
-    chosen = selection.selections(scores, alone, 3, config, (0, 1, 2))
-    assert all(sum(map(len, heads.values())) == 3 for of_seeds in chosen.values() for heads in of_seeds)
-    assert chosen["best alone"] == [{5: [1, 2, 3]}] * 3
-    assert len({str(heads) for heads in chosen["random"]}) == 3
-
 
 # -- attention
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import questions
 from conftest import SMALL_CONFIGS, picture, randomised
 from short_run import adapter_of, equal, lines_of, run
 from torch import nn
@@ -15,7 +16,7 @@ from data import Example
 from experiments import many
 from imagelora import ImageLoRA, LoRA, LoRALayer, load_adapter
 from model import VLM, attend
-from parts.backbones.layers import compute_twice, weights_kept
+from parts.backbones.layers import compute_twice
 from parts.files import InputError, read_metadata, read_safetensors, write_safetensors
 
 FAMILIES = SMALL_CONFIGS  # each test here runs for both
@@ -87,24 +88,22 @@ def test_rows_without_an_image_are_untouched_bit_for_bit_by_a_trained_adapter(vl
 
 def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
     """Given the same layer input: queries, keys and attention weights stay, and so do all other values."""
-    layer, K = vlm.model.layers[2], vlm.config.head_size
+    attention, calls = vlm.model.layers[2].self_attn, []
     x = torch.randn(*mixed.input_ids.shape, vlm.config.hidden)
     cos, sin = vlm.model.rotary(mixed.position_ids)
 
-    def measured(updates):
-        """q, k and v as they leave their projections, and the attention weights."""
-        results = {}
-        for name in "qkv":
-            layer.self_attn.adapters[name] = [*updates.get(name, []), lambda y, *_, n=name: results.update({n: y.clone()}) or y]
-        with weights_kept([layer], attend) as weights:
-            layer.self_attn(x, cos, sin, None, mixed.visual_index)
-        return results | {"weights": weights[0]}
+    def watched(q, k, v, mask):
+        out, weights = attend(q, k, v, mask)
+        calls.append((q, k, weights, v))
+        return out
 
-    before = measured({})
-    after = measured({"v": [randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]]})
-    assert all(torch.equal(before[same], after[same]) for same in ("q", "k", "weights"))
-    changed = (before["v"] != after["v"]).unflatten(-1, (-1, K)).any(-1)  # [B, T, G]
-    assert torch.equal(changed[..., 1], mixed.visual_mask) and not changed[..., 0].any()
+    attention.attention = watched
+    for updates in ([], [randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]]):
+        attention.adapters["v"] = updates
+        attention(x, cos, sin, None, mixed.visual_index)
+    assert all(torch.equal(before, after) for before, after in zip(calls[0][:3], calls[1][:3]))
+    changed = (calls[0][3] != calls[1][3]).any(-1)  # [B, G, T]
+    assert torch.equal(changed[:, 1], mixed.visual_mask) and not changed[:, 0].any()
 
 
 def test_decoding_needs_no_adapter_arithmetic(vlm, processor, adapter):
@@ -161,13 +160,9 @@ def test_only_the_adapter_learns_and_its_parameters_are_float32_in_a_bfloat16_mo
 
 
 def test_questions_that_share_a_row_give_the_loss_and_gradients_of_separate_rows(vlm, processor, adapter):
-    one, two = picture(90, 60), picture(60, 120, 1)
-    asked = [([one], "Where is the ring?", "[1, 2, 3, 4]"), ([one], "What colour?", "red"), ([], "2+2?", "4")]
-    asked += [([one], "And the star?", "[5, 6, 7, 80]"), ([two, one], "Which?", "the left one"), ([two, one], "Why?", "no")]
-    examples = [Example(*parts) for parts in asked]
-    parameters = list(adapter.attach(vlm).parameters())
+    examples, parameters = questions("the left one"), list(adapter.attach(vlm).parameters())
     separate, shared = processor(examples), processor(examples, share_images=True)
-    assert shared.examples == [(0, 1), (0, 2), (1, 0), (2, 0), (3, 1), (3, 2)]
+    assert shared.examples == [(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]
     assert len(shared.visual_index) < len(separate.visual_index)
     losses = [vlm.loss(separate), vlm.loss(shared)]
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
