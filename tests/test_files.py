@@ -23,7 +23,8 @@ def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
 
 
 def test_what_fails_while_a_file_is_written_leaves_the_file_of_before(tmp_path):
-    files.write_text(tmp_path / "new/a.txt", "before")
+    for text in ("long before", "before"):
+        files.write_text(tmp_path / "new/a.txt", text)
     with pytest.raises(KeyboardInterrupt), files.writing(tmp_path / "new/a.txt") as part:
         part.write_text("half")
         raise KeyboardInterrupt

@@ -89,8 +89,6 @@ def test_logits_and_gradients_are_those_of_a_model_with_the_rounded_weights(smal
         results.append([vlm(mixed).detach(), *(p.grad for p in adapter.parameters())])
     for ours, plain in zip(*results):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6 * plain.abs().max().item())
-    with torch.no_grad():  # then nothing is kept for a backward pass: another path
-        assert torch.equal(small(mixed), rounded(mixed))
 
 
 def test_the_backward_pass_keeps_no_weight_in_full(small, mixed):

@@ -115,9 +115,9 @@ def test_names_may_have_either_spelling_of_accents_and_the_bars_of_windows(root)
 XYWH = [[10, 10, 40, 40], [60, 50, 30, 20], [70, 20, 20, 60]]
 PARTS_OF_SIDES = [[0.1, 0.1, 0.3, 0.4], [0.5, 0.5, 0.9, 0.7], [0.2, 0.6, 0.3, 0.95], [0.05, 0.1, 0.2, 0.2]]
 UNITS = {  # what is asked: the boxes
-    ":1: 2 of 3 boxes fail as corners, but 3 fit as sizes: is this x, y, w, h?": XYWH,
-    ":1: all 4 boxes end at 95, .*: are these percent": [[c * 100 for c in box] for box in PARTS_OF_SIDES],
-    ":1: all 4 boxes end at 950, .*: are these thousandths": [[c * 1000 for c in box] for box in PARTS_OF_SIDES],
+    ":1 and on: 2 of 3 boxes fail as corners, but 3 fit as sizes: is this x, y, w, h?": XYWH,
+    ":1 and on: all 4 boxes end at 95, .*: are these percent": [[c * 100 for c in box] for box in PARTS_OF_SIDES],
+    ":1 and on: all 4 boxes end at 950, .*: are these thousandths": [[c * 1000 for c in box] for box in PARTS_OF_SIDES],
 }
 
 
@@ -235,7 +235,7 @@ def test_a_look_at_a_file_draws_its_boxes_and_lists_all_bad_rows(root, monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert "mine.jsonl:1: 'Locate the cup in this" in lines[0] and "mine.jsonl:4: '17 + 25 =' -> '42'" in lines[1]
     assert lines[2:4] == ["drawn in runs/rows.png", "2 rows are good, 7 are bad"]
-    assert [line.split(": ")[0][-1] for line in lines[4:]] == ["1", "2", "3", "5", "6", "7", "8"]
+    assert [line.split(": ")[0][-1] for line in lines[4:]] == ["n", "2", "3", "5", "6", "7", "8"]
     assert lines[4].endswith("is this x, y, w, h? Then write [x, y, x + w, y + h]")
     with Image.open(root / "runs/rows.png") as drawn:
         assert {colour: count for count, colour in drawn.getcolors(10**6)}[(0, 158, 115)] > 500

@@ -25,7 +25,7 @@ def read_config(path_or_hub_id):
     Raises InputError for another model family, quantized weights, an adapter of peft."""
     folder = checkpoint_folder(path_or_hub_id)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise InputError(f"{folder}: an adapter of peft, not a model; save what its merge_and_unload() gives, and load that")
+        raise InputError(f"{folder}: an adapter of peft, not a model; save what its merge_and_unload() gives")
     file, generation_file = file_of(folder, "config.json"), folder / "generation_config.json"
     raw = files.read_json(file)
     generation = files.read_json(generation_file) if generation_file.exists() else None
@@ -33,7 +33,8 @@ def read_config(path_or_hub_id):
     if family not in list(FAMILIES):
         raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
     if quantized := raw.get("quantization_config"):
-        raise InputError(f"{file}: quantized by {dict(quantized).get('quant_method')}; take its original (and --quantize nf4)")
+        method = dict(quantized).get("quant_method")
+        raise InputError(f"{file}: weights quantized by {method}; load the original checkpoint, with --quantize nf4")
     return FAMILIES[family].Config.from_dict(raw, generation, folder, read_template(folder))
 
 

@@ -4,12 +4,12 @@
     code     weight / scale lies between -1 and 1; it is rounded to the nearest of 16 levels, whose number takes 4 bits
     again    weight' = level[code] * scale, each time the weight is needed
 
-Trained weights are about normally distributed, so the levels are quantiles of the normal distribution: all 16 are used. One
-is 0, and the largest weight of a block is exact, up to bfloat16. Two codes fit in a byte. The scale, in bfloat16, adds 16 / 64
-bits: together 4.25 bits a weight in place of 16. (QLoRA rounds the scales too, for 4.127.)
+Trained weights are about normally distributed, so the levels are quantiles of the normal distribution: all are used. One
+is 0, and the largest weight of a block is exact, up to bfloat16. Two codes fit in a byte. The scale, in bfloat16, adds
+16 / 64 bits: together 4.25 bits a weight in place of 16. (QLoRA rounds the scales too, for 4.127.)
 
-In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. The rest stays as it is: norms and biases are
-small, a rounded embedding table could reach the logits as the head, and the vision encoder makes what the adapter works on.
+In 4 bits are the projections q, k, v, o, gate, up, down of the decoder's layers. The rest stays as it is: norms and biases
+are small, a tied embedding table is the head, and the vision encoder makes what the adapter works on.
 """
 
 import functools

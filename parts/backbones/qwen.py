@@ -19,7 +19,7 @@ from parts.backbones.layers import Linear, frequencies, fused_attention, rotate
 from parts.files import InputError, read_json, reading
 
 DEFAULTS = read_json(Path(__file__).with_name("defaults.json"))  # {family: what its classes in transformers have}
-FIXED = {"hidden_act", "use_sliding_window", "attention_bias", "mrope_interleaved", "in_chans"}  # only the default is computed
+FIXED = {"hidden_act", "use_sliding_window", "attention_bias", "mrope_interleaved", "in_chans"}  # no other value
 
 
 def key(name):
@@ -103,7 +103,7 @@ class Config:
 
 
 def flattened(raw, generation):
-    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. What it leaves
+    """(the decoder's keys, the encoder's) of config.json, which is flat or has the decoder's in `text_config`. What is left
     out has the default. The end tokens are a list, and generation_config.json's if it names some."""
     text, vision = raw.get("text_config", {}), raw.get("vision_config", {})
     rope = raw.get("rope_scaling") or text.get("rope_parameters") or text.get("rope_scaling") or {}

@@ -92,7 +92,7 @@ def spans(config, visual, grid, fps):
 
 def positions(config, ids, grids, fps=2.0):
     """Multimodal positions of one row of token ids: a list of (time, height, width) for each token. Time runs by the clock:
-    tokens_per_second a second, rounded down. grids: (slices, rows, columns) of the images and videos; an image is at time 0."""
+    tokens_per_second, rounded down; an image is at time 0. grids: (slices, rows, columns) of images and videos."""
     c, blocks = config.vision, []
     for t, h, w in grids:
         times = [int(k * c.temporal_patch_size / fps * c.tokens_per_second) for k in range(t)]

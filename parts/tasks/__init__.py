@@ -50,7 +50,7 @@ def load(name, root, split, limit=None):
     rows, folder = read_rows(name, root, split, limit)
     examples, errors = all_checked(rows, TASKS[name], folder)
     if errors:
-        raise InputError(f"{errors[0]} ({len(errors)} bad rows: python -m parts.tasks lists them)")
+        raise InputError(f"{errors[0]} (bad rows: {len(errors)}; python -m parts.tasks lists all)")
     return examples
 
 

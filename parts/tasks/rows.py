@@ -133,7 +133,7 @@ def all_checked(rows, task, root, look=lambda example: None):
         boxes = [(error.box, error.size) for error in outside]
         boxes += [(e["answer"], image_size(e["images"][0])) for e in boxed]
         if question := ask_about_units(boxes):
-            errors.insert(0, InputError(f"{rows[0][1]}: {question}"))
+            errors.insert(0, InputError(f"{rows[0][1]} and on: {question}"))
 
     # a phrase with several boxes in one image contradicts itself
     if task.own:
