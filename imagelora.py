@@ -30,8 +30,7 @@ import json
 import torch
 from torch import nn
 
-from parts import files
-from parts.backbones import sites
+from parts import files, sites
 
 FORMAT = "2"  # of adapter files
 
