@@ -42,6 +42,7 @@ def test_a_box_is_drawn_around_its_pixels_and_never_over_them(dash):
     boxes.draw_box(ImageDraw.Draw(image), (20.2, 20, 31.8, 26), "red", 3, dash)
     assert image.crop((20, 20, 32, 26)).getcolors() == [(72, (0, 0, 0))]
     assert image.getbbox() == (16, 16, 36, 30)
+    assert dash or (18 * 12 - 72, (255, 0, 0)) in image.getcolors()  # all of the frame
 
 
 def test_targets_that_the_model_sees_smaller_than_half_a_token_are_warned_of_with_the_flag_that_helps():

@@ -115,6 +115,7 @@ def test_visuals_of_the_same_files_or_the_same_objects_have_the_same_key(tmp_pat
     different = [(file,), (tmp_path / "b.png",), (drawn,), (drawn.copy(),), clip, clip[:2], clip[1:]]
     keys = {Visual(*frames, is_video=is_video).key for frames in different * 2 for is_video in (False, True)}
     assert len(keys) == 2 * len(different)
+    assert Visual(file).key == Visual(str(file)).key
     assert (str(Visual("a.png")), str(Visual(drawn)), str(Visual(*clip))) == ("a.png", "drawn", "clip/0.jpg")
 
 

@@ -67,6 +67,7 @@ def test_an_expression_names_one_thing_and_no_other():
     plain, related = scenes.expressions([*rings, ("square", "red", "small", (10, 60, 32, 82))], 0)
     assert plain == ["the red ring", "the small ring", "the small red ring"]
     assert "the ring left of the blue ring" in related
+    assert not any("left of the square" in text for text in related)  # by a pixel
     assert "the ring above the square" not in related and "the red ring above the square" in related  # two rings are
 
 
