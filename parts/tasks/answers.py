@@ -12,12 +12,16 @@ def doubts(name, examples, processor):
     sizes = [e.visuals[0].size for e in boxed]
     resized = [processor.resized(e.visuals[0]) for e in boxed]
     small = small_targets([e.answer for e in boxed], sizes, resized, processor.factor)
+    warnings = [small] if small else []
+
     written = [(e, parse_box(e.answer)) for e in examples if isinstance(e.answer, str) and len(e.visuals) == 1]
     beyond = [e.name for e, box in written if box and in_another_scale(box, processor.box_scale(e.visuals[0]))]
     if beyond and TASKS[name].own:
-        other = f"{beyond[0]} and {len(beyond) - 1} others: a box in the answer is not in pixels of the image as the model sees it"
-        return [*filter(None, [small]), f'{other}. A text is learnt as it is; a box under "bbox" is converted']
-    return [small] if small else []
+        warnings.append(
+            f"{beyond[0]} and {len(beyond) - 1} others: a box in the answer is not in pixels of the image as the model"
+            ' sees it. A text is learnt as it is; a box under "bbox" is converted'
+        )
+    return warnings
 
 
 def prediction(example, text, processor, data=""):
