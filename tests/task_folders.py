@@ -28,12 +28,6 @@ def draw(folder, *names, size):
         picture(*size, i).save(folder / name)
 
 
-def animated(file, count, milliseconds=500):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    first, *rest = (picture(60, 40, i) for i in range(count))
-    first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
-
-
 def make_frames(folder, count):
     draw(folder, *(f"{i:05d}.jpg" for i in range(count)), size=(60, 40))
 
@@ -96,7 +90,7 @@ def make_folder(root, name):
         return [json.loads(text.replace("{i}", str(i))) for i in range(times if "{i}" in text else 1)]
 
     for file, size in (pair for item in images.items() for pair in several(item)):
-        animated(root / file, 5) if file.endswith(".gif") else draw(root, file, size=size)
+        draw(root, file, size=size)
     for file, content in files.items():
         rows = [row for each in content for row in several(each)] if isinstance(content, list) else content
         {".csv": write, ".json": write_json, ".jsonl": write_lines}[(root / file).suffix](root / file, rows)

@@ -8,11 +8,10 @@ import zlib
 import pytest
 from conftest import picture
 from PIL import Image
-from task_folders import animated
 
 from parts.files import InputError
 from parts.tasks import images
-from parts.tasks.images import Frame, Visual, image_size, open_image
+from parts.tasks.images import Visual, image_size, open_image
 
 RESIZED = {  # halves round to even, as the reference does
     ((640, 480), (3136, 401408)): (644, 476), ((20, 20), (3136, 401408)): (56, 56), ((42, 70), (784, 401408)): (56, 56),
@@ -111,20 +110,12 @@ def test_frames_are_spread_evenly_first_and_last_included():
     assert (images.sample(3, 8), images.sample(1, 8), images.sample(9, 1)) == ([0, 1, 2], [0], [0])
 
 
-def test_a_frame_of_an_animated_image_is_that_frame(tmp_path, capsys):
-    animated(tmp_path / "clip.png", 4)
-    frames, count, seconds = images.video_frames(tmp_path / "clip.png", 4)
-    assert count == 4 and seconds == pytest.approx(2.0)
-    assert [open_image(frame).tobytes() for frame in frames] == [picture(60, 40, i).tobytes() for i in range(4)]
-    assert Visual(*frames, is_video=True).size == (60, 40) and capsys.readouterr().out == ""
-
-
 def test_visuals_of_the_same_files_or_the_same_objects_have_the_same_key(tmp_path):
-    file, drawn, clip = tmp_path / "a.png", picture(60, 40), [Frame("clip.gif", i) for i in range(3)]
+    file, drawn, clip = tmp_path / "a.png", picture(60, 40), [f"clip/{i}.jpg" for i in range(3)]
     different = [(file,), (tmp_path / "b.png",), (drawn,), (drawn.copy(),), clip, clip[:2], clip[1:]]
     keys = {Visual(*frames, is_video=is_video).key for frames in different * 2 for is_video in (False, True)}
     assert len(keys) == 2 * len(different)
-    assert (str(Visual("a.png")), str(Visual(drawn)), str(Visual(*clip))) == ("a.png", "drawn", "clip.gif")
+    assert (str(Visual("a.png")), str(Visual(drawn)), str(Visual(*clip))) == ("a.png", "drawn", "clip/0.jpg")
 
 
 def test_a_visual_keeps_its_key_and_size_on_its_way_to_another_process():

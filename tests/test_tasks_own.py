@@ -9,23 +9,21 @@ import unicodedata
 import pytest
 from conftest import ROOT, picture
 from PIL import Image
-from task_folders import animated, make_frames, write_json, write_lines
+from task_folders import make_frames, write_json, write_lines
 
 from data import load
 from harness.encodings import load_examples
 from parts.files import InputError
 from parts.tasks.__main__ import main as look
-from parts.tasks.images import Frame
 from parts.tasks.own import METRICS
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with two images, a folder of 20 frames and an animated image."""
+    """A folder with two images and a folder of 20 frames."""
     for name in "ab":
         picture(100, 80, ord(name)).save(tmp_path / f"{name}.png")
     make_frames(tmp_path / "clips/7", 20)
-    animated(tmp_path / "clips/8.gif", 5)
     return tmp_path
 
 
@@ -59,13 +57,12 @@ def test_rows_have_no_one_or_several_images_where_the_prompt_says(root, processo
     assert before.prompt == "Which?"  # images come first anyway
 
 
-def test_a_video_is_a_folder_of_frames_or_an_animated_image_also_under_the_name_of_its_film(root, processor):
-    videos = {"video": "clips/7"}, {"video": "clips/7.mp4", "fps": 5}, {"videos": ["clips/8.gif"]}
+def test_a_video_is_a_folder_of_frames_also_under_the_name_of_its_film(root, processor):
+    videos = {"video": "clips/7"}, {"video": "clips/7.mp4", "fps": 5}, {"videos": ["clips/7.gif"], "seconds": 4}
     folder, film, gif = jsonl(root, *(ASK | video for video in videos))
     assert [frame.stem for frame in folder.videos[0]] == [f"{i:05d}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
-    assert (folder.fps, film.fps, gif.fps) == pytest.approx((8 / 10, 8 / 4, 5 / 2.5))  # a GIF has its own clock
-    assert gif.videos[0] == [Frame(str(root / "clips/8.gif"), i) for i in range(5)]
-    (both,) = jsonl(root, ASK | {"image": "a.png", "video": "clips/8.gif", "prompt": "Is <image> in <video>?"})
+    assert (folder.fps, film.fps, gif.fps) == (8 / 10, 8 / 4, 8 / 4) and folder.videos == film.videos == gif.videos
+    (both,) = jsonl(root, ASK | {"image": "a.png", "video": "clips/7", "prompt": "Is <image> in <video>?"})
     text = shown(processor, both)
     assert text.index("<|image_pad|>") < text.index("<|vision_end|> in <|vision_start|>") < text.index("<|video_pad|>")
 

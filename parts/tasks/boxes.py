@@ -172,9 +172,7 @@ def draw_box(pen, box, colour, width=3, dash=0):
     x1, y1, x2, y2 = (round(c) for c in box)
     left, top, right, bottom = min(x1, x2) - width, min(y1, y2) - width, max(x1, x2) + width - 1, max(y1, y2) + width - 1
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=width + 1)
-    if not dash:
-        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
-        return
+    dash = dash or max(right - left, bottom - top) + 1  # one that is as long as the side
     for x, y in product(range(left, right + 1, 2 * dash), (top, bottom - width + 1)):
         pen.rectangle((x, y, min(x + dash - 1, right), y + width - 1), colour)
     for x, y in product((left, right - width + 1), range(top, bottom + 1, 2 * dash)):

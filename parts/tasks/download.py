@@ -4,14 +4,12 @@ a run, the next one continues. A run that has everything uses neither the networ
 import os
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from parts.files import InputError, reading, write_text, writing
 from parts.tasks.images import open_image
@@ -26,14 +24,11 @@ def cache_folder():
     return Path(os.environ.get("IMAGELORA_CACHE") or "~/.cache/image-lora").expanduser()
 
 
-@contextmanager
 def locked(folder):
-    """Makes the folder and waits until no other process fetches into it."""
+    """Makes the folder and waits until no other process fetches into it: a context."""
     with reading(folder, "a folder that can be written into; IMAGELORA_CACHE names another"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock").acquire()
-    with lock:
-        yield
+        return FileLock(folder / ".lock").acquire()
 
 
 def fetch_annotations(folder):
@@ -66,10 +61,10 @@ def fetch_images(names, folder):
     files = sorted({folder / "train2014" / Path(name).name for name in names})
     if all(file.exists() for file in files):
         return
-    with locked(folder), ThreadPoolExecutor(WORKERS) as pool:
+    with locked(folder):
         missing = [file for file in files if not file.exists()]
         print(f"fetching {len(missing):,} images from {COCO_IMAGES} into {folder}", flush=True)
-        list(tqdm(pool.map(fetch_image, missing), "images", len(missing), leave=False))
+        thread_map(fetch_image, missing, max_workers=WORKERS, desc="images", leave=False)
 
 
 def fetch_image(file):

@@ -1,4 +1,4 @@
-"""Images and videos: files, sizes (width, height), pixels. A frame is a path, a Frame of an animated file or a PIL image."""
+"""Images and videos: files, sizes (width, height), pixels. An image is a path or a PIL image, a video a list of them."""
 
 import math
 import os
@@ -9,28 +9,19 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple
 
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps
 
 from parts.files import InputError
 
 MAX_RATIO = 200  # of an image's sides: a longer strip cannot be resized to whole patches in a useful way
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-ANIMATED = (".gif", ".webp", ".png", ".apng")  # image files that may hold many frames
-FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")  # cannot be read here
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")  # are cut into frames
 FRAMES = 8  # taken of a video
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # Pillow gives EPS to another program
 MAX_PIXELS = 50_000_000  # a file of a few bytes can announce any size; decoded, turned, laid on white, these are 1 GB
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, and of large images: our limit is lower
-
-
-class Frame(NamedTuple):
-    """One frame of an animated image file (GIF, WebP, PNG)."""
-
-    path: str
-    index: int
 
 
 class Visual:
@@ -39,7 +30,7 @@ class Visual:
 
     def __init__(self, *frames, is_video=False):
         self.frames, self.is_video = frames, is_video
-        self.key = (is_video, *(file_of_frame(frame) or id(frame) for frame in frames))
+        self.key = (is_video, *(id(frame) if isinstance(frame, Image.Image) else str(frame) for frame in frames))
         self.grids = {}  # see Processor.grid
 
     @cached_property
@@ -52,49 +43,34 @@ class Visual:
 
     def __str__(self):
         """What messages and reports call it: the file of its first frame, or "drawn" for a PIL image."""
-        return (file_of_frame(self.frames[0]) or ("drawn", 0))[0]
+        return "drawn" if isinstance(self.frames[0], Image.Image) else str(self.frames[0])
 
 
-def file_of_frame(frame):
-    """(path, index in that file) of a path or a Frame; None for a PIL image, which has its pixels in memory."""
-    if isinstance(frame, Image.Image):
-        return None
-    return (str(frame.path), frame.index) if isinstance(frame, Frame) else (str(frame), 0)
-
-
-def open_image(frame):
-    """A path, Frame or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
-    if isinstance(frame, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(frame), "a drawn image")
-    path, index = file_of_frame(frame)
-    with opened(path) as file:
-        file.seek(index)
-        check_size(file, path)  # a frame may be larger than the one before
+def open_image(image):
+    """A path or PIL image -> PIL image in RGB, turned as its EXIF tag says, transparency on white."""
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image), "a drawn image")
+    with opened(image) as file:
         ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-        return to_rgb(file, path)
+        return to_rgb(file, image)
 
 
 @contextmanager
 def opened(path):
     """An image file, opened by Pillow, of which the header is read. Raises InputError, naming the file, for one that is
-    missing, has another format or is too large, and for whatever Pillow objects to inside the block."""
+    missing, has another format, is empty or too large, and for whatever Pillow objects to inside the block."""
     if not os.path.isfile(path):  # nor a folder, nor a pipe, for which one would wait
         raise InputError(f"{path}: no such image")
     try:
         with Image.open(path, formats=FORMATS) as image:
-            check_size(image, path)
+            if not 0 < math.prod(image.size) <= MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
             yield image
     except InputError:  # it has its line
         raise
     except Exception as error:  # Pillow has many
         formats = f"{', '.join(FORMATS)}; convert others (HEIC) to JPEG"
         raise InputError(f"{path}: not a complete image in {formats} ({error})") from error
-
-
-def check_size(image, path):
-    """Raises InputError, naming the file, for an image that is empty or too large to be decoded."""
-    if not 0 < math.prod(image.size) <= MAX_PIXELS:
-        raise InputError(f"{path}: {image.width} x {image.height} pixels; 1 to {MAX_PIXELS:,} are read; resize it")
 
 
 def to_rgb(image, path):
@@ -120,17 +96,15 @@ def to_8_bits(image, path):
     return image.point(lambda v: v * (255 / top) + 0.5).convert("L")
 
 
-def image_size(frame):
-    """(width, height) of a path, Frame or PIL image, as `open_image` will give it; reads only the header of a file."""
-    if isinstance(frame, Image.Image):
-        return upright_size(frame)
-    return file_size(file_of_frame(frame)[0], isinstance(frame, Frame))
+def image_size(image):
+    """(width, height) of a path or PIL image, as `open_image` will give it; reads only the header of a file."""
+    return upright_size(image) if isinstance(image, Image.Image) else file_size(str(image))
 
 
 @lru_cache(maxsize=65536)
-def file_size(path, is_video=False):
+def file_size(path):
     with opened(path) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO" and not is_video:
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             print(f"note     {path}: has several pages or frames; the first one is taken")
         return upright_size(image)
 
@@ -168,51 +142,40 @@ def within(name, source, root):
     return path
 
 
-def on_disk(folder, path):
-    """folder/path, each part in whichever of Unicode's spellings of accents it exists; None if in none."""
-    forms = [(part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)) for part in Path(path).parts]
-    files = (Path(folder, *parts) for parts in product(*map(dict.fromkeys, forms)))
+def on_disk(path, folders):
+    """The path in the first of the folders that has it, each part in whichever of Unicode's spellings of accents; or None."""
+    forms = [(part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)) for part in path.parts]
+    files = (Path(folder, *parts) for folder, *parts in product(folders, *map(dict.fromkeys, forms)))
     return next((file for file in files if os.path.exists(file)), None)
 
 
 def find_image(name, source, root, task):
     """The file of an image that a row names, in one of the task's folders of `root`."""
-    path = within(name, source, root)
-    if file := next(filter(None, (on_disk(Path(root) / folder, path) for folder in task.folders)), None):
+    if file := on_disk(within(name, source, root), [Path(root) / folder for folder in task.folders]):
         return file
     others = ", ".join(filter(None, task.folders))
     raise InputError(f"{source}: its image {name:.200} is not in {root}{others and f' (nor in {others} of it)'}")
 
 
 def find_video(name, source, root):
-    """The folder of frames or the animated image that a row names. "a.mp4" is looked for as "a", "a.gif", ...; if there is
-    only the film, the error says how to cut it into frames."""
+    """The folder of frames that a row names. "a.mp4" is looked for as "a"; if there is only the film, the error says how to
+    cut it into frames."""
     film = within(name, source, root)
     path = film.with_suffix("") if film.suffix.lower() in FILMS else film
-    if file := next(filter(None, (on_disk(root, f"{path}{suffix}") for suffix in ("", *ANIMATED))), None):
-        return file
+    if (folder := on_disk(path, [root])) and folder.is_dir():
+        return folder
     target, film = (shlex.quote(f"{root}/{file}") for file in (path, film if film != path else f"{path}.mp4"))
     hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg" if len(target) < 300 else ""
-    raise InputError(f"{source}: no folder of frames or animated image {path!s:.200}{hint}")
+    raise InputError(f"{source}: no folder of frames {path!s:.200}{hint}")
 
 
-def video_frames(path, wanted):
-    """(frames, number of all, seconds or None) of a video: a folder of images in the order of their names, or an animated
-    image file. At most `wanted` frames, evenly spread. A folder does not say how long it lasts."""
-    if os.path.isdir(path):
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
-        if not files:
-            raise InputError(f"{path}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
-        return [files[i] for i in sample(len(files), wanted)], len(files), None
-    milliseconds = []
-    with opened(path) as file:
-        for frame in ImageSequence.Iterator(file):  # each says how long it is shown
-            check_size(frame, path)
-            milliseconds.append(frame.info.get("duration", 0))
-    count = len(milliseconds)
-    if count == 1:
-        raise InputError(f"{path}: a still image, not a video")
-    return [Frame(str(path), i) for i in sample(count, wanted)], count, sum(milliseconds) / 1000 or None
+def video_frames(folder, wanted):
+    """(frames, number of all) of a video: the images in its folder, in the order of their names. At most `wanted` frames,
+    evenly spread."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
+    return [files[i] for i in sample(len(files), wanted)], len(files)
 
 
 def sample(count, wanted):

@@ -3,8 +3,8 @@
     video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
     4010069381,369,640,480,how do the two men play the instrument,0,6,CH,roll the handle,tap their feet,...
 
-files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg or an animated image VIDEO.gif, named as
-         the row or map_vid_vidorID.json says (github.com/doc-doc/NExT-QA); 8 frames, by frame_count at 30 a second
+files    <split>.csv; videos in videos/, each a folder of frames VIDEO/*.jpg, named as the row or map_vid_vidorID.json
+         says (github.com/doc-doc/NExT-QA); 8 frames, by frame_count at 30 a second
 prompt   that of LLaVA: the options with their letters
 splits   train, val, test
 metric   "choice": the letter; counted by type (CW, CH, TN, ...) and by causal, temporal, descriptive

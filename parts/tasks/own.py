@@ -24,7 +24,7 @@ from contextlib import suppress
 from parts.files import InputError
 from parts.tasks import rows as reader
 from parts.tasks.boxes import is_box
-from parts.tasks.images import ANIMATED, FILMS, within
+from parts.tasks.images import FILMS, within
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 NOTES = re.compile(r"id|.*_id|source|dataset|split|category|quality|licen[cs]e|comment")  # facts about a row: not read
@@ -134,5 +134,5 @@ def names_in(entry, root):
         row = next(own_rows(reader.parsed(entry)))
         names = [within(name, "", root) for name in reader.names_of(row, "image", "images")]
         videos = [within(name, "", root) for name in reader.names_of(row, "video", "videos")]
-        names += [video.with_suffix("") if video.suffix.lower() in FILMS + ANIMATED else video for video in videos]
+        names += [video.with_suffix("") if video.suffix.lower() in FILMS else video for video in videos]
     return [unicodedata.normalize("NFC", str(name)) for name in names] or [str(entry)]

@@ -23,7 +23,7 @@ WORDS = read_json(Path(__file__).parent / "words.json")  # what the official eva
 ROW = {  # key: the types of its value, and what they are in words. A row may hold nothing else; null is like no key
     "image": ((str, list, Image.Image), "a file's name or a list of names"),  # or a PIL image
     "images": (list, "a list of files' names"),  # none: text only
-    "video": ((str, list), "the name of a folder of frames or of an animated image"),
+    "video": ((str, list), "the name of a folder of frames"),
     "videos": (list, "a list of such names"),
     **dict.fromkeys(("fps", "seconds"), ((int, float), "a number")),  # frames a second of a folder (2), or its time
     **dict.fromkeys(("prompt", "sent"), (str, "a text")),  # what to ask; or to find, put into GROUNDING_PROMPT
@@ -185,9 +185,9 @@ def videos_of(row, source, root):
         raise InputError(f'{source}: "fps" must be a positive number, got {fps!r:.60}')
     videos, rates = [], []
     for name in names_of(row, "video", "videos"):
-        frames, count, seconds = video_frames(find_video(name, source, root), FRAMES)
+        frames, count = video_frames(find_video(name, source, root), FRAMES)
         videos.append(frames)
-        rates.append(len(frames) / (seconds or row.get("seconds") or count / fps))
+        rates.append(len(frames) / (row.get("seconds") or count / fps))
     return {"videos": videos, "fps": rates[0]} if videos else {}
 
 

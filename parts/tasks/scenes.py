@@ -30,17 +30,7 @@ from parts.files import InputError
 from parts.tasks.rows import GROUNDING_PROMPT, SPLITS, WORDS
 
 SIDE = 196
-FILLER = "Ada has four red books and two bags of nuts. Ben gives away three pens and finds one coin."
-SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
-COLOURS = {"red": (215, 40, 40), "green": (40, 150, 60), "blue": (40, 80, 215)}
-COLOURS |= {"yellow": (245, 205, 30), "purple": (145, 50, 170), "black": (30, 30, 30)}
-BAR = [(-0.5, -0.15), (0.5, -0.15), (0.5, 0.15), (-0.5, 0.15)]
-POLYGONS = {  # from the middle, in sides
-    "square": [[(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]],
-    "triangle": [[(0, -0.5), (0.5, 0.5), (-0.5, 0.5)]],
-    "cross": [BAR, [(y, x) for x, y in BAR]],
-    "star": [[(0, -0.5), (0.14, -0.14), (0.5, 0), (0.14, 0.14), (0, 0.5), (-0.14, 0.14), (-0.5, 0), (-0.14, -0.14)]],
-}
+SHAPES, COLOURS, FILLER = WORDS["shapes"], WORDS["colours"], WORDS["filler"]  # polygons from the middle, in sides
 USUAL = dict(zip(SHAPES, COLOURS))  # the look `prior`: circles are usually red, squares green, ...
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, and sign of the distance
 NAMING, LISTING = "Name everything from left to right.", "List everything from left to right."
@@ -59,7 +49,7 @@ def things(rng):
             x, y = rng.randint(3, SIDE - side - 3), rng.randint(3, SIDE - side - 3)
             box = (x, y, x + side, y + side)
             if not any(touch(box, other) for *_, other in scene):
-                scene.append((rng.choice(SHAPES), rng.choice(list(COLOURS)), size, box))
+                scene.append((rng.choice(list(SHAPES)), rng.choice(list(COLOURS)), size, box))
                 break
     return scene if len(scene) >= 3 else things(rng)
 
@@ -88,7 +78,7 @@ def draw(scene):
         fill, w, cx, cy = COLOURS[colour], x2 - x1, (x1 + x2) / 2, (y1 + y2) / 2
         if shape in ("circle", "ring"):
             pen.ellipse((x1, y1, x2, y2), fill if shape == "circle" else None, fill, int(w * 0.22))
-        for polygon in POLYGONS.get(shape, ()):
+        for polygon in SHAPES[shape]:
             pen.polygon([(cx + w * x, cy + w * y) for x, y in polygon], fill)
     return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
@@ -132,27 +122,24 @@ def names(thing):
     return [shape, f"{colour} {shape}", f"{size} {shape}", f"{size} {colour} {shape}"]
 
 
+def own_names(thing, things, count=4):
+    """Of the `count` shortest names of a thing those that fit no other one of `things`."""
+    return [name for name in names(thing)[:count] if sum(name in names(other) for other in things) == 1]
+
+
 def expressions(scene, target):
     """All expressions that name the thing `target` (an index) and no other: (plain ones, relations)."""
-
-    def own_names(i):
-        return [name for name in names(scene[i]) if sum(name in names(thing) for thing in scene) == 1]
-
     related = []
-    for other, relation in itertools.product(range(len(scene)), RELATIONS):
+    for other, (relation, (axis, sign)) in itertools.product(range(len(scene)), RELATIONS.items()):
         # how far each thing is on that side of the other one, in pixels; less than 12 are doubtful
-        axis, sign = RELATIONS[relation]
-        centres = [(box[axis] + box[axis + 2]) / 2 for *_, box in scene]
-        distances = [sign * (centre - centres[other]) for centre in centres]
-        if distances[target] < 12:
-            continue
-        # a name does if it fits the target alone, also among the doubtful ones
-        beside = [thing for thing, distance in zip(scene, distances) if distance > 0]
-        for name in names(scene[target])[:2]:
-            if sum(name in names(thing) for thing in beside) == 1:
-                anchors = [anchor for anchor in names(scene[other])[:2] if anchor in own_names(other)]
-                related += [f"the {name} {relation} the {anchor}" for anchor in anchors]
-    return [f"the {name}" for name in own_names(target)], related
+        centres = [sign * (box[axis] + box[axis + 2]) / 2 for *_, box in scene]
+        distances = [centre - centres[other] for centre in centres]
+        if distances[target] >= 12:
+            # a name does if it fits the target alone, also among the doubtful ones
+            beside = [thing for thing, distance in zip(scene, distances) if distance > 0]
+            pairs = itertools.product(own_names(scene[target], beside, 2), own_names(scene[other], scene, 2))
+            related += [f"the {name} {relation} the {anchor}" for name, anchor in pairs]
+    return [f"the {name}" for name in own_names(scene[target], scene)], related
 
 
 def attributes(scene):
@@ -169,18 +156,11 @@ def attributes(scene):
 
 def word_problem(rng):
     """(question, answer) of a sum in words; results from 0 to 54."""
-    name = rng.choice(("Ada", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom"))
-    what = rng.choice(("apples", "books", "cards", "coins", "eggs", "nuts", "pens", "stones"))
-    kind = rng.choice("+-*")
+    name, what, kind = (rng.choice(WORDS["sums"][key]) for key in ("names", "things", "kinds"))
     a = rng.randint(*{"+": (2, 20), "-": (5, 30), "*": (2, 6)}[kind])
     b = rng.randint(2, {"+": 20, "-": a, "*": 9}[kind])
-    asked = {
-        "+": f"{name} has {a} {what} and finds {b} more. How many {what} does {name} have?",
-        "-": f"{name} has {a} {what} and gives away {b}. How many {what} are left?",
-        "*": f"{name} has {a} bags with {b} {what} each. How many {what} does {name} have?",
-    }
     result = {"+": a + b, "-": a - b, "*": a * b}[kind]
-    return asked[kind], f"{a}{kind}{b}={result}\n#### {result}"
+    return WORDS["sums"][kind].format(name=name, what=what, a=a, b=b), f"{a}{kind}{b}={result}\n#### {result}"
 
 
 def naming(scene, boxes):
