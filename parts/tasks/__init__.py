@@ -69,7 +69,7 @@ def read_rows(name, root, split, limit=None):
     rows = list(islice(task.rows(name, folder, split), None if task.even else limit or None))
     if not rows:
         raise InputError(f"{folder}: split {split!r} of {name} has no rows")
-    rows = [rows[i] for i in sample(len(rows), limit or len(rows))]
+    rows = sample(rows, limit or len(rows))
     if fetched:
         fetch_images({row["image"] for row, _ in rows if isinstance(row, dict)}, folder)
     return rows, folder.parent if folder.is_file() else folder

@@ -122,12 +122,8 @@ def parse_point(text):
     [x, y], or None. Two points with a comma between them, "(1, 2), (3, 4)", are the corners of a box."""
     text = re.sub(rf"{PAIR}\s*,\s*{PAIR}", lambda two: f"[{','.join(re.findall(NUMBER, two[0]))}]", text)
     for square, rounded in re.findall(r"\[([^\[\]()]*)\]|\(([^\[\]()]*)\)", text):
-        numbers = read_numbers(square or rounded)
-        if len(numbers) == 2:
-            return numbers
-        if len(numbers) == 4:
-            x1, y1, x2, y2 = numbers
-            return [(x1 + x2) / 2, (y1 + y2) / 2]
+        if len(numbers := read_numbers(square or rounded)) in (2, 4):
+            return [(a + b) / 2 for a, b in zip(numbers[:2], numbers[-2:])]  # a point is its own centre
     return None
 
 

@@ -32,7 +32,7 @@ def locked(folder):
 
 
 def fetch_annotations(folder):
-    """Unpacks the JSON files of RefCOCO's archive into the folder, unless they are there."""
+    """Unpacks RefCOCO's archive into the folder, unless it is there."""
     marker = folder / "annotations.txt"  # written last
     if marker.exists():
         return
@@ -40,20 +40,10 @@ def fetch_annotations(folder):
         print(f"fetching {' of '.join(ANNOTATIONS)} into {folder}", flush=True)
         from huggingface_hub import hf_hub_download
 
-        with reading("/".join(ANNOTATIONS[::-1]), "a file that the hub gives; the same command tries again"):
+        with reading("/".join(ANNOTATIONS[::-1]), "an archive that the hub gives; the same command tries again"):
             archive = hf_hub_download(*ANNOTATIONS[::-1], repo_type="dataset")
-        unpack(archive, folder)
+            zipfile.ZipFile(archive).extractall(folder)  # drops "../" and a leading "/"
         write_text(marker, "fetched\n")
-
-
-def unpack(archive, folder):
-    """Unpacks the JSON files of a zip archive right into the folder, without their own folders ("../")."""
-    with reading(archive, "a complete zip archive"), zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
-            name = Path(member.filename).name
-            if name.endswith((".json", ".jsonl")) and not member.is_dir():
-                with writing(folder / name) as part:
-                    part.write_bytes(members.read(member))
 
 
 def fetch_images(names, folder):

@@ -157,28 +157,21 @@ def find_image(name, source, root, task):
     raise InputError(f"{source}: its image {name:.200} is not in {root}{others and f' (nor in {others} of it)'}")
 
 
-def find_video(name, source, root):
-    """The folder of frames that a row names. "a.mp4" is looked for as "a"; if there is only the film, the error says how to
-    cut it into frames."""
+def find_frames(name, source, root):
+    """The frames of a video: the images, in the order of their names, in the folder that a row names. "a.mp4" is looked for
+    as "a"; without frames, the error says how to cut them out of the film."""
     film = within(name, source, root)
     path = film.with_suffix("") if film.suffix.lower() in FILMS else film
-    if (folder := on_disk(path, [root])) and folder.is_dir():
-        return folder
+    folder = on_disk(path, [root])
+    files = folder.iterdir() if folder and folder.is_dir() else ()
+    if frames := sorted(file for file in files if file.suffix.lower() in FRAME_SUFFIXES):
+        return frames
     target, film = (shlex.quote(f"{root}/{file}") for file in (path, film if film != path else f"{path}.mp4"))
     hint = f"; make one: mkdir -p {target} && ffmpeg -i {film} -vf fps=2 {target}/%05d.jpg" if len(target) < 300 else ""
-    raise InputError(f"{source}: no folder of frames {path!s:.200}{hint}")
+    raise InputError(f"{source}: no folder of frames ({', '.join(FRAME_SUFFIXES)}) {path!s:.200}{hint}")
 
 
-def video_frames(folder, wanted):
-    """(frames, number of all) of a video: the images in its folder, in the order of their names. At most `wanted` frames,
-    evenly spread."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
-    if not files:
-        raise InputError(f"{folder}: no frames ({', '.join(FRAME_SUFFIXES)}) in this folder")
-    return [files[i] for i in sample(len(files), wanted)], len(files)
-
-
-def sample(count, wanted):
-    """`wanted` numbers spread evenly over range(count), first and last included; all of them if there are fewer."""
-    wanted = min(wanted, count)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
+def sample(items, wanted):
+    """`wanted` items spread evenly over all of them, first and last included; all if there are fewer."""
+    wanted = min(wanted, len(items))
+    return [items[round(i * (len(items) - 1) / max(1, wanted - 1))] for i in range(wanted)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from parts.files import InputError, parse_json, read_json, reading
 from parts.tasks.boxes import OutsideImage, ask_about_units, check_box
-from parts.tasks.images import FRAMES, find_image, find_video, image_size, video_frames
+from parts.tasks.images import FRAMES, find_frames, find_image, image_size, sample
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
@@ -183,12 +183,11 @@ def videos_of(row, source, root):
     """{"videos": the frames of each of the row's videos, "fps": by the clock of the first}; {} without videos."""
     if not (fps := row.get("fps", 2)) > 0:
         raise InputError(f'{source}: "fps" must be a positive number, got {fps!r:.60}')
-    videos, rates = [], []
-    for name in names_of(row, "video", "videos"):
-        frames, count = video_frames(find_video(name, source, root), FRAMES)
-        videos.append(frames)
-        rates.append(len(frames) / (row.get("seconds") or count / fps))
-    return {"videos": videos, "fps": rates[0]} if videos else {}
+    complete = [find_frames(name, source, root) for name in names_of(row, "video", "videos")]
+    if not complete:
+        return {}
+    videos = [sample(frames, FRAMES) for frames in complete]
+    return {"videos": videos, "fps": len(videos[0]) / (row.get("seconds") or len(complete[0]) / fps)}
 
 
 def turns_of(row, source, images, videos):
