@@ -30,6 +30,7 @@ from harness.arguments import data_set, evaluation_sets, parse_args, planned_ste
 from harness.evaluate import CURVE_ROWS, evaluate, text_change, text_logits
 from harness.processes import RANK
 from imagelora import METHODS, load_adapter
+from parts.devices import choose_device
 from parts.files import InputError
 
 CLIP = 1.0  # largest norm of a step's gradient
@@ -226,10 +227,10 @@ def run(args, command):
     # ========== 7. Training ==========
     def measure():
         """The accuracy on the way, on a few rows."""
-        return report.accuracy_of(answer(sets[:1], CURVE_ROWS))
+        return report.summary(answer(sets[:1], CURVE_ROWS))["accuracy"]
 
     if examples:
-        _, dtype = encodings.choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
+        _, dtype = choose_device(args.device, args.dtype)  # of the arithmetic; with --method full the weights are float32
         loader = encodings.step_loader(processor, examples, plan[record.step :], args.batch, args.workers, vlm.device)
         rates = [learning_rate(step, steps, args.lr) for step in range(steps)]
         train(vlm, parameters, loader, rates, dtype, record, measure)

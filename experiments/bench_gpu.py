@@ -24,8 +24,8 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from experiments import bench_sides as sides
-from harness.encodings import choose_device
 from parts.backbones.nf4 import nf4_layers, use_nf4
+from parts.devices import choose_device
 
 REFCOCO = """640 427 2 2 3 3 2 3 / 640 480 2 7 2 5 4 3 / 476 640 4 5 5 2 2 2 / 640 427 1 1 1 4 2 / 640 567 3 4 5 5
 / 640 424 3 4 2 5 2 3 3 7 6 3 3 3 7 4 3 / 427 640 4 12 4 1 3 1 / 640 480 2 4 3 16 3 3 2 4 5 / 640 526 9 4 7 3 4

@@ -10,10 +10,10 @@ from parts.backbones.layers import weights_kept
 from parts.files import InputError
 from probe import CRITERIA, gradients
 
-CHOICES = "path=v|k|q|o tokens=visual|text|all norm=on|off shared=layer|model|none outer=off|on gamma=learned|fixed"
+CHOICES = "path=v|k|q|o tokens=visual|text|all norm=on|off shared=layer|model outer=off|on gamma=learned|fixed"
 WORDS = {"on": True, "off": False, "fixed": None}  # what a value is in Python; the others are themselves
 VALUES = {"path": ["v", "k", "q", "o"], "tokens": ["visual", "text", "all"], "norm": [True, False], "outer": [False, True]}
-VALUES |= {"shared": ["layer", "model", "none"], "gamma": ["learned", None]}  # the paper's value is the first
+VALUES |= {"shared": ["layer", "model"], "gamma": ["learned", None]}  # the paper's value is the first
 PAPER = {name: values[0] for name, values in VALUES.items() if name != "gamma"}
 
 
@@ -42,7 +42,7 @@ class AblationLayer(ImageLoRALayer):
             mirrored: each head has an A for its part of the input, and all share B.
     tokens  "text", "all": other positions.
     norm    False: without 1 / sqrt(n).
-    shared  "model": one A for all layers (one summary of the paper reads so); "none": one for each head.
+    shared  "model": one A for all layers (one summary of the paper reads so).
     outer   True: B^(h) is an outer product c d^T (another reading of the paper's rank-1 heads). At the start d is zero and
             X A c as large as a column of X A."""
 
@@ -55,15 +55,13 @@ class AblationLayer(ImageLoRALayer):
             self.A, self.B = nn.Parameter(torch.randn(n, W, R) / R), nn.Parameter(torch.zeros(R, D))
         else:
             self.B = None if self.outer else nn.Parameter(torch.zeros(n, R, W))
-        if switches["shared"] == "none":
-            self.A = nn.Parameter(torch.randn(n, D, R) / R)
         if self.outer:
             self.c, self.d = nn.Parameter(torch.randn(n, R) / R**0.5), nn.Parameter(torch.zeros(n, W))
         self.gamma.requires_grad_(gamma is not None)
         self.norm = self.norm if switches["norm"] else 1.0
 
     def matrices(self):
-        """A [D, R] or [n, D, R], and B [n, R, W]; for "o" [n, W, R] and [R, D]."""
+        """A [D, R] and B [n, R, W]; for "o" [n, W, R] and [R, D]."""
         return self.A, self.c[:, :, None] * self.d[:, None] if self.outer else self.B
 
     def update(self, X):

@@ -17,7 +17,6 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of memory
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
 TARGETS = ("q", "k", "v", "o", "mlp", "encoder", "merger")
 MAY_BE_0 = ("limit", "eval_limit", "eval_every", "cache_vision", "workers", "seed", "tau")  # other numbers are positive
@@ -66,7 +65,7 @@ def make_parser():
     add("--max-pixels", f"largest area of an image; 784 (Qwen3-VL: 1024) are a token (default: {MAX_PIXELS})", type=int)
     add("--min-pixels", "smallest area of an image (default: the checkpoint's)", type=int)
     add("--device", "cpu, cuda, cuda:1, mps (not tested), ...; auto: cuda if there is one", "auto")
-    add("--dtype", "of the frozen model; with --method full, of the arithmetic", "auto", choices=DTYPES)
+    add("--dtype", "of the frozen model; of arithmetic", "auto", choices=["auto", "float32", "bfloat16", "float16"])
     add("--quantize", "keep the projections of the decoder's layers in 4 bits a weight", choices=["nf4"])
     add("--checkpointing", "less memory, a third more time", False, action=yes_no)
     add("--workers", "threads that read and cut images, each of a step ahead", (min(8, CORES - 1), 0), type=int)
@@ -152,14 +151,12 @@ def nonsense(given):
         zero = value == 0 and name in MAY_BE_0
         if type(value) in (int, float) and not zero and not 0 < value < math.inf:
             return f"--{name.replace('_', '-')} {value}: must be {'0 or ' * (name in MAY_BE_0)}a positive number"
-    method, targets, smallest = given.get("method"), given.get("targets", ["q"]), given.get("min_pixels", 0)
-    largest = given.get("max_pixels", math.inf if "adapter" in given else MAX_PIXELS)
+    method, targets = given.get("method"), given.get("targets", ["q"])
     mistaken = set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets))
     others = "ablate" in given and ("adapter" in given or method not in (None, "image-lora"))
     problems = {
         "--steps and --epochs exclude each other": "steps" in given and "epochs" in given,
         f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once": mistaken,
-        f"--min-pixels {smallest}: --max-pixels {largest} is below it": smallest > largest,
         "--adapter is evaluated, not trained: leave --method out": "adapter" in given and method not in (None, "none"),
         "--ablate changes --method image-lora: leave the other method out": others,
         "--method full: --dtype must be float32 or bfloat16": method == "full" and given.get("dtype") == "float16",

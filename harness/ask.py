@@ -28,7 +28,7 @@ ENDINGS = [suffix for suffix, form in Image.registered_extensions().items() if f
 
 def ask(vlm, processor, example, max_new_tokens):
     """Generate an answer: (text, the box in it, in pixels of the only image, or None)."""
-    (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens)
+    (ids,) = vlm.generate(processor([example]).to(vlm.device), max_new_tokens or 200)
     text = processor.decode(ids)
     box = parse_box(text) if len(example.images) == 1 else None
     if box:
@@ -72,27 +72,20 @@ def main(argv=None):
             raise InputError("which model? add --adapter FILE, or --model: a checkpoint folder, a hub id or tiny")
         prompt = asked.prompt if asked.find is None else GROUNDING_PROMPT.format(asked.find)
         example, out = Example(asked.image, prompt), Path(args.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-ask")
-        processor = load_processor(args)
-        if not asked.folder:
-            processor.tokens(example)  # a bad file ends here, before the model is loaded
+        processor, item = load_processor(args), {"caption": prompt}
+        processor.tokens(example)  # a bad file ends here, before the model is loaded
         vlm = load_model(args)
 
-        def answer(example):
-            return ask(vlm, processor, example, args.max_new_tokens or 200)
-
-        if asked.folder:  # only the tuned model, if there is one
-            if args.adapter:
-                load_adapter(args.adapter, vlm)
-            return ask_folder(answer, prompt, asked.folder, out / "predictions.jsonl")
-        item = {"caption": prompt}
+        # About a folder only the tuned model is asked, if there is one.
         for when in ("base", "tuned") if args.adapter else ("base",):
             if when == "tuned":
                 load_adapter(args.adapter, vlm)
-            text, box = answer(example)
-            item[when] = box or text
-            print(f"{when:8} {text}")
-            if box:
-                print(f"         box in pixels of the image: {[round(c) for c in box]}")
+            if not asked.folder:
+                text, box = ask(vlm, processor, example, args.max_new_tokens)
+                item[when] = box or text
+                print(f"{when:8} {text}" + (f"\n         box in pixels of the image: {[round(c) for c in box]}" if box else ""))
+        if asked.folder:
+            ask_folder(lambda e: ask(vlm, processor, e, args.max_new_tokens), prompt, asked.folder, out / "predictions.jsonl")
         if len(asked.image) == 1:
             figures.examples(out / "answer.png", [item | {"image": asked.image[0]}], side=640)
             print(f"         drawn in {out / 'answer.png'}")

@@ -1,8 +1,6 @@
-"""What is done before the steps: the model is loaded, examples are read and counted, images encoded once, examples put into
-batches."""
+"""Before the steps: the model is loaded, examples are read and counted, images encoded once, examples put into batches."""
 
 import itertools
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -17,78 +15,45 @@ from harness.processes import RANK, WORLD, progress
 from model import VLM
 from parts.backbones import nf4
 from parts.backbones.layers import compute_twice
+from parts.devices import choose_device
 from parts.files import InputError, parse_json, read_metadata, reading
-from parts.tasks import TASKS
-from parts.tasks.boxes import in_another_scale, parse_box, small_targets
+from parts.tasks.answers import doubts
 
-TINY = Path(__file__).parent.parent / "parts/tiny"
+FOLDERS = {"tiny": Path(__file__).parent.parent / "parts/tiny"}  # of models that come with this program
 
 
 def load_processor(args):
-    """The processor of --model: a checkpoint folder, a hub id, or "tiny". Without --model, --adapter names it."""
-    notes = adapter_notes(args.adapter) if args.adapter else {}
-    if args.adapter and "model" not in args.given:
-        args.model = notes["model"]
+    """The processor of --model: a checkpoint folder, a hub id, or "tiny". Of --adapter FILE the pixel limits are those of
+    its training, and the model is the one that it names, unless the flags say otherwise."""
+    limits = {}
+    if args.adapter:
+        with reading(args.adapter, "an adapter"):
+            metadata = read_metadata(args.adapter)
+            notes = parse_json(metadata.get("notes", "{}").encode())
+            limits = {name: int(notes[name]) for name in notes.keys() & {"min_pixels", "max_pixels"}}
+        args.model = args.model if "model" in args.given else metadata.get("model")
         if not args.model:
             raise InputError(f"{args.adapter}: does not name its base; add --model, a checkpoint folder, a hub id or tiny")
-    min_pixels = args.min_pixels or notes.get("min_pixels")
-    max_pixels = args.max_pixels or notes.get("max_pixels", MAX_PIXELS)
-    return Processor.from_pretrained(folder_of(args.model), min_pixels, max_pixels)
+    min_pixels = args.min_pixels or limits.get("min_pixels")
+    max_pixels = args.max_pixels or limits.get("max_pixels", MAX_PIXELS)
+    return Processor.from_pretrained(FOLDERS.get(args.model, args.model), min_pixels, max_pixels)
 
 
 def load_model(args):
-    """The frozen model of --model, after load_processor."""
+    """The frozen model of --model, after load_processor. Prints what was loaded."""
     device, dtype = choose_device(args.device, args.dtype)
     if args.method == "full":
         dtype = torch.float32  # the weights themselves are trained, and bfloat16 would round small steps away
-    vlm = VLM.from_pretrained(folder_of(args.model), dtype, device, args.quantize)
+    vlm = VLM.from_pretrained(FOLDERS.get(args.model, args.model), dtype, device, args.quantize)
     vlm.source = args.model  # an adapter's file names it
     if args.checkpointing:
         compute_twice([*vlm.visual.blocks, *vlm.model.layers[:-1]])
-    show_model(args.model, vlm)
-    return vlm
-
-
-def show_model(model, vlm):
-    """Print what was loaded. model: as --model says it."""
-    dtype = str(vlm.dtype).removeprefix("torch.")
     weights, memory = nf4.size(vlm)
-    in_4_bits = ", the decoder's projections in nf4" if nf4.nf4_layers(vlm) else ""
-    print(f"model    {model}: {weights:,} parameters in {dtype}{in_4_bits} on {vlm.device}; {memory / 2**20:,.0f} MiB")
-    if model == "tiny":
+    form = str(dtype).removeprefix("torch.") + ", the decoder's projections in nf4" * bool(args.quantize)
+    print(f"model    {args.model}: {weights:,} parameters in {form} on {device}; {memory / 2**20:,.0f} MiB")
+    if args.model == "tiny":
         print("         it knows drawn scenes alone: of photographs it can say nothing")
-
-
-def folder_of(model):
-    return TINY if model == "tiny" else model
-
-
-def choose_device(name, dtype):
-    """--device and --dtype -> (device, dtype). By default bfloat16 on a GPU that computes in it, float32 elsewhere.
-    Raises InputError for a device that this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
-            torch.cuda.set_device(device)  # before anything else, or every process takes memory of the first GPU too
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, AttributeError, ImportError):  # torch's words for "no such device here"
-        raise InputError(f"--device {name}: there is no such device here; use --device cpu") from None
-    if dtype == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bfloat16" if native else "float32"
-    return device, getattr(torch, dtype)
-
-
-def adapter_notes(file):
-    """What an adapter's file notes: model (its base, or None), min_pixels and max_pixels (of its training), if it does."""
-    with reading(file, "an adapter"):
-        metadata = read_metadata(file)
-        notes = parse_json(metadata.get("notes", "{}").encode())
-        limits = {name: int(notes[name]) for name in notes.keys() & {"min_pixels", "max_pixels"}}
-        return limits | {"model": metadata.get("model")}
+    return vlm
 
 
 def load_examples(processor, name, root, split, limit, max_new_tokens=0):
@@ -114,16 +79,8 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     kinds = {"visual": [v for _, v in lengths], "text": [tokens - v for tokens, v in lengths]}
     spread = ", ".join(f"{kind} {min(n)} / {median(n):.0f} / {max(n)}" for kind, n in kinds.items())
     print(f"data     {name} {split}: {len(examples)} rows; tokens a row (min / median / max): {spread}")
-    boxed = [example for example in examples if isinstance(example.answer, tuple)]
-    sizes = [example.visuals[0].size for example in boxed]
-    resized = [processor.resized(example.visuals[0]) for example in boxed]
-    if small := small_targets([example.answer for example in boxed], sizes, resized, processor.factor):
-        print(f"warning  {name} {split}: {small}")
-    written = [(e, parse_box(e.answer)) for e in examples if isinstance(e.answer, str) and len(e.visuals) == 1]
-    beyond = [e.name for e, box in written if box and in_another_scale(box, processor.box_scale(e.visuals[0]))]
-    if beyond and TASKS[name].own:
-        print(f"warning  {beyond[0]} and {len(beyond) - 1} others: a box in the answer is not in pixels of the image as the")
-        print('         model sees it. A text is learnt as it is; a box under "bbox" is converted')
+    for doubt in doubts(name, examples, processor):
+        print(f"warning  {name} {split}: {doubt}")
     return examples
 
 
@@ -218,11 +175,10 @@ def ahead(make, jobs, threads=2):
     if not threads:
         yield from map(make, jobs)
         return
+    jobs = iter(jobs)
     with ThreadPoolExecutor(threads) as pool:
-        coming = deque()
-        for job in jobs:
-            coming.append(pool.submit(make, job))
-            if len(coming) > threads:
-                yield coming.popleft().result()
+        coming = deque(pool.submit(make, job) for job in itertools.islice(jobs, threads))
         while coming:
-            yield coming.popleft().result()
+            made = coming.popleft().result()
+            coming.extend(pool.submit(make, job) for job in itertools.islice(jobs, 1))
+            yield made

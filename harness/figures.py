@@ -17,6 +17,7 @@ from parts.tasks.images import open_image
 
 BLACK, GREY, WHITE, PALE = (20, 20, 20), (150, 150, 150), (255, 255, 255), (225, 225, 225)
 ORANGE, BLUE, GREEN, RED = (230, 159, 0), (0, 114, 178), (0, 158, 115), (213, 94, 0)
+LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # white and dark blue, between which a colour is even in lightness
 ROUND = [m * 10.0**power for power in range(-9, 15) for m in (1, 2, 5)]
 LETTER = 0.5  # mean width of a letter, in heights of its font
 
@@ -43,12 +44,6 @@ def label(pen, corner, words, size=16, anchor="la"):
 def wrap(text, size, width, lines):
     """Break a text into at most `lines` lines of about `width` pixels. What does not fit ends in an ellipsis."""
     return textwrap.wrap(text, int(width / (LETTER * size)), max_lines=lines, placeholder=" ...")
-
-
-def shade(value):
-    """A value from 0 to 1 as a colour from white to dark blue, even in lightness."""
-    light, dark = (247, 251, 255), (8, 48, 107)
-    return tuple(round(a + (b - a) * value) for a, b in zip(light, dark))
 
 
 def chart(pen, frame, title, x_name, lines, log_x=False):
@@ -116,7 +111,8 @@ def head_map(path, scores, heads):
         label(pen, (left + G * cell + 30, y + cell / 2), len(selected), min(16, cell), "mm")
         for h, score in enumerate(row):
             frame = (left + h * cell, y, left + h * cell + cell - 3, y + cell - 3)
-            pen.rectangle(frame, shade(min(1.0, math.sqrt(max(score, 0) / largest))))
+            share = min(1.0, math.sqrt(max(score, 0) / largest))
+            pen.rectangle(frame, tuple(round(a + (b - a) * share) for a, b in zip(LIGHT, DARK)))
             if h in selected:
                 pen.rectangle(frame, outline=ORANGE, width=max(3, cell // 10))
     save(picture, path)

@@ -90,16 +90,6 @@ def progress(*args, leave=False, **kwargs):
     return tqdm(*args, leave=leave, disable=RANK > 0, **kwargs)
 
 
-def peak_memory(device):
-    """The most bytes in use so far: of the GPU's allocator, or of this process; None on Windows."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(ImportError):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 @contextmanager
 def in_one_line(again=None):
     """Around a complete program and its processes: signals, and what a user can mend, end it with one line and a code.

@@ -19,10 +19,12 @@ import torch
 
 from harness import figures
 from harness.arguments import data_set
-from harness.evaluate import CURVE_ROWS, summary
-from harness.processes import RANK, WORLD, peak_memory
+from harness.evaluate import CURVE_ROWS
+from harness.processes import RANK, WORLD
 from parts.backbones import nf4
+from parts.devices import peak_memory
 from parts.files import InputError, write_text
+from parts.tasks.answers import summary
 from parts.tasks.scenes import DRAWN
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "pillow", "tqdm")
@@ -115,14 +117,10 @@ def measured(vlm, adapter, parameters, record, logit_change, predictions, main_d
     }
 
 
-def accuracy_of(predictions):
-    return summary(predictions)["accuracy"]
-
-
 def curve(record, predictions, main_data):
     """[(step, accuracy)] by the first rows of the main data set: before, on the way, after."""
     base, tuned = ([p for p in predictions[w] if p["data"] == main_data][:CURVE_ROWS] for w in ("base", "tuned"))
-    ends = (0, accuracy_of(base)), *record.curve, (record.step, accuracy_of(tuned))
+    ends = (0, summary(base)["accuracy"]), *record.curve, (record.step, summary(tuned)["accuracy"])
     return [(step, accuracy) for step, accuracy in ends if accuracy is not None]
 
 

@@ -11,7 +11,6 @@ from conftest import ROOT, SMALL_CONFIGS, picture, write_checkpoint
 from test_tasks_download import web as server
 
 from data import Example, Processor
-from harness.evaluate import prediction
 from imagelora import LoRA, load_adapter
 from model import VLM
 from parts.backbones import FAMILIES as BACKBONES
@@ -19,6 +18,7 @@ from parts.backbones.checkpoint import hub_name, mark, our_name, read_config
 from parts.backbones.qwen import DEFAULTS
 from parts.files import InputError, read_json, read_safetensors
 from parts.files import write_safetensors as write
+from parts.tasks.answers import prediction
 
 FAMILIES = SMALL_CONFIGS  # each test that uses a checkpoint runs for both
 

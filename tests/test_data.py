@@ -9,8 +9,8 @@ from conftest import ROOT, picture, small_config
 
 import data
 from data import Example, Processor
-from harness.evaluate import prediction
 from parts.files import InputError, read_json
+from parts.tasks.answers import prediction
 from parts.tiny.build import build_tokenizer, token_ids
 
 

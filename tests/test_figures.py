@@ -38,7 +38,7 @@ def test_a_head_map_frames_the_selected_heads_and_draws_a_negative_score_as_zero
     figures.head_map(tmp_path / "some.png", scores, {0: [0], 1: [1]})
     figures.head_map(tmp_path / "none.png", scores, {})
     assert figures.ORANGE in colours(tmp_path / "some.png") and figures.ORANGE not in colours(tmp_path / "none.png")
-    assert (figures.shade(1) in colours(tmp_path / "some.png")) == (scores[0][0] > 0)
+    assert (figures.DARK in colours(tmp_path / "some.png")) == (scores[0][0] > 0)
 
 
 def test_the_curve_shows_the_loss_and_the_accuracy(tmp_path):

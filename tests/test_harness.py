@@ -47,7 +47,7 @@ def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
         (["--lr", "nan"], "--lr nan: must be a positive number"),
         (["--limit", "-1"], "--limit -1: must be 0 or a positive number"),
         (["--targets", "x"], "--targets x: choose from q, k, v, o"),
-        (["--min-pixels", "200", "--max-pixels", "100"], "--min-pixels 200: --max-pixels 100 is below it"),
+        (["--min-pixels", "200", "--max-pixels", "100"], "max_pixels 100 is below min_pixels 200"),
         (["--method", "full", "--dtype", "float16"], "--method full: --dtype must be float32 or bfloat16"),
         (["--method", "lora", "--ablate", "norm=off"], "--ablate changes --method image-lora"),
         (["--adapter", "x", "--method", "lora"], "--adapter is evaluated, not trained"),

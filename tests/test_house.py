@@ -20,16 +20,16 @@ BUDGETS = {  # lines of Python, docstrings included; README.md quotes the sums
     "parts/backbones": 950,
     "parts/tasks": 1650,
     "parts/tiny": 140,
-    "harness": 1710,  # the aim is 1,400
+    "harness": 1400,
     "experiments": 1650,
     "course": 1850,
-    "tests": 5940,  # the aim is 5,800
+    "tests": 5800,
 }
 ALL_SOURCE = (*LECTURES, "parts", "harness", "experiments", "course")
-SUMS = {  # the aims are 1,280 and 8,900
-    "lectures": (LECTURES, 1305),
+SUMS = {
+    "lectures": (LECTURES, 1280),
     "parts": (("parts",), 2850),
-    "all source": (ALL_SOURCE, 9240),
+    "all source": (ALL_SOURCE, 8900),
 }
 ARROWS = {  # room: the rooms that it may import, and with them those that these may import
     "parts": (),

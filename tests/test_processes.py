@@ -9,7 +9,8 @@ from short_run import PROBED, adapter_of, ends, in_processes, lines_of, run
 
 from data import Batch, Example
 from harness import processes
-from harness.encodings import choose_device, step_loader
+from harness.encodings import step_loader
+from parts.devices import choose_device
 from parts.files import read_json
 
 

@@ -139,7 +139,7 @@ def test_boxes_in_the_text_of_answers_beyond_what_the_model_sees_are_warned_of(r
     boxes = ("[5, 5, 50, 50]", "[900, 5, 999, 50]")
     write_lines(root / "mine.jsonl", [ASK | {"image": "a.png", "answer": box} for box in boxes])
     load_examples(processor, "jsonl", root / "mine.jsonl", "test", 0)
-    assert f"warning  {root}/mine.jsonl:2 and 0 others: a box in the answer" in capsys.readouterr().out
+    assert f"warning  jsonl test: {root}/mine.jsonl:2 and 0 others: a box in the answer" in capsys.readouterr().out
 
 
 # -- one file in two parts

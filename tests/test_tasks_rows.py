@@ -11,10 +11,10 @@ from short_run import lines_of, run
 from task_folders import MAKERS, write_json, write_lines
 
 from data import load
-from harness.evaluate import prediction
 from parts import tasks
 from parts.files import InputError, read_json
 from parts.tasks import TASKS, Task, score
+from parts.tasks.answers import prediction
 from parts.tasks.boxes import box_to_model
 from parts.tasks.images import resized_size
 from parts.tasks.rows import BOX_ANSWER, json_rows

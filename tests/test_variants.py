@@ -14,7 +14,7 @@ from probe import head_scores
 HEADS = {0: [1], 2: [0, 1]}
 SWITCHES = [
     {"path": "k"}, {"path": "q"}, {"path": "o"}, {"tokens": "text"}, {"tokens": "all"}, {"norm": False},
-    {"shared": "none"}, {"shared": "model"}, {"outer": True}, {"outer": True, "shared": "none"}, {"gamma": None},
+    {"shared": "model"}, {"outer": True}, {"gamma": None},
 ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_the_command_line_names_what_differs_from_the_paper_and_makes_the_method
     assert train.parse_args(["--ablate", "shared=layer", "gamma=learned"]).method == "image-lora"
 
 
-@pytest.mark.parametrize("words", ["path=", "path=x", "width=3", "norm=False", "path=o outer=on", "path=o shared=none"])
+@pytest.mark.parametrize("words", ["path=", "path=x", "width=3", "norm=False", "path=o outer=on", "path=o shared=model"])
 def test_what_is_no_switch_or_excludes_another_one_is_refused(words):
     with pytest.raises(InputError, match=f"--ablate {words.split()[0]}"):
         parse_ablations(words.split())
