@@ -39,9 +39,9 @@ def gains_alone(skill, config, setup):
 
 
 def selections(scores, alone, budget, config, seeds):
-    """{criterion: [{layer: [heads]} of each seed]}. scores: {criterion: [L, G of each seed]}. What "exact" would choose is not
-    trained: its scores are only compared."""
-    chosen = {name: [select_heads(s, budget) for s in scores[name]] for name in CRITERIA if name != "exact"}
+    """{criterion: [{layer: [heads]} of each seed]}, by scores {criterion: [L, G of each seed]}. No quota: over all layers."""
+    chosen = {name: [select_heads(s, budget) for s in of_seeds] for name, of_seeds in scores.items()}
+    chosen["rank1, no quota"] = [largest(dict(zip(alone, s.flatten().tolist())), budget) for s in scores["rank1"]]
     chosen["random"] = [random_heads(config, budget, seed) for seed in seeds]
     chosen["best alone"] = [largest(alone, budget)] * len(seeds)
     return chosen
