@@ -51,8 +51,6 @@ MAIN = {
     "LoRA, rank 1": f"--method lora {RANK[1]}",
     **ENCODER,
     "Image-LoRA, all heads": f"--heads {ALL}",
-    "Image-LoRA, 12 probed heads": "--heads 12",
-    "Image-LoRA, 12 random heads": "--heads 12 --selection random",
     "Image-LoRA, 6 probed heads": "--heads 6",
     "Image-LoRA, 6 random heads": "--heads 6 --selection random",
 }
