@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import picture
+from conftest import picture, randomised
 from short_run import lines_of, stopped
 
 import train
@@ -18,7 +18,9 @@ from parts.files import read_metadata, read_safetensors, write_safetensors
 def adapter(vlm, checkpoint, tmp_path):
     """An adapter file that names its base."""
     vlm.source = str(checkpoint)
-    LoRA(vlm.config).attach(vlm).save(tmp_path / "adapter.safetensors")
+    adapter = randomised(LoRA(vlm.config)).attach(vlm)
+    adapter.notes = {"min_pixels": 784, "max_pixels": 7840}
+    adapter.save(tmp_path / "adapter.safetensors")
     return tmp_path / "adapter.safetensors"
 
 
@@ -26,7 +28,11 @@ def test_one_question_is_answered_by_the_model_that_the_adapter_names_without_an
     picture(112, 112).save(tmp_path / "photo.png")
     ask.main(f"--adapter {adapter} --image {tmp_path}/photo.png --find star --max-new-tokens 4 --out {tmp_path}/out".split())
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed if line.startswith(("base", "tuned"))] == ["base", "tuned"]
+    (base, of_base), (tuned, of_tuned) = (line.split(None, 1) for line in printed if line.startswith(("base", "tuned")))
+    assert (base, tuned) == ("base", "tuned") and of_base != of_tuned
+    for flags, largest in (([], 7840), (["--max-pixels=9000"], 9000)):  # of its training, unless a flag says otherwise
+        processor = ask.load_processor(train.parse_args(["--adapter", str(adapter), *flags]))
+        assert (processor.min_pixels, processor.max_pixels) == (784, largest)
     assert (tmp_path / "out/answer.png").exists()
 
 

@@ -72,9 +72,9 @@ def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_withou
 
 
 def test_scores_are_averaged_by_kind_and_by_group_once_where_these_are_the_same():
-    rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain")]
+    rows = [row("screen", "icon", "web"), row("screen", "text", "web", score=0.0), row("plain", "sum")]
     summary = evaluate.summary([*rows, row("screen", "text", "text", score=0.0, parsed=None)])
-    assert summary["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain": 1}
+    assert summary["by_kind"] == {"screen icon": 1, "screen web": 0.5, "screen text": 0, "plain sum": 1}
     assert summary["parse_failures"] == 1
 
 

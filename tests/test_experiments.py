@@ -54,6 +54,7 @@ def test_every_row_is_a_command_and_compared_rows_answer_the_same_questions():
 
 def test_a_row_takes_the_rate_of_the_longest_searched_flags_or_its_own():
     rates = {"": 1, "--heads 3": 2, "--method lora": 3, "--method lora --targets v": 4, "--rank 1 --alpha 2": 5}
+    rates["--method lora --rank 1 --alpha 2"] = 6
 
     def rate(flags):
         return float(re.search(r"--lr (\S+)", runs.of_seed(flags, 0, rates))[1])
@@ -61,12 +62,16 @@ def test_a_row_takes_the_rate_of_the_longest_searched_flags_or_its_own():
     rows = ["", "--heads 6", "--heads 3 --selection random", "--method lora", "--method lora --targets v --data boxes-fog"]
     assert [rate(flags) for flags in rows] == [1, 1, 2, 3, 4]
     assert rate("--method lora --lr 0.5") == 0.5
+    assert [rate(f"--method lora {suites.RANK[r]}") for r in (1, 2, 4)] == [6, 6, 3]  # not searched: like the nearer one
 
 
-def test_other_heads_are_another_run_and_the_same_heads_the_same(tmp_path):
+def test_other_heads_are_another_run_and_the_same_heads_the_same(tmp_path, monkeypatch):
     chosen = [{0: [1], 2: [0]}, {0: [1], 2: [1]}, {2: [0], 0: [1]}]
     first, second, third = (runs.selection_flag(heads, Setup(tmp_path, None, 1, 1)) for heads in chosen)
     assert first == third != second and first.startswith("--heads 2 ")
+    monkeypatch.setattr(runs, "run_all", lambda flags, *_: flags)
+    of_seeds = runs.run_selections(chosen[:2], Setup(tmp_path, None, 1, 1, seeds=(3, 4), rates={"": 1}))
+    assert of_seeds == [f"{first} --lr 1 --seed 3", f"{second} --lr 1 --seed 4"]
 
 
 # -- rates

@@ -13,7 +13,7 @@ from short_run import SMALL_RUN, adapter_of, equal, run, stopped
 
 import train
 from data import Processor
-from harness.arguments import evaluation_sets
+from harness.arguments import evaluation_sets, planned_steps
 from harness.encodings import ahead
 from harness.processes import all_processes
 from model import VLM
@@ -25,7 +25,7 @@ def test_defaults_depend_on_the_data_the_model_and_the_method():
     assert (real.steps, real.heads, real.batch, real.gamma, real.lr) == (None, None, 4, 0.01, 5e-3)
     assert (drawn.accumulate, real.accumulate, train.parse_args(["--data", "refcoco", "--batch", "8"]).accumulate) == (1, 2, 1)
     assert train.parse_args(["--data", "refcoco", "--method", "lora"]).lr == 1e-3
-    assert train.parse_args(["--epochs", "2"]).steps is None
+    assert train.parse_args(["--epochs", "2"]).steps is None and planned_steps(real, 17) == 3  # of 4 x 2 rows
     evaluated = train.parse_args(["--adapter", "x", "--eval", "gsm8k=X", "sums"])
     assert (evaluated.method, evaluated.data, evaluated.batch) == ("none", "gsm8k=X", 4)
 
@@ -35,6 +35,7 @@ def test_scenes_are_evaluated_by_their_parts_and_other_data_by_itself():
         return [f"{name} {split}" for name, _, split, _ in evaluation_sets(train.parse_args([*flags]))]
 
     assert sets() == ["scenes-fog val", "scenes-day val", "sums val"]
+    assert sets("--eval-split", "test") == ["scenes-fog test", "scenes-day test", "sums test"]
     assert sets("--data", "refcoco") == ["refcoco val"]
     assert sets("--data", "refcoco", "--eval", "refcoco", "gsm8k=X", "--eval-split", "testA") == ["refcoco testA", "gsm8k test"]
 

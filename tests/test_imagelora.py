@@ -201,8 +201,9 @@ def test_lora_is_the_model_whose_weights_have_alpha_over_R_times_A_B_added(vlm, 
     assert (tuned[1] == frozen[1]).all() == (target in ("encoder", "merger"))  # a row without an image
 
 
-def test_an_adapter_in_the_encoder_sees_no_embedding_that_the_frozen_encoder_gave(checkpoint, tmp_path):
+def test_an_adapter_in_the_encoder_sees_no_embedding_that_the_frozen_encoder_gave(checkpoint, vlm, tmp_path):
     """Neither in training nor where its file is evaluated."""
+    assert {name for name in MAKE if MAKE[name](vlm.config).in_encoder} == {"everywhere", "encoder", "merger"}
     trained = ["--method=lora", "--targets=v,encoder,merger", "--lr=0.1"]
     runs = [[*trained, "--cache-vision=0"], trained, [f"--adapter={tmp_path}/1/adapter.safetensors"]]
     for i, flags in enumerate(runs):

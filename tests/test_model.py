@@ -96,6 +96,8 @@ def test_images_encoded_earlier_are_not_opened_cut_or_encoded_and_give_the_same_
     monkeypatch.setattr(processor, "cut", None)
     monkeypatch.setattr(vlm.visual, "forward", None)
     assert abs(vlm.loss(processor(examples)) - loss) <= 1e-6
+    encode_images(vlm, processor, [], gib=1)
+    assert not processor.encoded  # what it held before is dropped
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(vlm, processor):

@@ -28,9 +28,11 @@ def test_several_processes_end_where_one_does_also_with_uneven_rows(checkpoint, 
     logs = [lines_of(folder / "log.jsonl") for folder in (one, many)]
     for name in ("loss", "norm"):  # the tokens may be more: an image is in the rows of two processes
         assert [line[name] for line in logs[1]] == pytest.approx([line[name] for line in logs[0]], rel=1e-5)
+    texts = [[line["text"] for line in lines_of(folder / "predictions.jsonl")] for folder in (one, many)]
     reports = [read_json(folder / "report.json") for folder in (one, many)]
     same = ("base", "tuned", "curve", "heads", "trainable_parameters", "text_logit_max_change")
-    assert reports[1]["processes"] == count and all(reports[1][name] == reports[0][name] for name in same)
+    assert texts[0] == texts[1] and reports[1]["processes"] == count
+    assert all(reports[1][name] == reports[0][name] for name in same)
 
 
 @by_hand

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_run_that_continues_with_changed_images_says_so(checkpoint, tmp_path, 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("base", "the base model was "), ("rows", "the rows of training was '12 with the hash ")],
+    [("base", "the base model was "), *((what, "the rows of training was '12 with the hash ") for what in ("rows", "answers"))],
 )
 def test_a_state_is_used_for_its_own_run_alone(checkpoint, tmp_path, monkeypatch, capsys, change, message):
     shutil.copytree(checkpoint, tmp_path / "model")
@@ -167,7 +168,8 @@ def test_a_state_is_used_for_its_own_run_alone(checkpoint, tmp_path, monkeypatch
         write_checkpoint(tmp_path / "model", seed=9)
     else:
         real = train.encodings.load_examples
-        monkeypatch.setattr(train.encodings, "load_examples", lambda *arguments: real(*arguments)[::-1])
+        other = {"rows": lambda rows: rows[::-1], "answers": lambda rows: [replace(e, answer="x") for e in rows]}[change]
+        monkeypatch.setattr(train.encodings, "load_examples", lambda *arguments: other(real(*arguments)))
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     code, line = stopped(capsys, train.main, ["--resume", str(tmp_path / "run")])
     assert code == 2 and f"state.pt: {message}" in line and line.endswith("bring that back, or begin a new run")

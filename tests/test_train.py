@@ -2,6 +2,7 @@
 
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from short_run import adapter_of, equal, lines_of, run, stopped
 import train
 from data import Example
 from harness import state
+from harness.ablations import PAPER
 from harness.encodings import row_order, rows_of_steps, step_batches
 from imagelora import ImageLoRA, LoRA
 from model import VLM
+from parts.files import read_metadata
 
 # -- one step
 
@@ -57,20 +60,22 @@ def loop(vlm, monkeypatch, tmp_path, rates):
     settings = []
 
     def step(vlm, batches, answers, parameters, optimizer, dtype):
-        settings.append({name: optimizer.param_groups[0][name] for name in ("lr", "weight_decay")})
+        settings.append({"answers": answers} | {name: optimizer.param_groups[0][name] for name in ("lr", "weight_decay")})
         return torch.ones(2)
 
     monkeypatch.setattr(train, "training_step", step)
     record = state.Record(train.parse_args(["--save-every=100", "--eval-every=0"]), tmp_path)
     parameters = [torch.nn.Parameter(torch.zeros(2))]
-    train.train(vlm, parameters, [[]] * len(rates), rates, torch.float32, record, None)
+    batch = SimpleNamespace(answer_ids=[1] * 3, visual_index=[1] * 5, attention_mask=torch.tensor([[1] * 8, [1] * 6 + [0] * 2]))
+    train.train(vlm, parameters, [[batch, batch]] * len(rates), rates, torch.float32, record, None)
     return settings, record
 
 
 def test_every_step_has_its_own_rate_and_no_weight_decays(vlm, monkeypatch, tmp_path):
     settings, record = loop(vlm, monkeypatch, tmp_path, [0.3, 0.2, 0.1])
     assert [step["lr"] for step in settings] == [0.3, 0.2, 0.1] == [line["lr"] for line in record.log]
-    assert {step["weight_decay"] for step in settings} == {0.0}
+    assert {step["weight_decay"] for step in settings} == {0.0} and {step["answers"] for step in settings} == {6}
+    assert {(line["tokens"], line["visual_tokens"]) for line in record.log} == {(28, 10)}  # of both batches, without padding
 
 
 def test_the_numbers_are_read_every_tenth_step_and_each_step_has_its_line(vlm, monkeypatch, tmp_path):
@@ -152,18 +157,24 @@ def test_the_probe_sees_the_examples_that_the_seed_names_one_a_batch(vlm, proces
 
 @pytest.mark.parametrize("selection", ["random", "all", "gate"])
 def test_heads_are_chosen_as_asked(checkpoint, tmp_path, selection):
-    report = run(checkpoint, tmp_path / selection, "--selection", selection, "--heads", "4", "--steps", "1")
+    report = run(checkpoint, tmp_path / selection, "--selection", selection, "--heads=4", "--steps=1", "--seed=7")
     assert sum(len(hs) for hs in report["heads"].values()) == (6 if selection == "all" else 4)
+    if selection == "random":
+        drawn = train.probe.random_heads(VLM.from_pretrained(checkpoint).config, 4, seed=7)
+        assert report["heads"] == {str(layer): hs for layer, hs in drawn.items()}
     file = tmp_path / selection / "heads.json"
     assert run(checkpoint, tmp_path / "again", "--selection", str(file), "--steps", "1")["heads"] == report["heads"]
 
 
-def test_the_same_seed_gives_the_same_adapter_bit_for_bit_and_another_seed_another(finished, checkpoint, tmp_path):
-    out, _ = finished
-    run(checkpoint, tmp_path / "same")
-    run(checkpoint, tmp_path / "other", "--seed", "1")
-    assert equal(adapter_of(out), adapter_of(tmp_path / "same"))
-    assert not equal(adapter_of(out), adapter_of(tmp_path / "other"))
+def test_flags_reach_the_method(vlm):
+    learnt = {"heads": {1: [0]}, "gamma": 0.5}
+    methods = {"--seed=1": learnt, "--method=lora --targets=v,o": {"targets": ["v", "o"]}}
+    methods["--ablate norm=off path=k"] = learnt | PAPER | {"norm": False, "path": "k"}
+    for flags, own in methods.items():
+        args = train.parse_args(["--rank=2", "--alpha=5", "--gamma=0.5", *flags.split()])
+        adapter, _ = train.build_method(args, vlm, {1: [0]})
+        adapter.detach()
+        assert adapter.settings == {"rank": 2, "alpha": 5} | own
 
 
 # -- complete runs
@@ -182,6 +193,7 @@ def test_a_run_writes_everything_it_promises(finished):
     predictions = lines_of(out / "predictions.jsonl")
     assert len(predictions) == 2 * 12 and {"prompt", "text", "parsed", "reference", "score"} <= predictions[0].keys()
     assert report["trainable_parameters"] == sum(t.numel() for t in adapter_of(out).values())
+    assert json.loads(read_metadata(out / "adapter.safetensors")["notes"]) == {"min_pixels": 3136, "max_pixels": 401408}
     ((_, heads),) = report["heads"].items()  # a quarter of 6, rounded down
     visual_tokens = sum(line["visual_tokens"] for line in log) / 4
     assert report["adapter_flops_per_step"] == pytest.approx(6 * visual_tokens * (64 * 8 + 8 * len(heads) * 16))
@@ -196,11 +208,11 @@ def test_image_lora_does_not_change_text_and_lora_does(finished, checkpoint, tmp
     assert lora["trainable_parameters"] == 3 * 8 * (4 * 64 + 2 * 64 + 2 * 32)
 
 
-def test_a_saved_adapter_is_evaluated_alone(finished, checkpoint, tmp_path):
-    out, report = finished
-    again = run(checkpoint, tmp_path, "--adapter", str(out / "adapter.safetensors"))
-    assert again["tuned"] == report["tuned"] and again["base"] == report["base"] and again["method"] == "image-lora"
-    assert not (tmp_path / "log.jsonl").read_text() and not (tmp_path / "adapter.safetensors").exists()
+def test_a_saved_adapter_is_evaluated_alone(checkpoint, tmp_path):
+    report = run(checkpoint, tmp_path / "lora", "--method=lora")
+    again = run(checkpoint, tmp_path / "again", "--adapter", str(tmp_path / "lora/adapter.safetensors"))
+    assert all(again[name] == report[name] for name in ("base", "tuned", "method", "text_logit_max_change"))
+    assert not (tmp_path / "again/log.jsonl").read_text() and not (tmp_path / "again/adapter.safetensors").exists()
 
 
 def test_full_training_writes_a_checkpoint_that_loads(checkpoint, tmp_path):
@@ -238,13 +250,6 @@ def test_a_bad_row_ends_the_run_before_the_model_is_loaded(checkpoint, tmp_path,
     data = ("--data", f"jsonl={tmp_path / 'rows.jsonl'}")
     code, line = stopped(capsys, run, checkpoint, tmp_path / "run", *data)
     assert code == 2 and "rows.jsonl:2" in line and not (tmp_path / "run").exists()
-
-
-def test_every_saved_state_can_be_kept(checkpoint, tmp_path):
-    run(checkpoint, tmp_path, "--keep-states", "--save-every", "2")
-    states = [torch.load(tmp_path / f"state-{n}.pt", weights_only=True) for n in (2, 4)]
-    assert [state["step"] for state in states] == [2, 4]
-    assert not torch.equal(states[0]["parameters"][0], states[1]["parameters"][0])
 
 
 def test_rows_of_like_length_share_a_batch_which_saves_padding_and_keeps_the_loss(vlm, processor):
