@@ -145,6 +145,7 @@ def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     with reading(path, "a head selection for this model"):
         selection, size = read_json(path), (config.layers, config.value_heads)
-        if (scores := selection["scores"]) is not None and torch.tensor(scores).shape != size:
-            raise ValueError("scores are a number for each head of each layer")
+        scores = selection["scores"]
+        if scores is not None and (torch.tensor(scores).shape != size or min(map(min, scores)) < 0):
+            raise ValueError("scores are a number, 0 or more, for each head of each layer")
         return check_heads(config, selection["heads"]), scores

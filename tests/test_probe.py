@@ -113,7 +113,9 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
     scores, heads = torch.rand(3, 2), {0: [0, 1], 2: [1]}
     probe.save_selection(tmp_path / "heads.json", heads, scores.tolist())
     assert probe.load_selection(tmp_path / "heads.json", vlm.config) == (heads, scores.tolist())
-    for wrong in ('{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"):
-        (tmp_path / "heads.json").write_text(wrong)
+    wrong = ['{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"]
+    wrong += ['{"heads": {"0": [0]}, "scores": [[1, 1], [1, 1], [1, -1]]}', '{"heads": {"0": [0]}, "scores": [[1, 1], [1, 1]]}']
+    for content in wrong:
+        (tmp_path / "heads.json").write_text(content)
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             probe.load_selection(tmp_path / "heads.json", vlm.config)
