@@ -141,5 +141,5 @@ def digest(values):
 
 def image_files(examples):
     """(path, size, time) of each image file. A drawn image has none."""
-    paths = {frame[0] for e in examples for visual in e.visuals for frame in visual.key[1:] if isinstance(frame, tuple)}
+    paths = {frame for e in examples for visual in e.visuals for frame in visual.key[1:] if isinstance(frame, str)}
     return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(paths)]
