@@ -61,7 +61,7 @@ class Example:
     source: str = ""  # where it is from ("val.jsonl:17"), for messages
     caption: str = ""  # what is asked for, for pictures
     kind: str = ""  # such as "grounding": accuracy is also reported for each kind
-    group: str = ""  # and for each group
+    group: str = ""  # a second such name: accuracy is reported for each of these, too
     metric: str = ""  # a name that tasks.score knows; "": by the answer, iou or exact
     reference: str | list | tuple | None = None  # what the metric compares with; None: the answer
     videos: list = field(default_factory=list)  # lists of frames: paths, PIL images or Frames
@@ -80,7 +80,7 @@ class Example:
         return self.source or f"the example {self.prompt[:40]!r}"
 
     def question(self):
-        """The same without its answer: to generate. It shares what is kept with this one."""
+        """The same without its answer, to generate. It shares this one's tokens and images."""
         asked = copy(self)
         asked.answer = None
         return asked
@@ -94,11 +94,11 @@ class Batch:
     position_ids: torch.Tensor  # [3, B, T] long: time, height, width
     segments: torch.Tensor  # [B, T] long: 0, in a shared row also 1, 2, ... for its questions; -1 on padding
     labels: torch.Tensor  # [B, T] long: the token's own id if it is supervised, else -100; the loss reads answer_ids
-    visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v, the positions of visual tokens; the model reads it as
-    visual_index: torch.Tensor  # [N] long: flat positions, row * T + column
+    visual_mask: torch.Tensor  # [B, T] bool: the paper's I_v; the model itself reads visual_index
+    visual_index: torch.Tensor  # [N] long: its True positions, flat: row * T + column
     visual_source: torch.Tensor  # [N] long: the row of each in the encoder's output
-    answer_index: torch.Tensor  # [answers], flat: before each supervised token; to generate, the last token of each
-    answer_ids: torch.Tensor  # [answers]: the supervised tokens, predicted by the outputs at answer_index; to generate, none
+    answer_index: torch.Tensor  # flat: the position before each supervised token; to generate: each question's last
+    answer_ids: torch.Tensor  # the supervised tokens, which these positions predict; to generate: none
     pixels: torch.Tensor  # [P, 3, 1 or 2, 14, 14] uint8, every image of the batch once; two frames if one is a video
     grids: torch.Tensor  # [images, 3] long: slices, rows, columns in patches
     mean_std: torch.Tensor  # [2, 3, 2, 1, 1]: normalises the pixels
@@ -142,7 +142,7 @@ class Processor:
 
     def __init__(self, config, tokenizer, preprocessor, min_pixels=None, max_pixels=None):
         self.config, self.preprocessor = config, preprocessor
-        self.family = FAMILIES[config.family]  # the family's own: the system line, spans, positions, the scale of boxes
+        self.family = FAMILIES[config.family]  # the family's file: spans, positions, box_scale, BOX_END
         self.min_pixels = min_pixels or preprocessor["min_pixels"]
         self.max_pixels = max_pixels or preprocessor["max_pixels"]
         if self.min_pixels > self.max_pixels:
@@ -198,20 +198,23 @@ class Processor:
 
     def pieces(self, example):
         """The prompt as a list of pieces: a text to encode, or a list of token ids (special tokens, visual tokens)."""
-        start, end, system = [self.special["im_start"]], [self.special["im_end"]], example.system or self.config.system
-        pieces, visuals = [start, f"system\n{system}", end, "\n"] if system else [], example.visuals
-        for prompt, answer in (*example.history, (example.prompt, None)):  # images are in the first of all turns
+        start, end, visuals = [self.special["im_start"]], [self.special["im_end"]], example.visuals
+        system = example.system or self.config.system
+        pieces = [start, f"system\n{system}", end, "\n"] if system else []
+        for prompt, answer in (*example.history, (example.prompt, None)):
             pieces += [start, *self.user_turn(prompt, visuals, example.fps), end, "\n", start, "assistant\n"]
             pieces += [] if answer is None else [answer, end, "\n"]
-            visuals = []
-        return [*pieces, self.config.opening]  # of a thought, if the chat template begins one
+            visuals = []  # all images are in the first turn
+        return [*pieces, self.config.opening]  # "<think>", where the template begins a thought
 
     def user_turn(self, prompt, visuals, fps):
         """[text, visual tokens, text, ...]: what a user says. Images are at each "<image>" of the prompt or before it.
         All text up to an image is one piece, as in the reference: newlines at its start merge with those before."""
-        texts = prompt.split(PLACE)
-        if len(texts) != len(visuals) + 1:
-            texts = [*[""] * len(visuals), prompt]
+        texts = prompt.split(PLACE) if visuals else [prompt]
+        if len(texts) == 1:
+            texts = [""] * len(visuals) + texts
+        elif len(texts) != len(visuals) + 1:
+            raise InputError(f"{len(texts) - 1} times {PLACE} in the prompt, but {len(visuals)} images: {prompt:.60}")
         pieces = [f"user\n{texts[0]}"]
         for visual, text in zip(visuals, texts[1:]):
             pad = self.special["video_pad" if visual.is_video else "image_pad"]
@@ -282,8 +285,8 @@ class Processor:
         # One table for all: [6, B, T], padded to the longest row.
         rows, questions, visuals = self.rows(examples, share_images)
         T, padding = max(map(len, rows)), [(self.special["endoftext"], IGNORED, -1, 0, 0, 0)]
-        rows = [padding * (0 if all(answered) else T - len(row)) + row for row in rows]
-        rows = [row + padding * (T - len(row)) for row in rows]
+        pads = [padding * (T - len(row)) for row in rows]
+        rows = [row + pad if all(answered) else pad + row for row, pad in zip(rows, pads)]
         table = torch.tensor(rows).permute(2, 0, 1).contiguous()
         input_ids, labels, segments = table[:3]  # [B, T] each
 

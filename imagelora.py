@@ -9,7 +9,7 @@ at the positions of visual tokens only, in a few selected heads only:
     V~^(h) = X W_V^(h) + s * M X A B^(h)      for h in the selected heads of this layer
     s      = (alpha / R) * gamma / sqrt(n)
 
-    paper                     here            shape
+    paper                     code            shape
     X                         x               [B, T, D], the layer's input
     M = diag(1[i in I_v])     visual_mask     [B, T] bool; its True positions, flat: visual_index [N]
     A                         A               [D, R], one per layer, shared by its heads
@@ -42,7 +42,7 @@ class ImageLoRALayer(nn.Module):
         super().__init__()
         D, K, R, n = config.hidden, config.head_size, rank, len(heads)
         self.A = nn.Parameter(torch.randn(D, R) / R)  # normal, standard deviation 1 / R (authors' code)
-        self.B = nn.Parameter(torch.zeros(n, R, K))  # zero: step 0 is the frozen model, and only B has a gradient
+        self.B = nn.Parameter(torch.zeros(n, R, K))  # zero: step 0 is the frozen model; A and gamma move from step 1 on
         self.gamma = nn.Parameter(torch.tensor(float(gamma)))  # one per layer, as in the authors' code
         self.scale = alpha / R
         self.norm = n**-0.5  # 1 / sqrt(n): a factor, not a layer
@@ -72,7 +72,7 @@ class ImageLoRALayer(nn.Module):
         X = x.flatten(0, 1).index_select(0, visual_index)  # [N, D]: the visual rows
         update = self.s * (X @ self.A.to(x.dtype) @ B)  # [N, n*K]
         V = v.view(-1, v.shape[-1] // K, K)  # [B*T, G, K]
-        V[visual_index[:, None], self.heads] += update.view(-1, n, K)
+        V[visual_index[:, None], self.heads] += update.view(-1, n, K)  # V is a view: this changes v
         return v
 
 
@@ -94,7 +94,7 @@ class Adapter(nn.Module):
 
     A module's forward(y, x, visual_index) takes the frozen output y and the layer input x, and returns y plus the update;
     it may write into y. A subclass also stores the modules in self.layers, so that torch finds their parameters.
-    settings: the arguments of the constructor; they and `notes` are saved as text."""
+    settings: the arguments of the constructor; notes: what train.py adds. Both are saved as text."""
 
     name = None  # what --method and adapter files call it: every subclass has its own
     options = ()  # names of the arguments after `config`; train.py fills them from its flags
@@ -108,19 +108,19 @@ class Adapter(nn.Module):
 
     def attach(self, vlm):
         """Put the updates into the model's layers. Raises ValueError if an adapter is attached already."""
-        lists = [sites.updates_of(vlm, site, i) for i, site in self.updates]
-        if self.attached or any(lists):
+        slots = [sites.updates_of(vlm, site, i) for i, site in self.updates]
+        if self.attached or any(slots):
             raise ValueError("an adapter is attached already: detach it first")
         self.to(vlm.device)
-        for updates, update in zip(lists, self.updates.values()):
-            updates.append(update)
-        self.attached, self.base, self.source = lists, vlm.fingerprint(), vlm.source  # the model, and where it is from
+        for slot, update in zip(slots, self.updates.values()):
+            slot.append(update)
+        self.attached, self.base, self.source = slots, vlm.fingerprint(), vlm.source  # the last two are saved
         return self
 
     def detach(self):
         """Take the updates out again: the frozen model, bit for bit."""
-        for updates in self.attached:
-            updates.clear()
+        for slot in self.attached:
+            slot.clear()
         self.attached = []
 
     def save(self, path):
@@ -131,7 +131,7 @@ class Adapter(nn.Module):
 
 
 class ImageLoRA(Adapter):
-    """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: at the start, as in the authors' code."""
+    """Image-LoRA on value heads {layer: [heads]}. config: VLM.config; gamma: its first value, the authors' by default."""
 
     name, options = "image-lora", ("heads", "rank", "alpha", "gamma")
 
@@ -160,7 +160,7 @@ def check_heads(config, heads):
 
 
 class LoRA(Adapter):
-    """Standard LoRA (arXiv 2106.09685), the baseline: every token, every head, every layer. targets: names of sites."""
+    """Standard LoRA (arXiv 2106.09685), the baseline; by default on q, k, v, o: every token, head and layer. targets: sites."""
 
     name, options = "lora", ("targets", "rank", "alpha")
 
@@ -168,13 +168,13 @@ class LoRA(Adapter):
         sizes = sites.sizes(config)  # {site: [(inputs, outputs), ...]}
         if not targets or not set(targets) <= sizes.keys():
             raise ValueError(f"LoRA targets {targets}: choose from {', '.join(sizes)}")
-        layers = nn.ModuleList()
-        for i in range(max(len(sizes[t]) for t in targets)):
-            updates = {t: LoRALayer(*sizes[t][i], rank, alpha) for t in targets if i < len(sizes[t])}
-            layers.append(nn.ModuleDict(updates))
-        updates = {(i, t): update for i, layer in enumerate(layers) for t, update in layer.items()}
+        n = max(len(sizes[t]) for t in targets)
+        updates = {(i, t): LoRALayer(*sizes[t][i], rank, alpha) for i in range(n) for t in targets if i < len(sizes[t])}
         super().__init__(updates, {"targets": list(targets), "rank": rank, "alpha": alpha})
-        self.config, self.layers = config, layers
+        self.config = config
+        self.layers = nn.ModuleList(nn.ModuleDict() for _ in range(n))
+        for (i, t), update in updates.items():
+            self.layers[i][t] = update
 
     def flops(self, tokens, visual_tokens):
         """As ImageLoRA.flops, over the rows of each site: all tokens in the decoder."""
@@ -182,7 +182,7 @@ class LoRA(Adapter):
         return sum(6 * rows[t] * (u.A.numel() + u.B.numel()) for (_, t), u in self.updates.items())
 
 
-METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is a class and its place in this line
+METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is a class and its name in this line
 
 
 def load_adapter(path, vlm):

@@ -1,7 +1,7 @@
 """Lecture 2. The frozen vision-language model, written by hand.
 
 You will see a decoder like any other, and in it the one line where Image-LoRA acts: in `Attention.forward`, the line
-that begins with `v = self.adapted("v", ...)`. Everything else in this file stays as the checkpoint has it.
+`v = update(v, x, visual_index)`. Everything else in this file stays as the checkpoint has it.
 
     patches -> vision encoder -> visual embeddings -+
     token ids -> embedding table -------------------+-> Decoder -> head -> logits -> loss, text
@@ -55,7 +55,7 @@ def attend(q, k, v, mask):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions: where the paper happens.
 
-    `adapters` has a list of updates for each projection, those of the attached adapter. Empty lists: the frozen model.
+    `updates` has a list for each projection, with the update of the attached adapter. Empty lists: the frozen model.
     `attention` is a fused kernel, faster than `attend`, which is the reference that the tests hold the kernel to.
     """
 
@@ -68,12 +68,12 @@ class Attention(nn.Module):
         self.o_proj = Linear(c.heads * c.head_size, c.hidden, bias=False)
         self.q_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_size, c.rms_eps) if c.qk_norm else nn.Identity()
-        self.adapters = {"q": [], "k": [], "v": [], "o": []}
+        self.updates = {"q": [], "k": [], "v": [], "o": []}
         self.attention = layers.fused_attention
 
     def adapted(self, projection, y, x, visual_index):
-        """y, the frozen output of a projection of x, plus the update of the attached adapter, if it has one."""
-        for update in self.adapters[projection]:
+        """Add the attached adapter's update, if it has one, to y, a projection's frozen output for x."""
+        for update in self.updates[projection]:
             y = update(y, x, visual_index)
         return y
 
@@ -85,11 +85,11 @@ class Attention(nn.Module):
         k = self.adapted("k", self.k_proj(x), x, visual_index)  # [B, T, G*K]
         v = self.v_proj(x)  # [B, T, G*K]: the frozen X W_V
 
-        # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? Keys of the image set the weights with
-        # which a text token reads it, values are what it reads. A changed key would change every weight of the softmax.
-        # A changed query or output of an image token reaches no text token in this layer. A changed value changes what
-        # is read, and in this layer nothing else.
-        v = self.adapted("v", v, x, visual_index)
+        # Image-LoRA: V~ = X W_V + s * M X A B, see imagelora.py. Why the values? A text token reads the values of the image,
+        # weighted by its keys. A changed key would change every weight; a changed query or output of an image token
+        # reaches no text token in this layer. A changed value changes what is read, and in this layer nothing else.
+        for update in self.updates["v"]:
+            v = update(v, x, visual_index)
 
         # Split into heads, then turn queries and keys (in some families normed before) by their positions.
         q, k, v = (y.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for y in (q, k, v))  # [B, H or G, T, K]
@@ -205,12 +205,12 @@ class VLM(nn.Module):
         x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
         if len(batch.visual_index) == 0:
             return x, []
-        visual = []
+        parts = []
         if len(batch.grids):
-            visual.append(self.visual(batch.patches, batch.grids))
+            parts.append(self.visual(batch.patches, batch.grids))
         if batch.encoded is not None:
-            visual.append(batch.encoded)
-        visual = torch.cat(visual).index_select(0, batch.visual_source)  # [N, D], with DeepStack [N, D + D + ...]
+            parts.append(batch.encoded)
+        visual = torch.cat(parts).index_select(0, batch.visual_source)  # [N, D], with DeepStack [N, D + D + ...]
         visual, *features = visual.to(x.dtype).split(self.config.hidden, dim=1)  # [N, D] each
         return x.flatten(0, 1).index_copy(0, batch.visual_index, visual).view_as(x), features
 
@@ -253,11 +253,12 @@ class VLM(nn.Module):
         """
         if len(batch.answer_ids) > 0:
             raise ValueError("generate needs examples without answers (answer=None)")
-        return self.decode(*self.prefill(batch, max_new_tokens), max_new_tokens)
+        x, position, visible, cache = self.prefill(batch, max_new_tokens)
+        return self.decode(x, position, visible, cache, max_new_tokens)
 
     def prefill(self, batch, max_new_tokens):
-        """Read every row once; after this each question has a row of its own. Returns the output at each question's last token x [Q, D],
-        that token's position [Q], what the question may look at, visible [Q, T + max_new_tokens] bool, and the cache."""
+        """Read every row once; then each question has a row of its own. Returns the output at each question's last token,
+        x [Q, D]; its position [Q]; what it may look at, visible [Q, T + max_new_tokens] bool; and the cache."""
         # What each question may look at: segment 0 of its row, its own segment, and its new tokens.
         c, T = self.config, batch.input_ids.shape[1]
         row, segment = torch.tensor(batch.examples, device=self.device).unbind(dim=1)  # [Q] each
@@ -268,7 +269,6 @@ class VLM(nn.Module):
             raise ValueError(f"{longest} + {max_new_tokens} tokens do not fit in {c.max_positions} positions")
         visible = torch.cat([visible, visible.new_ones(len(row), max_new_tokens)], dim=1)
 
-        # Every row is read once.
         cache = KVCache(c, len(batch.input_ids), T + max_new_tokens, self.dtype, self.device)
         with layers.only_at(self.model.layers[-1].mlp, batch.answer_index):
             x = self.run_decoder(batch, cache).flatten(0, 1)[batch.answer_index]  # [Q, D]

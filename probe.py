@@ -31,9 +31,9 @@ def gradients(vlm, batches, updates, parameters):
     """Attach `updates`, one module a layer, to the values, and yield dLoss/dparameters, [L, G, size] on the CPU, for
     each batch. The updates stay attached until the last batch; another adapter that is attached acts too. Raises
     ValueError for a batch without visual tokens, which could only give zero."""
-    sites = [layer.self_attn.adapters["v"] for layer in vlm.model.layers]
-    for site, update in zip(sites, updates):
-        site.append(update.to(vlm.device))
+    slots = [layer.self_attn.updates["v"] for layer in vlm.model.layers]
+    for slot, update in zip(slots, updates):
+        slot.append(update.to(vlm.device))
     try:
         for i, batch in enumerate(batches):
             if len(batch.visual_index) == 0:
@@ -42,8 +42,8 @@ def gradients(vlm, batches, updates, parameters):
                 grads = torch.autograd.grad(vlm.loss(batch), parameters)
             yield torch.stack([g.reshape(vlm.config.value_heads, -1) for g in grads]).cpu()
     finally:
-        for site in sites:
-            site.pop()
+        for slot in slots:
+            slot.pop()
 
 
 def rank1(vlm, batches):
@@ -51,8 +51,8 @@ def rank1(vlm, batches):
     alpha, R and gamma are 1: the scale s is the same for all heads, so it does not change the ranking."""
     c = vlm.config
     every_head = {layer: list(range(c.value_heads)) for layer in range(c.layers)}
-    layers = list(ImageLoRA(c, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
-    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.B for layer in layers]))
+    updates = list(ImageLoRA(c, every_head, rank=1, alpha=1, gamma=1.0).layers.values())
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, updates, [update.B for update in updates]))
 
 
 class HeadGates(nn.Module):
@@ -70,8 +70,8 @@ class HeadGates(nn.Module):
 
 def gate(vlm, batches):
     """The criterion of the authors' published script: a scalar on each head's visual values, (dLoss/dgate)^2."""
-    layers = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
-    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, layers, [layer.gate for layer in layers]))
+    updates = [HeadGates(vlm.config) for _ in range(vlm.config.layers)]
+    return sum(g.square().sum(dim=-1) for g in gradients(vlm, batches, updates, [update.gate for update in updates]))
 
 
 CRITERIA = {"rank1": rank1, "gate": gate}  # (vlm, batches) -> scores [L, G]; a new one is a function and a line here
@@ -81,7 +81,7 @@ def head_scores(vlm, batches, criterion="rank1", seed=0):
     """The influence of every value head, float32 [L, G] on the CPU.
 
     batches: Batches with answers and visual tokens, on the model's device; one example each for the paper's score.
-    criterion: a name in CRITERIA (more are in harness/criteria.py); seed: draws the probe's A. Raises ValueError for
+    criterion: a name in CRITERIA (more are in harness/ablations.py); seed: draws the probe's A. Raises ValueError for
     another criterion, for no batch, and for a batch without visual tokens."""
     if criterion not in CRITERIA:
         raise ValueError(f"no criterion {criterion!r}; choose from {', '.join(CRITERIA)}")
@@ -119,8 +119,8 @@ def select_heads(scores, budget, tau=0.5):
     # Round down, then give what is missing to the largest remainders, until exactly `budget` heads are given.
     quota = (share + 1e-9).floor().long()
     remainder = (share - quota).tolist()
-    not_full = [layer for layer in range(L) if quota[layer] < G]
-    for layer in sorted(not_full, key=lambda layer: -remainder[layer])[: budget - int(quota.sum())]:
+    open_layers = [layer for layer in range(L) if quota[layer] < G]
+    for layer in sorted(open_layers, key=lambda layer: -remainder[layer])[: budget - int(quota.sum())]:
         quota[layer] += 1
 
     ranked = scores.argsort(dim=1, descending=True, stable=True)
@@ -145,6 +145,7 @@ def load_selection(path, config):
     """Read a selection: (heads, scores as lists or None). Raises InputError if it does not fit the model."""
     with reading(path, "a head selection for this model"):
         selection, size = read_json(path), (config.layers, config.value_heads)
-        if (scores := selection["scores"]) is not None and torch.tensor(scores).shape != size:
-            raise ValueError("scores are a number for each head of each layer")
+        scores = selection["scores"]
+        if scores is not None and (torch.tensor(scores).shape != size or min(map(min, scores)) < 0):
+            raise ValueError("scores are a number, 0 or more, for each head of each layer")
         return check_heads(config, selection["heads"]), scores

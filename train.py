@@ -39,18 +39,15 @@ READ_EVERY = 10  # steps: so often the CPU waits for the results of the GPU
 
 
 def training_step(vlm, batches, answer_tokens, parameters, optimizer, dtype):
-    """One step on the mean loss over the answer tokens of its batches, which are so many in all processes together.
-
-    dtype: of the arithmetic. Returns [2]: the loss and the norm of its gradient before it is clipped, still on the device,
-    so nothing here waits.
-    """
+    """One step on the mean loss over its answer tokens. answer_tokens: their number, in all processes together; dtype: what
+    products are computed in. Returns [2] on the device, so nothing waits: the loss, and its gradient's norm before clipping."""
     loss = torch.zeros((), device=vlm.device)
     for batch in batches:
         with torch.autocast(vlm.device.type, dtype, enabled=dtype != vlm.dtype):
             batch_loss = vlm.loss(batch.to(vlm.device)) * len(batch.answer_ids)  # a sum over tokens: batches add up
         batch_loss.backward()
         loss += batch_loss.detach()
-    loss = processes.sum_over_processes(parameters, loss)
+    loss = processes.sum_over_processes(parameters, loss)  # and the gradients
     for p in parameters:
         if p.grad is not None:
             p.grad /= answer_tokens
@@ -81,7 +78,7 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
     record.restore(parameters, optimizer)
 
     bar = processes.progress(total=steps, initial=record.step, desc="train", leave=True)
-    with bar, processes.whole_steps(lambda: record.rescue(parameters, optimizer)):  # what is to be done after an error
+    with bar, processes.whole_steps(lambda: record.rescue(parameters, optimizer)):  # after an error
         record.begun = ready = time.perf_counter()
         for step, batches in enumerate(loader, start=record.step):
             waited = time.perf_counter() - ready
@@ -106,7 +103,7 @@ def train(vlm, parameters, loader, rates, dtype, record, measure):
             must_save = must_stop or done == steps or done % args.save_every == 0
             must_measure = args.eval_every and done < steps and done % args.eval_every == 0
 
-            # Its results come before anything is saved: they must be finite.
+            # Read the results before anything is saved: they must be finite.
             if step % READ_EVERY == 0 or must_save or must_measure:
                 bar.set_postfix_str(report.log_steps(record, vlm.device))
             if must_measure:
@@ -179,14 +176,14 @@ def run(args, command):
         report.show_example(processor, examples[0])
     takes_heads = args.method in METHODS and "heads" in METHODS[args.method].options
     if takes_heads and not any(e.visuals for e in examples):
-        raise InputError(f"{args.data} {args.train_split}: no image in any row: Image-LoRA has nothing to adapt to")
+        raise InputError(f"{args.data} {args.train_split}: no image in any row to adapt to; use --method lora")
     steps, step_rows = planned_steps(args, len(examples)), args.batch * args.accumulate
     plan = encodings.rows_of_steps(examples, args.seed, steps, step_rows)  # the numbers of the examples of each step
 
     # ========== 3. The frozen model ==========
     vlm = encodings.load_model(args)
     record.begin(vlm, {"training": examples, **held_out})
-    if not args.probe_only:  # while the encoder is frozen, each image that the run needs is encoded once
+    if not args.probe_only:  # each image that the run needs is encoded once, by the frozen encoder
         trained_on = [examples[i] for i in sorted(set(itertools.chain(*plan)))]
         encodings.encode_images(vlm, processor, [*itertools.chain(*held_out.values()), *trained_on], args.cache_vision)
 
@@ -199,10 +196,10 @@ def run(args, command):
         return report.show_probe(record.folder, record.heads, record.scores)
 
     # ========== 5. What the frozen model answers, and its logits of text ==========
-    def answer(sets, limit=None):
-        """Predictions for the first `limit` examples of each of these data sets (None: all of them)."""
+    def answer(chosen, limit=None):
+        """Predictions for the first `limit` examples of each of the chosen sets (None: all of them)."""
         answers = []
-        for name, _, _, max_new_tokens in sets:
+        for name, _, _, max_new_tokens in chosen:
             answers += evaluate(vlm, processor, held_out[name][:limit], name, max_new_tokens, size=4 * args.batch)
         return answers
 
@@ -222,7 +219,7 @@ def run(args, command):
         adapter = load_adapter(args.adapter, vlm)
         parameters = list(adapter.parameters())
     if not adapter or adapter.in_encoder:
-        processor.encoded = {}  # by the frozen encoder, which answers no more
+        processor.encoded = {}  # what the frozen encoder gave; now the encoder is another one
 
     # ========== 7. Training ==========
     def measure():

@@ -106,12 +106,12 @@ def floor():
 def with_updates(vlm, updates, run):
     """run() with the updates {(layer, projection): module} attached for its duration."""
     for (layer, projection), update in updates.items():
-        vlm.model.layers[layer].self_attn.adapters[projection].append(update)
+        vlm.model.layers[layer].self_attn.updates[projection].append(update)
     try:
         return run()
     finally:
         for layer, projection in updates:
-            vlm.model.layers[layer].self_attn.adapters[projection].clear()
+            vlm.model.layers[layer].self_attn.updates[projection].clear()
 
 
 def our_step(vlm, adapter, batch):

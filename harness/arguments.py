@@ -38,7 +38,7 @@ def make_parser():
     usual, yes_no = {}, argparse.BooleanOptionalAction
 
     def add(name, help, default=None, **options):
-        """A flag of `group`, which has another value further down."""
+        """Add a flag to the current group."""
         usual[name.removeprefix("--").replace("-", "_")] = default
         if default not in (None, []):
             usually = "{}; drawn data: {}".format(*default) if type(default) is tuple else default

@@ -54,8 +54,8 @@ def ask_folder(answer, prompt, folder, file):
                 continue
             row = {"image": str(image), "prompt": prompt, "text": text, "box": box}
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    folders = "".join(f", the folder {entry.name}" for entry in entries if entry.is_dir())
-    print(f"answers  to {len(images) - left_out} images of {folder}: {file}; left out: {left_out} images{folders}")
+    others = ", ".join(["", *(entry.name for entry in sorted({*entries} - {*images}))])  # folders too
+    print(f"answers  to {len(images) - left_out} images of {folder}: {file}; left out: {left_out} images{others:.500}")
 
 
 def main(argv=None):

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from parts.files import InputError
 
-RANK = int(os.environ.get("RANK", "0"))  # the number of this process; torchrun says it
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # how many processes share a run
+RANK = int(os.environ["RANK"]) if os.environ.get("RANK", "").isdecimal() else 0  # which process of a run this is
+WORLD = int(os.environ["WORLD_SIZE"]) if os.environ.get("WORLD_SIZE", "").isdecimal() else 1  # of how many
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it says
 TIMEOUT = timedelta(minutes=15)  # so long they wait for each other
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -29,7 +29,7 @@ def choose_device(name, dtype):
 
 
 def peak_memory(device):
-    """The most bytes in use so far: of the GPU's allocator, or of this process; None on Windows."""
+    """The largest number of bytes in use so far: of the GPU's allocator, or of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(ImportError):

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,8 +46,9 @@ def writing(file, *also):
 
 
 def parse_json(content, pairs=dict):
-    """JSON in bytes -> plain data. Raises ValueError, also for NaN (that of int("NaN")), with which a run would end later."""
-    return json.loads(content.decode("utf-8-sig"), parse_constant=int, object_pairs_hook=pairs)
+    """JSON in bytes -> plain data. Raises ValueError, also for NaN and 1e999 (that of int), with which a run would end later."""
+    finite = {"parse_constant": int, "parse_float": lambda text: float(text) if math.isfinite(float(text)) else int(text)}
+    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=pairs, **finite)
 
 
 def read_json(file):
@@ -63,7 +65,7 @@ def read_safetensors(file, device="cpu"):
     """Yields (name, tensor) of a safetensors file of finite numbers; on the CPU they are views of the mapped file."""
     with reading(file, "a complete safetensors file; copy it again"), safe_open(str(file), "pt", str(device)) as f:
         for name, tensor in ((name, f.get_tensor(name)) for name in f.offset_keys()):  # in the order of the file
-            if tensor.numel() and not all(value.isfinite() for value in tensor.aminmax()):  # NaN, if there is one
+            if tensor.itemsize > 1 and tensor.numel() and not all(value.isfinite() for value in tensor.aminmax()):  # NaN, if there is one
                 raise ValueError(f"{name} holds NaN or infinity")
             yield name, tensor
 
@@ -75,8 +77,7 @@ def read_metadata(file):
 
 
 def write_safetensors(file, tensors, metadata):
-    """Writes {name: tensor} and {key: text}, in one order: size of the header, header in JSON, tensors. (safetensors' own
-    function needs numpy and has no order of the metadata.)"""
+    """Writes {name: tensor} and {key: text}: size of the header, header in JSON, tensors. (safetensors' own needs numpy.)"""
     tensors = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # large items first: aligned
     header, end = {"__metadata__": dict(sorted(metadata.items()))}, 0
     for name, t in tensors:
@@ -85,6 +86,5 @@ def write_safetensors(file, tensors, metadata):
     text = (text := json.dumps(header).encode()) + b" " * (-len(text) % 8)
     with writing(file) as part, open(part, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
-        for _, t in tensors:
-            t = t.detach().cpu().contiguous()
+        for t in (t.detach().cpu().contiguous() for _, t in tensors):  # one after another
             f.write((ctypes.c_char * t.nbytes).from_address(t.data_ptr()))  # its memory as it is

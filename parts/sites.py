@@ -28,14 +28,14 @@ def updates_of(vlm, site, i):
     """The list in the model of what is added to the i-th Linear layer of a site. Attention has its own lists, since it knows
     which tokens are visual. Any other layer gets a list, and a hook that adds what is in it."""
     if site in ("q", "k", "v", "o"):
-        return vlm.model.layers[i].self_attn.adapters[site]
+        return vlm.model.layers[i].self_attn.updates[site]
     linears = {
         "mlp": [linear for layer in vlm.model.layers for linear in layer.mlp.children()],
         "encoder": [linear for block in vlm.visual.blocks for linear in block.attn.children()],
         "merger": [linear for linear in vlm.visual.merger.modules() if isinstance(linear, nn.Linear)],
     }
     linear = linears[site][i]
-    if not hasattr(linear, "adapters"):
-        linear.adapters = []
-        linear.register_forward_hook(lambda linear, x, y: linear.adapters[0](y, *x, None) if linear.adapters else y)
-    return linear.adapters
+    if not hasattr(linear, "updates"):
+        linear.updates = []
+        linear.register_forward_hook(lambda linear, x, y: linear.updates[0](y, *x, None) if linear.updates else y)
+    return linear.updates

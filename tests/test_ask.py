@@ -60,7 +60,7 @@ def test_a_folder_gets_an_answer_for_each_image_and_a_line_for_what_is_left_out(
     assert [Path(row["image"]).name for row in rows] == ["a.jfif", "b.png", "c.TIF", "d.gif"]
     assert all(row["prompt"] == "What?" and "text" in row and "box" in row for row in rows)
     printed = capsys.readouterr().out
-    assert "answers  to 4 images" in printed and "left out: 1 images, the folder more" in printed and "._a.jpg" in printed
+    assert "answers  to 4 images" in printed and "left out: 1 images, more, notes.txt" in printed and "._a.jpg" in printed
 
 
 @pytest.mark.parametrize("flags", ["--folder EMPTY", "--image absent.png", "--image BAD", "--image EMPTY", "--adapter BAD"])

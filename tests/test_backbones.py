@@ -96,7 +96,7 @@ def test_every_checkpoint_form_gives_the_same_model(tmp_path, processor, tied):
     for form in SMALL_CONFIGS:  # whose names are the older and the newer ones
         write(tmp_path / "model.safetensors", {hub_name(name, form): t for name, t in tensors.items()}, {})
         assert same()
-    also = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    also = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "visual.rotary_pos_emb.inv_freq": torch.ones(2)}
     also["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     write(tmp_path / "model.safetensors", {f"module.{name}": t for name, t in (also | tensors).items()}, {})
     raw = read_json(tmp_path / "config.json")
@@ -163,6 +163,7 @@ def test_float32_weights_on_the_cpu_are_the_mapped_file_itself(checkpoint, vlm):
         (lambda t: t.pop("visual.merger.ln_q.weight"), "missing tensor visual.merger.ln_q.weight"),
         (lambda t: t.update({"model.extra": torch.zeros(2)}), "surplus tensor model.extra: the model of config.json has"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight is \[3\].*asks for \[64\]"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(64).char()}), r"model.norm.weight is .* of torch.int8, .* 16 or 32"),
         (lambda t: t.update({"model.language_model.norm.weight": torch.zeros(64)}), "model.norm.weight occurs twice"),
         (lambda t: t["model.norm.weight"].fill_(torch.nan), "model.norm.weight holds NaN or infinity"),
         (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}), "lm_head.weight is not the embedding"),
@@ -187,6 +188,8 @@ def quantized(method):
     ("name", "added", "message"),
     [
         *map(quantized, ("fp8", "awq", "gptq", "bitsandbytes")),
+        ("config.json", {"quantization_config": {"load_in_4bit": True}}, "quantized by .*load_in_4bit.*; load the original"),
+        ("config.json", {"quantization_config": ["x"]}, "quantized by .*x"),
         ("config.json", None, "an adapter of peft, not a model"),
         ("preprocessor_config.json", None, "has no preprocessor_config.json; copy it from"),
         ("tokenizer.json", None, "has no tokenizer.json; copy it from"),

@@ -30,7 +30,7 @@ def first_problem(number, source, folder):
     (folder / "exercise.py").write_text(source, encoding="utf-8")
     red = (f"{r['problem']} -> {r['remedy']}" for r in results(number, folder / "exercise.py") if r["problem"])
     problem = next(red, None)
-    assert not any(any(layer.self_attn.adapters.values()) for layer in tiny()[0].model.layers), "an update stayed"
+    assert not any(any(layer.self_attn.updates.values()) for layer in tiny()[0].model.layers), "an update stayed"
     return problem
 
 

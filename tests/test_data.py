@@ -130,3 +130,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, checkpoint):
     (tmp_path / "config.json").write_text(json.dumps(small_config() | {"image_token_id": 12}))
     with pytest.raises(InputError, match="special tokens"):
         Processor.from_pretrained(tmp_path)
+
+
+def test_a_prompt_that_marks_another_number_of_images_is_refused(processor):
+    with pytest.raises(InputError, match="1 times <image> in the prompt, but 2 images"):
+        processor([Example([picture(60, 60)] * 2, "Is <image> sharper?")])

@@ -40,7 +40,7 @@ LINES = {  # the cell "code" of the front page's table: what is on the line (the
     "s": "return self.scale * self.gamma * self.norm",
     "formula": "self.s * ((M * x) @ self.A @ self.B",
     "forward": "def forward(self, v, x, visual_index)",
-    "self.adapted": 'v = self.adapted("v", v, x, visual_index)',
+    "self.updates": 'v = update(v, x, visual_index)',
     "rank1": "def rank1(",
     "tau": "** tau",
 }

@@ -12,7 +12,7 @@ from parts import files
 from parts.files import InputError
 
 
-@pytest.mark.parametrize("content", [b'{"a": NaN}', b"[" * 100_000, b'{"a": "\xff"}', b'{"a": "x"', b""])
+@pytest.mark.parametrize("content", [b'{"a": NaN}', b'{"a": -1e999}', b"[" * 100_000, b'{"a": "\xff"}', b'{"a": "x"', b""])
 def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match="a.json: not JSON ") as error:

@@ -108,6 +108,13 @@ def test_threads_make_few_batches_ahead_in_order_and_what_fails_in_them_fails(th
         next(numbers)
 
 
+@pytest.mark.parametrize("left", ["abc", ""])
+def test_a_rank_that_is_no_number_is_one_line_too(left):
+    command = [sys.executable, "train.py", "--model", "/no/such/folder"]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"RANK": left}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: RANK or WORLD_SIZE is set, WORLD_SIZE is not")
+
+
 @pytest.mark.parametrize("left", ["RANK", "WORLD_SIZE"])
 def test_what_torchrun_left_in_the_environment_is_named_before_any_work(monkeypatch, capsys, left):
     monkeypatch.setenv(left, "1")

@@ -99,7 +99,7 @@ def test_only_values_at_visual_positions_of_selected_heads_change(vlm, mixed):
 
     attention.attention = watched
     for updates in ([], [randomised(ImageLoRA(vlm.config, {2: [1]})).layers["2"]]):
-        attention.adapters["v"] = updates
+        attention.updates["v"] = updates
         attention(x, cos, sin, None, mixed.visual_index)
     assert all(torch.equal(before, after) for before, after in zip(calls[0][:3], calls[1][:3]))
     changed = (calls[0][3] != calls[1][3]).any(-1)  # [B, G, T]

@@ -55,7 +55,7 @@ def test_a_score_follows_from_the_gradients_of_the_visual_values(vlm, processor,
 def test_the_probe_leaves_the_model_and_its_adapter_as_they_were_and_is_a_function_of_its_seed(vlm, batches):
     one, same, other = (head_scores(vlm, batches, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    assert not any(layer.self_attn.adapters["v"] for layer in vlm.model.layers)
+    assert not any(layer.self_attn.updates["v"] for layer in vlm.model.layers)
     adapter = randomised(ImageLoRA(vlm.config, {0: [0], 2: [1]})).attach(vlm)  # as in training
     tuned, state = vlm(batches[0]), torch.get_rng_state()
     assert not torch.allclose(head_scores(vlm, batches, seed=1), one)
@@ -67,7 +67,7 @@ def test_the_probe_leaves_the_model_and_its_adapter_as_they_were_and_is_a_functi
 def test_a_batch_without_visual_tokens_is_an_error(vlm, processor):
     with pytest.raises(ValueError, match="no visual token"):
         head_scores(vlm, [processor([Example([], "2+2?", "4")])])
-    assert not any(layer.self_attn.adapters["v"] for layer in vlm.model.layers)
+    assert not any(layer.self_attn.updates["v"] for layer in vlm.model.layers)
 
 
 def count(heads):
@@ -113,7 +113,9 @@ def test_a_selection_goes_through_its_file_and_a_wrong_one_is_refused(tmp_path, 
     scores, heads = torch.rand(3, 2), {0: [0, 1], 2: [1]}
     probe.save_selection(tmp_path / "heads.json", heads, scores.tolist())
     assert probe.load_selection(tmp_path / "heads.json", vlm.config) == (heads, scores.tolist())
-    for wrong in ('{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"):
-        (tmp_path / "heads.json").write_text(wrong)
+    wrong = ['{"heads": {"9": [0]}, "scores": null}', '{"heads": {}, "scores": null}', '{"heads": {"a": [0]}}', "[]"]
+    wrong += ['{"heads": {"0": [0]}, "scores": [[1, 1], [1, 1], [1, -1]]}', '{"heads": {"0": [0]}, "scores": [[1, 1], [1, 1]]}']
+    for content in wrong:
+        (tmp_path / "heads.json").write_text(content)
         with pytest.raises(InputError, match="heads.json: not a head selection"):
             probe.load_selection(tmp_path / "heads.json", vlm.config)

@@ -211,7 +211,7 @@ def test_a_damaged_adapter_is_used_or_named_and_leaves_the_model_as_it_was(copie
     with damaged(file, data.draw(broken(file.read_bytes()))):
         adapter = used_or_one_line(file, load_adapter, file, vlm)
     if adapter is None:
-        assert not any(site for layer in vlm.model.layers for site in layer.self_attn.adapters.values())
+        assert not any(site for layer in vlm.model.layers for site in layer.self_attn.updates.values())
 
 
 # -- flags

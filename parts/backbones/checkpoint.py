@@ -33,8 +33,8 @@ def read_config(path_or_hub_id):
     if family not in list(FAMILIES):
         raise InputError(f"{file}: model_type is {family!r:.60}; implemented: {', '.join(FAMILIES)}")
     if quantized := raw.get("quantization_config"):
-        method = dict(quantized).get("quant_method")
-        raise InputError(f"{file}: weights quantized by {method}; load the original checkpoint, with --quantize nf4")
+        method = quantized.get("quant_method", quantized) if isinstance(quantized, dict) else quantized
+        raise InputError(f"{file}: weights quantized by {method!s:.60}; load the original checkpoint, with --quantize nf4")
     return FAMILIES[family].Config.from_dict(raw, generation, folder, read_template(folder))
 
 
@@ -105,14 +105,15 @@ def from_pretrained(cls, path_or_hub_id, dtype=torch.float32, device="cpu", quan
     for file in checkpoint_files(folder):
         for name, tensor in files.read_safetensors(file, device):
             name = our_name(name)
-            if name.endswith("rotary_emb.inv_freq"):  # older files have the frequencies: they follow from the config
+            if name.endswith(".inv_freq"):  # older files have the frequencies: they follow from the config
                 continue
             if name not in expected:
                 raise InputError(f"{file}: surplus tensor {name}: the model of config.json has none of this name")
             if name in tensors:
                 raise InputError(f"{file}: tensor {name} occurs twice in this checkpoint")
-            if (shape := tuple(tensor.shape)) != expected[name]:
-                raise InputError(f"{file}: {name} is {list(shape)}, config.json asks for {list(expected[name])}")
+            if tuple(tensor.shape) != expected[name] or tensor.itemsize == 1:  # 8 bits mean nothing without their scales
+                asked = f"config.json asks for {list(expected[name])} of 16 or 32 bits"
+                raise InputError(f"{file}: {name} is {list(tensor.shape)} of {tensor.dtype}, {asked}")
             vlm.marks[name] = mark(tensor)
             tensors[name] = in_4_bits[name].keep(tensor) if name in in_4_bits else tensor.to(dtype)
     if missing := [name for name in needed if name not in tensors]:

@@ -40,12 +40,7 @@ def check_box(row, source, images):
         raise InputError(f"{source}: a box is four numbers [x1, y1, x2, y2], got {box!r:.60}")
     if len(images) != 1:
         raise InputError(f"{source}: a box needs exactly one image, got {len(images)}")
-    size = width, height = image_size(images[0])
-    written = row.get("width", width), row.get("height", height)
-    if written != size:
-        turned = TURNED if written == (height, width) else ""
-        says = f"says {written[0]:g} x {written[1]:g} pixels, but {images[0]} has {width} x {height}"
-        raise InputError(f"{source}: {says}{turned or '; the box would be off'}")
+    size = image_size(images[0])
     if max(box) <= 1:
         raise InputError(f"{source}: box {list(box)} looks relative (0 to 1); boxes are in pixels of the image")
     if not lies_inside(box, size):

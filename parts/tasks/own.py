@@ -24,6 +24,7 @@ from contextlib import suppress
 from parts.files import InputError
 from parts.tasks import rows as reader
 from parts.tasks.boxes import is_box
+from parts.tasks.gsm8k import parse
 from parts.tasks.images import FILMS, within
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -47,7 +48,7 @@ def rows(name, root, split):
 
 def own_rows(row):
     """The rows of a row: itself, or one for every answer of its conversation, with the turns before it as history."""
-    row = {key: value for key, value in row.items() if value is not None and not NOTES.fullmatch(key)}
+    row = without_notes(row)
     key = next((key for key in ("conversations", "messages") if key in row), None)
     talks = conversation(row.pop(key), key) if key else [{}]
     if both := row.keys() & talks[0].keys():
@@ -57,12 +58,17 @@ def own_rows(row):
         yield row | talk
 
 
+def without_notes(values):
+    """What is read of a row, a turn or a part of one: null is like no key."""
+    return {key: value for key, value in values.items() if value is not None and not NOTES.fullmatch(key)}
+
+
 def conversation(turns, key):
     """[{"prompt", "answer", "history", and of all "system", "images"}] for every answer of a conversation."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f'"{key}" must be a list of turns, each with "role" and "content", got {turns!r:.60}')
     talk, images, texts = {}, [], []
-    turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
+    turns = [turn_of(without_notes(turn)) for turn in turns]
     if turns and turns[0][0] == "system":
         talk["system"] = text_of(turns.pop(0)[1], images)
     for (speaker, content), role in zip(turns, ["user", "assistant"] * len(turns)):
@@ -76,33 +82,44 @@ def conversation(turns, key):
     return [talk | {"prompt": q, "answer": a, "history": turns[:i]} for i, (q, a) in enumerate(turns)]
 
 
+def turn_of(turn):
+    """(speaker, content) of a turn. Raises ValueError for one that holds anything else, such as the weight of its loss."""
+    for speaker, content in (("from", "value"), ("role", "content")):
+        if turn.keys() == {speaker, content}:
+            return turn[speaker], turn[content]
+    raise ValueError(f'a turn is "from" and "value" or "role" and "content", nothing else; got {", ".join(turn)}')
+
+
 def text_of(content, images):
     """What a turn says: a text, or a list of parts, whose images go into `images`."""
     text = ""
     for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
-        value = part.get(part["type"])
-        if part["type"] in ("image", "image_url"):
+        part = without_notes(part)
+        kind, value = part["type"], part.get(part["type"])
+        value = value["url"] if isinstance(value, dict) and value.keys() == {"url"} else value
+        alone = part.keys() <= {"type", kind} and isinstance(value, str | None)
+        if alone and kind in ("image", "image_url"):
             text += reader.PLACE
-            images += [] if value is None else [value["url"] if isinstance(value, dict) else value]
-        elif part["type"] == "text" and isinstance(value, str):
+            images += [] if value is None else [value]
+        elif alone and kind == "text" and value is not None:
             text += value
         else:
-            raise ValueError(f"a turn's part {part!r:.60}; text, image and image_url are read")
+            raise ValueError(f"a turn's part {part!r:.90}; text, image and image_url are read, and nothing else in it")
     return text
 
 
 def check_metric(row):
     """Raises ValueError for a metric that is not read in rows of your own, and a reference that it cannot compare with."""
     metric = row.get("metric", "iou" if "bbox" in row else "exact")
-    reference = row.get("reference", row.get("bbox", str(row.get("answer", ""))))
-    fits = isinstance(reference, str)
+    reference = row.get("reference", row.get("bbox", str(row.get("answer") or 0)))  # 0: `checked` asks for an answer
+    fits = isinstance(reference, str) and (parse(reference) if metric == "number" else reference.strip())
     if metric == "iou":
         fits = is_box(reference) or reference is row.get("bbox")
     elif metric == "vqa":
         fits = isinstance(reference, list) and len(reference) >= 4 and all(isinstance(r, str) for r in reference)
     if metric not in METRICS or not fits:
-        several = "vqa with a list of at least four people's answers, iou with a box"
-        raise ValueError(f"metric {metric!r:.40} of {reference!r:.40}; exact, contains, number compare with a text, {several}")
+        others = "number with one that holds a number, vqa with a list of at least four people's answers, iou with a box"
+        raise ValueError(f"metric {metric!r:.40} of {reference!r:.40}; exact and contains compare with a text, {others}")
 
 
 def part_of(file, split, splits):

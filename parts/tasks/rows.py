@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from parts.files import InputError, parse_json, read_json, reading
-from parts.tasks.boxes import OutsideImage, ask_about_units, check_box
+from parts.tasks.boxes import TURNED, OutsideImage, ask_about_units, check_box
 from parts.tasks.images import FRAMES, find_frames, find_image, image_size, sample
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
@@ -155,14 +155,24 @@ def checked(row, source, task, root):
             raise InputError(f'{source}: "{key:.60}" is not read; {hint}; {RECIPES}')
         if not isinstance(value, ROW[key][0]) or isinstance(value, bool):
             raise InputError(f'{source}: "{key}" must be {ROW[key][1]}, got {value!r:.60}')
-    for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox")):
+    for one, other in (("image", "images"), ("video", "videos"), ("prompt", "sent"), ("answer", "bbox"), ("fps", "seconds")):
         if one in row and other in row:
             raise InputError(f'{source}: has both "{one}" and "{other}"; one of them would be lost')
     with reading(source, "texts that can be written"):  # half a surrogate pair cannot
         json.dumps(row, ensure_ascii=False, default=str).encode()
 
-    images = names_of(row, "image", "images")
+    images, videos = names_of(row, "image", "images"), names_of(row, "video", "videos")
+    for key, used_by in (("width", images), ("height", images), ("fps", videos), ("seconds", videos)):
+        if key in row and (not used_by or row[key] <= 0):
+            raise InputError(f'{source}: "{key}" must be positive, and of an image or video of the row; got {row[key]!r:.60}')
     images = [image if isinstance(image, Image.Image) else find_image(image, source, root, task) for image in images]
+    for image in images:
+        width, height = image_size(image)  # the file's header is read
+        written = row.get("width", width), row.get("height", height)
+        if written != (width, height):
+            turned = TURNED if written == (height, width) else "; the box would be off"
+            says = f"says {written[0]:g} x {written[1]:g} pixels, but {image} has {width} x {height}"
+            raise InputError(f"{source}: {says}{turned}")
     example = {key: row[key] for key in ("kind", "group", "metric", "reference", "system") if key in row} | {"source": source}
     example |= {"images": images} | videos_of(row, source, root)
     example |= turns_of(row, source, len(images), len(example.get("videos", [])))
@@ -181,22 +191,20 @@ def names_of(row, one, several):
 
 def videos_of(row, source, root):
     """{"videos": the frames of each of the row's videos, "fps": by the clock of the first}; {} without videos."""
-    if not (fps := row.get("fps", 2)) > 0:
-        raise InputError(f'{source}: "fps" must be a positive number, got {fps!r:.60}')
+    fps = row.get("fps", 2)
     complete = [find_frames(name, source, root) for name in names_of(row, "video", "videos")]
     if not complete:
         return {}
     videos = [sample(frames, FRAMES) for frames in complete]
-    return {"videos": videos, "fps": len(videos[0]) / (row.get("seconds") or len(complete[0]) / fps)}
+    return {"videos": videos, "fps": len(videos[0]) / row.get("seconds", len(complete[0]) / fps)}
 
 
 def turns_of(row, source, images, videos):
     """{"prompt", "caption", "history"} of a row, every place of an image or video as "<image>", in the first of all prompts
     alone. images, videos: their numbers."""
-    if "sent" in row:
-        caption = row["sent"].strip().removesuffix(".")
-        return {"prompt": GROUNDING_PROMPT.format(caption), "caption": caption, "history": ()}
-    texts = [text for turn in row.get("history", ()) for text in turn] + [row.get("prompt")]
+    caption = row.get("sent", "").strip().removesuffix(".")
+    prompt = GROUNDING_PROMPT.format(caption) if caption else row.get("prompt")
+    texts = [text for turn in row.get("history", ()) for text in turn] + [prompt]
     if not all(isinstance(text, str) for text in texts) or len(texts) % 2 == 0:
         raise InputError(f'{source}: needs a text "prompt" or "sent", and a "history" of [prompt, answer] pairs')
     if any(mark in text for text in texts[1:] for mark in (PLACE, FILM)):
@@ -209,7 +217,7 @@ def turns_of(row, source, images, videos):
     first = texts[0].replace(FILM, PLACE)
     rest = re.sub(rf"^({PLACE}\s*)+", "", first)
     texts[0] = first if PLACE in rest else rest
-    return {"prompt": texts[-1], "caption": "", "history": tuple(zip(texts[:-1:2], texts[1::2]))}
+    return {"prompt": texts[-1], "caption": caption, "history": tuple(zip(texts[:-1:2], texts[1::2]))}
 
 
 def score_exact(text, reference, *_):
