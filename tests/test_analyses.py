@@ -61,9 +61,8 @@ def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
     monkeypatch.setattr(selection, "selection_flag", lambda heads, setup: f"--selection {heads}")
     setup, config = SimpleNamespace(seeds=(0, 1), rates={"": 0.01}), SimpleNamespace(layers=2, value_heads=2)
     gains = selection.gains_alone("boxes-fog", config, setup)
-    monkeypatch.setattr(selection, "CRITERIA", ())
-    chosen = selection.selections({}, gains, 2, config, (3, 4))
-    assert chosen == {"random": [random_heads(config, 2, seed) for seed in (3, 4)], "best alone": [{1: [0, 1]}] * 2}
+    chosen = selection.selections({"rank1": []}, gains, 2, config, (3, 4))
+    assert chosen["best alone"] == [{1: [0, 1]}] * 2 and chosen["random"] == [random_heads(config, 2, s) for s in (3, 4)]
     assert gains == {(0, 0): 1.5 / 8, (0, 1): 3.5 / 8, (1, 0): 5.5 / 8, (1, 1): 7.5 / 8}
 
 

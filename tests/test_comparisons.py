@@ -82,9 +82,9 @@ def test_what_is_undecided_does_not_count_as_failing():
         every.append({"row": drawn, "against": LORA, "interval": [-0.05, 0.001], "p": 0.06})
         every.append({"row": probed, "against": drawn, "interval": [0.02, 0.05], "p": 1e-4})
     assert deciding(judged(every)).endswith("shown for no budget.")
-    every[4] |= {"interval": [-0.05, -0.03], "p": 1e-4}
+    every[-2] |= {"interval": [-0.05, -0.03], "p": 1e-4}
     assert deciding(judged(every)).endswith("shown for 6 probed heads.")
-    every[3] |= {"interval": [-0.05, 0.01]}  # these are not shown to come close
+    every[-3] |= {"interval": [-0.05, 0.01]}  # these are not shown to come close
     assert deciding(judged(every)).endswith("shown for no budget.")
 
 
