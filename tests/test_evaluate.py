@@ -9,7 +9,7 @@ from conftest import picture
 from short_run import lines_of, run, stopped
 
 from data import Example, Processor, load
-from harness import evaluate
+from harness import evaluate, report
 from imagelora import load_adapter
 from model import VLM
 
@@ -69,6 +69,8 @@ def test_the_accuracy_is_that_of_one_data_set_by_its_rows_with_images_and_withou
     assert [evaluate.summary(rows, data)["accuracy"] for data in ("a", "b", "c", "d", None)] == [1, 0.25, 0.5, None, 0.5]
     assert evaluate.summary(rows, "a")["text_accuracy"] == 0.75  # of all rows without image or video
     assert evaluate.summary(rows[:1])["text_accuracy"] is None
+    record, predictions = SimpleNamespace(curve=[(3, 0.6)], step=9), {"base": [row("b"), row("a", score=0.2)], "tuned": rows}
+    assert report.curve(record, predictions, "a") == [(0, 0.2), (3, 0.6), (9, 1)]
 
 
 def test_scores_are_averaged_by_kind_and_by_group_once_where_these_are_the_same():

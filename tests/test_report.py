@@ -1,7 +1,5 @@
 """What a run says at its end, and which answers it shows."""
 
-from types import SimpleNamespace
-
 from conftest import picture
 
 from data import Example
@@ -25,12 +23,8 @@ def test_examples_show_where_base_and_tuned_differ_a_failure_and_a_row_of_each_o
     assert only["scores"] == {"tuned": 1} and "base" not in only
 
 
-def test_the_end_and_the_curve_name_base_before_tuned(finished, tmp_path, monkeypatch, capsys):
+def test_the_end_names_base_before_tuned(finished, tmp_path, capsys):
     summaries = {"base": {"by_kind": {"fog": 0.25, "day": 0.5}}, "tuned": {"by_kind": {"fog": 0.75}}}
     report.print_end(finished[1] | summaries, "fog", tmp_path)
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert {"base tuned", "fog 25.0% 75.0%", "day 50.0% not measured"} <= {*printed}
-    monkeypatch.setattr(report, "summary", lambda rows: {"accuracy": rows[0]["score"]})
-    predictions = {"base": answers("day", [0.5]) + answers("fog", [0.25]), "tuned": answers("fog", [0.75])}
-    points = report.curve(SimpleNamespace(curve=[(3, 0.6)], step=9), predictions, "fog")
-    assert points == [(0, 0.25), (3, 0.6), (9, 0.75)]

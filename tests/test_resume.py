@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +70,7 @@ def test_a_signal_saves_the_step_and_says_how_to_continue(finished, checkpoint, 
     assert code == 128 + number and line == f"stopped; python train.py --resume {tmp_path} continues from step 2"
     assert signal.getsignal(number) == before and len(lines_of(tmp_path / "log.jsonl")) == 2
     monkeypatch.undo()
+    monkeypatch.setattr(train, "choose_heads", None)  # they are chosen already
     train.main(["--resume", str(tmp_path)])
     assert equal(adapter_of(finished[0]), adapter_of(tmp_path))
 
@@ -168,7 +168,7 @@ def test_a_state_is_used_for_its_own_run_alone(checkpoint, tmp_path, monkeypatch
         write_checkpoint(tmp_path / "model", seed=9)
     else:
         real = train.encodings.load_examples
-        other = {"rows": lambda rows: rows[::-1], "answers": lambda rows: [replace(e, answer="x") for e in rows]}[change]
+        other = {"rows": lambda rows: rows[::-1], "answers": lambda rows: [vars(e).update(answer="x") or e for e in rows]}[change]
         monkeypatch.setattr(train.encodings, "load_examples", lambda *arguments: other(real(*arguments)))
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     code, line = stopped(capsys, train.main, ["--resume", str(tmp_path / "run")])
@@ -249,3 +249,16 @@ def test_the_programs_own_mistakes_keep_their_traceback_and_save_the_step(checkp
     with pytest.raises(RuntimeError) as error:
         run(checkpoint, tmp_path)
     assert error.value.__notes__ == [f"python train.py --resume {tmp_path} continues from step 1"]
+
+
+def test_a_step_that_fails_in_the_middle_of_its_update_is_not_saved(checkpoint, tmp_path, monkeypatch):
+    update = torch.optim.AdamW.step
+
+    def step(optimizer):
+        update(optimizer)
+        assert all(of_one["step"] < 3 for of_one in optimizer.state.values()), "half"
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(AssertionError, match="half"):
+        run(checkpoint, tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 0  # where this run has saved last

@@ -159,10 +159,10 @@ def test_the_probe_sees_the_examples_that_the_seed_names_one_a_batch(vlm, proces
 def test_heads_are_chosen_as_asked(checkpoint, tmp_path, selection):
     report = run(checkpoint, tmp_path / selection, "--selection", selection, "--heads=4", "--steps=1", "--seed=7")
     assert sum(len(hs) for hs in report["heads"].values()) == (6 if selection == "all" else 4)
-    if selection == "random":
-        drawn = train.probe.random_heads(VLM.from_pretrained(checkpoint).config, 4, seed=7)
-        assert report["heads"] == {str(layer): hs for layer, hs in drawn.items()}
+    drawn = train.probe.random_heads(VLM.from_pretrained(checkpoint).config, 4, seed=7)
+    assert selection != "random" or report["heads"] == {str(layer): hs for layer, hs in drawn.items()}
     file = tmp_path / selection / "heads.json"
+    assert (json.loads(file.read_text())["scores"] is None) == (selection != "gate")
     assert run(checkpoint, tmp_path / "again", "--selection", str(file), "--steps", "1")["heads"] == report["heads"]
 
 
