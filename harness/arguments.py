@@ -179,7 +179,8 @@ def evaluation_sets(args):
         if name in sets:
             raise InputError(f"--eval: {name} is named twice; evaluate its folders one after another")
         folder = folder or (trained[1] if name == trained[0] else None)
-        complete = args.eval and folder and Path(folder).is_file() and (args.method == "none" or (name, folder) != trained)
+        other = args.method == "none" or Path(folder or "").resolve() != Path(trained[1] or "").resolve()
+        complete = args.eval and folder and Path(folder).is_file() and other
         asked = args.eval_split if not sets or name in DRAWN else None
         split = asked or ("test" if complete else TASKS[name].eval_split)
         sets[name] = name, folder, split, args.max_new_tokens or TASKS[name].new_tokens

@@ -75,7 +75,6 @@ def main(argv=None):
         processor, item = load_processor(args), {"caption": prompt}
         processor.tokens(example)  # a bad file ends here, before the model is loaded
         vlm = load_model(args)
-
         # About a folder only the tuned model is asked, if there is one.
         for when in ("base", "tuned") if args.adapter else ("base",):
             if when == "tuned":

@@ -74,7 +74,7 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
     if long:
         print(f"skipped  {len(long)} of {len(rows)} rows, longer than {longest} tokens: {', '.join(long[:5])}")
     if not examples:
-        raise InputError(f"{name} {split}: every row is longer than {longest} tokens; lower --max-pixels")
+        raise InputError(f"{name} {split}: every row is longer than {longest} tokens; shorten it, or lower --max-pixels")
 
     kinds = {"visual": [v for _, v in lengths], "text": [tokens - v for tokens, v in lengths]}
     spread = ", ".join(f"{kind} {min(n)} / {median(n):.0f} / {max(n)}" for kind, n in kinds.items())

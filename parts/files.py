@@ -46,8 +46,8 @@ def writing(file, *also):
 
 
 def parse_json(content, pairs=dict):
-    """JSON in bytes -> plain data. Raises ValueError, also for NaN and 1e999 (that of int), with which a run would end later."""
-    finite = {"parse_constant": int, "parse_float": lambda text: float(text) if math.isfinite(float(text)) else int(text)}
+    """JSON in bytes -> plain data. Raises ValueError, also for NaN and 1e999 (that of int): a run would end later."""
+    finite = {"parse_constant": int, "parse_float": lambda text: (float if math.isfinite(float(text)) else int)(text)}
     return json.loads(content.decode("utf-8-sig"), object_pairs_hook=pairs, **finite)
 
 
@@ -65,7 +65,7 @@ def read_safetensors(file, device="cpu"):
     """Yields (name, tensor) of a safetensors file of finite numbers; on the CPU they are views of the mapped file."""
     with reading(file, "a complete safetensors file; copy it again"), safe_open(str(file), "pt", str(device)) as f:
         for name, tensor in ((name, f.get_tensor(name)) for name in f.offset_keys()):  # in the order of the file
-            if tensor.itemsize > 1 and tensor.numel() and not all(value.isfinite() for value in tensor.aminmax()):  # NaN, if there is one
+            if tensor.itemsize > 1 and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):  # NaN too
                 raise ValueError(f"{name} holds NaN or infinity")
             yield name, tensor
 

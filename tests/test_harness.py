@@ -108,6 +108,16 @@ def test_threads_make_few_batches_ahead_in_order_and_what_fails_in_them_fails(th
         next(numbers)
 
 
+@pytest.mark.parametrize("evaluated", ["jsonl=./mine.jsonl", "llava=mine.jsonl", "jsonl=sub/../mine.jsonl"])
+def test_the_file_that_is_trained_on_is_held_out_in_part_however_it_is_spelled(monkeypatch, tmp_path, evaluated):
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine.jsonl", "other.jsonl", "sub"):
+        (tmp_path / file).touch() if "." in file else (tmp_path / file).mkdir()
+    for sets, split in ((evaluated, "val"), ("jsonl=other.jsonl", "test")):
+        args = train.parse_args(["--data", f"jsonl={tmp_path}/mine.jsonl", "--eval", sets])
+        assert [split_of for _, _, split_of, _ in evaluation_sets(args)] == [split]
+
+
 @pytest.mark.parametrize("left", ["abc", ""])
 def test_a_rank_that_is_no_number_is_one_line_too(left):
     command = [sys.executable, "train.py", "--model", "/no/such/folder"]
