@@ -78,7 +78,7 @@ def test_a_row_is_compared_with_the_other_and_its_costs_are_those_of_its_reports
     lora, ours = (report_of({"x grounding": share}) for share in (0.8, 0.2))
     monkeypatch.setattr(analyses, "scene_scores", lambda report, column: {"": [report["tuned"]["accuracy"]]})
     assert analyses.compared({"LoRA": [lora], "ours": [ours]}, "ours", "LoRA")["difference"] < 0
-    assert tables.COSTS["parameters"][0] == "trainable_parameters" and tables.COSTS["FLOPs a step"][0] == "adapter_flops_per_step"
+    assert "parameters" in tables.COSTS["parameters"][0] and "flops" in tables.COSTS["FLOPs a step"][0]
 
 
 # -- attention
