@@ -4,12 +4,13 @@ import json
 from types import SimpleNamespace
 
 import torch
+from task_folders import write_lines
 
 from experiments import analyses, loading, selection, suites, tables, trained
 from harness import ablations
 from model import attend
 from parts.backbones.layers import weights_kept
-from probe import head_scores
+from probe import head_scores, random_heads
 
 # -- reports
 
@@ -58,27 +59,44 @@ def test_the_best_heads_alone_are_chosen_on_val_never_on_test(monkeypatch):
 
     monkeypatch.setattr(selection, "run_all", run_all)
     monkeypatch.setattr(selection, "selection_flag", lambda heads, setup: f"--selection {heads}")
-    setup = SimpleNamespace(seeds=(0, 1), rates={"": 0.01})
-    gains = selection.gains_alone("boxes-fog", SimpleNamespace(layers=2, value_heads=2), setup)
+    setup, config = SimpleNamespace(seeds=(0, 1), rates={"": 0.01}), SimpleNamespace(layers=2, value_heads=2)
+    gains = selection.gains_alone("boxes-fog", config, setup)
+    chosen = selection.selections({"rank1": []}, gains, 2, config, (3, 4))
+    assert chosen["best alone"] == [{1: [0, 1]}] * 2 and chosen["random"] == [random_heads(config, 2, s) for s in (3, 4)]
     assert gains == {(0, 0): 1.5 / 8, (0, 1): 3.5 / 8, (1, 0): 5.5 / 8, (1, 1): 7.5 / 8}
 
 
 # -- probes, and costs
 
 
-def test_an_analysis_probes_the_examples_that_the_seed_names(monkeypatch):
-    monkeypatch.setattr(loading, "head_scores", lambda vlm, batches, *how: ([*batches], *how))
+def test_an_analysis_probes_the_examples_of_its_split_that_the_seed_names(monkeypatch):
+    stubs = dict.fromkeys(("load_processor", "load_model", "encode_images"), lambda *_: torch)
+    stubs["load_examples"] = lambda processor, *what: [SimpleNamespace(images=[what, i]) for i in range(7)]
+    stubs["head_scores"] = lambda vlm, batches, *how: ([*batches], *how)
+    for name, stub in stubs.items():
+        monkeypatch.setattr(loading, name, stub)
+    subject = loading.load_subject(SimpleNamespace(more=""), "--data sums", split="train", limit=9)
+    monkeypatch.setattr(loading.Subject, "batches", lambda self, order: [self.examples[i].images for i in order])
     order = torch.randperm(7, generator=torch.Generator().manual_seed(3)).tolist()
-    probed = loading.Subject(torch.zeros(1), torch.tensor, range(7)).probe(4, 3, "gate")
-    assert probed == ([torch.tensor([i]) for i in order[:4]], "gate", 3)
+    assert subject.probe(4, 3, "gate") == ([[("sums", None, "train", 9), i] for i in order[:4]], "gate", 3)
     assert trained.REFERENCE[1] not in suites.EIGHT  # what probes are compared with is none of them
 
 
-def test_a_row_is_compared_with_the_other_and_its_costs_are_those_of_its_reports(monkeypatch):
-    lora, ours = (report_of({"x grounding": share}) for share in (0.8, 0.2))
+def test_a_row_is_compared_with_the_other_and_its_costs_are_those_of_its_reports(monkeypatch, tmp_path):
+    write_lines(tmp_path / "log.jsonl", [{"visual_tokens": 30, "tokens": 40}, {"visual_tokens": 20, "tokens": 60}])
+    costs, drawn = {"trainable_parameters": 10, "arguments": {"out": tmp_path}}, {}
+    lora, ours = (report_of({"x grounding": n / 10}, adapter_flops_per_step=n, **costs) for n in (8, 2))
     monkeypatch.setattr(analyses, "scene_scores", lambda report, column: {"": [report["tuned"]["accuracy"]]})
     assert analyses.compared({"LoRA": [lora], "ours": [ours]}, "ours", "LoRA")["difference"] < 0
-    assert "parameters" in tables.COSTS["parameters"][0] and "flops" in tables.COSTS["FLOPs a step"][0]
+    of_budgets = {("boxes", name, budget): [lora] for name in ("rank1", "random") for budget in (1, 3, 6)}
+    monkeypatch.setattr(selection, "scene_scores", lambda report, column: {"a": [0.5]})
+    assert selection.pooled(of_budgets, "rank1", ["boxes"]) == [{"a": [0.5, 0.5]}]  # of 1 to 3 heads
+    monkeypatch.setattr(analyses, "SHARES", ["half"])
+    ((_, table),) = analyses.savings({"half, LoRA": [lora], "half, Image-LoRA": [ours]}, None)["tables"]
+    assert table == {"half": {"visual share": [0.5], "FLOPs over LoRA's": [0.25], "one over the other": [0.5]}}
+    monkeypatch.setattr(analyses.charts, "curves", lambda path, panels: drawn.update(panels))
+    analyses.cost_curves({"LoRA v / rank 8": [lora]}, SimpleNamespace(out=tmp_path))
+    assert drawn == {"parameters": {"LoRA v": [(10, 0.8)]}, "FLOPs a step": {"LoRA v": [(8, 0.8)]}}
 
 
 # -- attention
