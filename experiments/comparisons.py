@@ -65,7 +65,7 @@ def difference(by_seed, by_scene=()):
         squared = sum(e for e, _ in errors)
         df = squared**2 / sum(e**2 / n for e, n in errors)
         half = t_quantile(0.975, df) * math.sqrt(squared)
-        p = 2 * (1 - t_cdf(abs(mean) / math.sqrt(squared), df))
+        p = max(0.0, 2 * (1 - t_cdf(abs(mean) / math.sqrt(squared), df)))  # rounding may give less than 0
         result |= {"interval": [mean - half, mean + half], "p": p, "error": math.sqrt(squared), "df": df}
     return result
 
