@@ -147,7 +147,9 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
     "rows": (
         "base",
         "full fine-tuning",
-        "LoRA q,k,v,o",
+        "LoRA, rank 8",
+        "LoRA, rank 1",
+        "LoRA in the encoder, rank 1",
         "Image-LoRA, all heads",
         "Image-LoRA, 6 probed heads",
         "Image-LoRA, 6 random heads",
