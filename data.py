@@ -40,7 +40,7 @@ from parts.backbones.checkpoint import read_config, read_preprocessor, read_toke
 from parts.files import InputError, write_text
 from parts.tasks.boxes import box_to_model
 from parts.tasks.images import Visual, open_image, resized_size
-from parts.tasks.rows import BOX_ANSWER, PLACE
+from parts.tasks.rows import BOX_ANSWER, IMAGE_MARK
 
 IGNORED = -100  # the label of a token that is not supervised
 
@@ -210,11 +210,11 @@ class Processor:
     def user_turn(self, prompt, visuals, fps):
         """[text, visual tokens, text, ...]: what a user says. Images are at each "<image>" of the prompt or before it.
         All text up to an image is one piece, as in the reference: newlines at its start merge with those before."""
-        texts = prompt.split(PLACE) if visuals else [prompt]
+        texts = prompt.split(IMAGE_MARK) if visuals else [prompt]
         if len(texts) == 1:
             texts = [""] * len(visuals) + texts
         elif len(texts) != len(visuals) + 1:
-            raise InputError(f"{len(texts) - 1} times {PLACE} in the prompt, but {len(visuals)} images: {prompt:.60}")
+            raise InputError(f"{len(texts) - 1} times {IMAGE_MARK} in the prompt, but {len(visuals)} images: {prompt:.60}")
         pieces = [f"user\n{texts[0]}"]
         for visual, text in zip(visuals, texts[1:]):
             pad = self.special["video_pad" if visual.is_video else "image_pad"]

@@ -89,7 +89,7 @@ def judged(comparisons):
 
 
 def verdict(low, high, p):
-    """What an interval [low, high] and a p say. "better" and "worse" are shown: p is below 0.05. What is said about the
+    """What an interval [low, high] and a p say. "better" and "worse" are shown: p is below 0.05. What follows for the
     margin comes from the interval: it lies within the margin, or completely above its lower end, or completely below."""
     if p < 0.05 and low > 0:
         return "better"

@@ -23,11 +23,8 @@ TEXT_PROMPTS = WORDS["text prompts"]  # ten; the logits of the tuned model are c
 
 
 def evaluate(vlm, processor, examples, name, max_new_tokens, size=32):
-    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several
-    processes take turns at the batches and put the answers together.
-
-    name: of the data set; size: questions answered at once.
-    """
+    """Generate an answer to every example and score it: a list of predictions, in the order of the examples. Several processes
+    take turns at the batches and put the answers together. name: of the data set; size: questions answered at once."""
     jobs = like_batches(processor, examples, size)[RANK::WORLD]
     generated = torch.full((len(examples), max_new_tokens), -1)  # token ids; -1: nothing
 

@@ -99,7 +99,7 @@ def text_of(content, images):
         value = value["url"] if isinstance(value, dict) and value.keys() == {"url"} else value
         alone = part.keys() <= {"type", kind} and isinstance(value, str | None)
         if alone and kind in ("image", "image_url"):
-            text += reader.PLACE
+            text += reader.IMAGE_MARK
             images += [] if value is None else [value]
         elif alone and kind == "text" and value is not None:
             text += value

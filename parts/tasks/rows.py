@@ -15,7 +15,7 @@ from parts.tasks.images import FRAMES, find_frames, find_image, image_size, samp
 
 GROUNDING_PROMPT = "Locate {} in this image and output the bbox coordinates in JSON format."  # Qwen's, for these sets
 BOX_ANSWER = '{{\n"bbox_2d": {}\n}}'  # and how Qwen's fine-tuning data answers it
-PLACE, FILM = "<image>", "<video>"  # where an image and a video are in a prompt that says so
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"  # where an image and a video are in a prompt that says so
 RECIPES = "docs/datasets.md has recipes for other forms"
 SPLITS = ("train", "val", "test")  # where a data set has none of its own
 WORDS = read_json(Path(__file__).parent / "words.json")  # what the official evaluators take for the same word
@@ -29,7 +29,7 @@ ROW = {  # key: the types of its value, and what they are in words. A row may ho
     **dict.fromkeys(("prompt", "sent"), (str, "a text")),  # what to ask; or to find, put into GROUNDING_PROMPT
     "answer": (str, "a text"),  # the text to learn
     "bbox": ((list, tuple), "four numbers"),  # or a box (x1, y1, x2, y2) in pixels of the only image
-    **dict.fromkeys(("width", "height"), ((int, float), "a number")),  # of that image: if it is said, it must be true
+    **dict.fromkeys(("width", "height"), ((int, float), "a number")),  # of that image: if given, it must be true
     "metric": (str, "a text"),  # by default exact or, for a box, iou
     "reference": ((str, list, tuple), "a text or a list"),  # what the metric compares with; by default the answer
     **dict.fromkeys(("kind", "group"), (str, "a text")),  # accuracy is also counted by these
@@ -207,16 +207,16 @@ def turns_of(row, source, images, videos):
     texts = [text for turn in row.get("history", ()) for text in turn] + [prompt]
     if not all(isinstance(text, str) for text in texts) or len(texts) % 2 == 0:
         raise InputError(f'{source}: needs a text "prompt" or "sent", and a "history" of [prompt, answer] pairs')
-    if any(mark in text for text in texts[1:] for mark in (PLACE, FILM)):
-        raise InputError(f"{source}: {PLACE} or {FILM} in a later turn; images and videos belong into the first one")
-    wanted, written = [PLACE] * images + [FILM] * videos, re.findall(f"{PLACE}|{FILM}", texts[0])
-    if len(written) not in (0, len(wanted)) or FILM in written and written != wanted:
+    if any(mark in text for text in texts[1:] for mark in (IMAGE_MARK, VIDEO_MARK)):
+        raise InputError(f"{source}: {IMAGE_MARK} or {VIDEO_MARK} in a later turn; images and videos belong into the first one")
+    wanted, written = [IMAGE_MARK] * images + [VIDEO_MARK] * videos, re.findall(f"{IMAGE_MARK}|{VIDEO_MARK}", texts[0])
+    if len(written) not in (0, len(wanted)) or VIDEO_MARK in written and written != wanted:
         row = f"but {images} images and {videos} videos in the row, in this order"
         raise InputError(f"{source}: {' '.join(written)[:100]} in the prompt, {row}")
     # images and videos come first anyway, so marks at the very start are dropped
-    first = texts[0].replace(FILM, PLACE)
-    rest = re.sub(rf"^({PLACE}\s*)+", "", first)
-    texts[0] = first if PLACE in rest else rest
+    first = texts[0].replace(VIDEO_MARK, IMAGE_MARK)
+    rest = re.sub(rf"^({IMAGE_MARK}\s*)+", "", first)
+    texts[0] = first if IMAGE_MARK in rest else rest
     return {"prompt": texts[-1], "caption": caption, "history": tuple(zip(texts[:-1:2], texts[1::2]))}
 
 

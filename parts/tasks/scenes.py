@@ -93,7 +93,7 @@ def in_look(image, look, rng):
         return image.point(lambda p: 255 - p)
     if look == "noise":
         return Image.merge("RGB", [noisy(plane, rng) for plane in image.split()])
-    if look in ("blur", "prior"):  # details are gone for good: here the frozen encoder itself, which never saw it, fails
+    if look in ("blur", "prior"):  # details are lost: here the frozen encoder itself, which never saw it, fails
         return image.filter(ImageFilter.GaussianBlur(6.3))
     return image
 
