@@ -104,7 +104,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.updates, self.settings, self.notes = updates, settings, {}
         self.attached = []  # while attached: the lists in the model that hold the updates
-        self.in_encoder = any(site in ("encoder", "merger") for _, site in updates)  # it changes embeddings of images
+        self.in_encoder = any(site in sites.IN_ENCODER for _, site in updates)  # it changes embeddings of images
 
     def attach(self, vlm):
         """Put the updates into the model's layers. Raises ValueError if an adapter is attached already."""

@@ -8,17 +8,17 @@ MARGIN = 0.02  # of accuracy, fixed beforehand
 POINTS = f"{100 * MARGIN:.0f} points"
 
 
-# Student's t
+def t_between(low, high, df):
+    """P(low <= T <= high) of Student's t distribution with `df` degrees of freedom. With t = sqrt(df) tan(x) the density
+    becomes c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule gives many exact digits."""
+    c, n = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi), 400
+    start, end = math.atan(low / math.sqrt(df)), math.atan(high / math.sqrt(df))
+    y = [math.cos(start + (end - start) * i / n) ** (df - 1) for i in range(n + 1)]
+    return c * (end - start) / n / 3 * (y[0] + y[n] + 4 * sum(y[1:n:2]) + 2 * sum(y[2:n:2]))
 
 
 def t_cdf(t, df):
-    """P(T <= t) of Student's t distribution with `df` degrees of freedom. With t = sqrt(df) tan(x) the density becomes
-    c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule gives many exact digits."""
-    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    end, n = math.atan(abs(t) / math.sqrt(df)), 400
-    y = [math.cos(end * i / n) ** (df - 1) for i in range(n + 1)]
-    area = c * end / n / 3 * (y[0] + y[n] + 4 * sum(y[1:n:2]) + 2 * sum(y[2:n:2]))
-    return 0.5 + math.copysign(area, t)
+    return 0.5 + t_between(0, t, df)
 
 
 def t_quantile(p, df):
@@ -65,7 +65,7 @@ def difference(by_seed, by_scene=()):
         squared = sum(e for e, _ in errors)
         df = squared**2 / sum(e**2 / n for e, n in errors)
         half = t_quantile(0.975, df) * math.sqrt(squared)
-        p = max(0.0, 2 * (1 - t_cdf(abs(mean) / math.sqrt(squared), df)))  # rounding may give less than 0
+        p = 2 * t_between(abs(mean) / math.sqrt(squared), math.inf, df)
         result |= {"interval": [mean - half, mean + half], "p": p, "error": math.sqrt(squared), "df": df}
     return result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.ablations import CHOICES, Ablation, parse_ablations
 from imagelora import METHODS
 from parts.files import InputError
+from parts.sites import SITES
 from parts.tasks import TASKS
 from parts.tasks.scenes import DEMO_LOOK, DRAWN
 from probe import CRITERIA
@@ -18,7 +19,6 @@ MAX_PIXELS = 401408  # 512 visual tokens: native resolution is what runs out of 
 TINY_HEADS = 12  # half of its 24; how many are enough is a question of the suite `main`
 DEMO_SETS = [f"scenes-{DEMO_LOOK}", "scenes-day", "sums"]  # what the data set "scenes" is measured by
 LEARNING_RATES = {"image-lora": (5e-3, 2e-2), "lora": (1e-3, 4e-3), "full": (1e-5, 5e-4)}  # of real, of drawn data
-TARGETS = ("q", "k", "v", "o", "mlp", "encoder", "merger")
 MAY_BE_0 = ("limit", "eval_limit", "eval_every", "cache_vision", "workers", "seed", "tau")  # other numbers are positive
 
 
@@ -98,7 +98,7 @@ def make_parser():
     add("--selection", selections, "probe")
     add("--tau", "a layer's share of the heads is proportional to score^tau", 0.5, type=float)
     add("--probe-samples", "training rows to probe with", 64, type=int)
-    targets, letters = f"of --method lora, as letters or with commas: {', '.join(TARGETS)}", set("qkvo")
+    targets, letters = f"of --method lora, as letters or with commas: {', '.join(SITES)}", set("qkvo")
     add("--targets", targets, [*"qkvo"], metavar="NAMES", type=lambda t: t.split(",") if set(t) - letters else [*t])
     add("--ablate", f"design choices of Image-LoRA to change: {CHOICES}", [], nargs="+", metavar="NAME=VALUE")
     return parser, usual
@@ -152,11 +152,11 @@ def nonsense(given):
         if type(value) in (int, float) and not zero and not 0 < value < math.inf:
             return f"--{name.replace('_', '-')} {value}: must be {'0 or ' * (name in MAY_BE_0)}a positive number"
     method, targets = given.get("method"), given.get("targets", ["q"])
-    mistaken = set(targets) - set(TARGETS) or len(set(targets)) < max(1, len(targets))
+    mistaken = set(targets) - set(SITES) or len(set(targets)) < max(1, len(targets))
     others = "ablate" in given and ("adapter" in given or method not in (None, "image-lora"))
     problems = {
         "--steps and --epochs exclude each other": "steps" in given and "epochs" in given,
-        f"--targets {','.join(targets)}: choose from {', '.join(TARGETS)}, each once": mistaken,
+        f"--targets {','.join(targets)}: choose from {', '.join(SITES)}, each once": mistaken,
         "--adapter is evaluated, not trained: leave --method out": "adapter" in given and method not in (None, "none"),
         "--ablate changes --method image-lora: leave the other method out": others,
         "--method full: --dtype must be float32 or bfloat16": method == "full" and given.get("dtype") == "float16",

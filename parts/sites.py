@@ -1,6 +1,9 @@
-"""Sites of LoRA: the projections of the decoder's attention, and other Linear layers. A new one is a line in each function."""
+"""Sites of LoRA: the projections of the decoder's attention, and other Linear layers. A new one is a line in each part."""
 
 from torch import nn
+
+SITES = ("q", "k", "v", "o", "mlp", "encoder", "merger")
+IN_ENCODER = ("encoder", "merger")  # these change the embeddings of images
 
 
 def sizes(c):
