@@ -188,12 +188,12 @@ METHODS = {method.name: method for method in (ImageLoRA, LoRA)}  # a new one is 
 def load_adapter(path, vlm):
     """Adapter file -> adapter, attached to `vlm`. Raises InputError for any other file, format or base model."""
     metadata, tensors = files.read_metadata(path), dict(files.read_safetensors(path))
-    if metadata.get("format_version", FORMAT) != FORMAT or (method := metadata.get("method")) not in METHODS:
+    if metadata.get("format_version") != FORMAT or (method := metadata.get("method")) not in METHODS:
         raise files.InputError(f"{path}: not an adapter file of format {FORMAT}, made by one of {', '.join(METHODS)}")
     with files.reading(path, "an adapter that fits this model"):
         if metadata["base"] not in (vlm.fingerprint(), vlm.fingerprint(old=True)):
             raise ValueError(f"made for another checkpoint, {metadata['base']}; this is {vlm.fingerprint()}")
         adapter = METHODS[method](vlm.config, **files.parse_json(metadata["settings"].encode()))
         adapter.load_state_dict(tensors)
-        adapter.notes = json.loads(metadata["notes"])
+        adapter.notes = files.parse_json(metadata["notes"].encode())
     return adapter.attach(vlm)

@@ -65,7 +65,7 @@ def run_one(flags, setup, common=COMMON):
     if report.exists():
         return read_json(report)
 
-    # Interrupted? Then it continues, with the arguments that it wrote down.
+    # Interrupted? Then it continues, with the flags in its state.
     if (folder / "state.pt").exists():
         arguments = ["--resume", str(folder)]
     else:

@@ -10,10 +10,9 @@ from parts.backbones.layers import weights_kept
 from parts.files import InputError
 from probe import CRITERIA, gradients
 
-CHOICES = "path=v|k|q|o tokens=visual|text|all norm=on|off shared=layer|model outer=off|on gamma=learned|fixed"
+CHOICES = "path=v|k|q|o tokens=visual|text|all norm=on|off shared=layer|model outer=off|on gamma=learned|fixed"  # the paper's first
 WORDS = {"on": True, "off": False, "fixed": None}  # what a value is in Python; the others are themselves
-VALUES = {"path": ["v", "k", "q", "o"], "tokens": ["visual", "text", "all"], "norm": [True, False], "outer": [False, True]}
-VALUES |= {"shared": ["layer", "model"], "gamma": ["learned", None]}  # the paper's value is the first
+VALUES = {name: [WORDS.get(w, w) for w in words.split("|")] for name, words in (c.split("=") for c in CHOICES.split())}
 PAPER = {name: values[0] for name, values in VALUES.items() if name != "gamma"}
 
 

@@ -3,7 +3,6 @@
 import itertools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
@@ -88,9 +87,9 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
 def encode_images(vlm, processor, examples, gib):
     """Fill processor.encoded with the embeddings of the examples' images, until `gib` GiB are full. The encoder is
     frozen, so each image is encoded once per run. What processor.encoded held before is dropped."""
-    firsts = [examples[group[0]].question() for group in by_image(examples) if examples[group[0]].visuals]
+    firsts = [examples[group[0]].question() for group in by_image(examples) if gib and examples[group[0]].visuals]
     sizes = [processor.count(example)[1] * vlm.config.visual_size * vlm.dtype.itemsize for example in firsts]
-    chosen = firsts[: sum(total <= gib * 2**30 for total in accumulate(sizes))]
+    chosen = firsts[: sum(total <= gib * 2**30 for total in itertools.accumulate(sizes))]
     processor.encoded, processor.kept = {}, chosen  # a drawn image's key is its id, so these examples stay alive
     with progress(total=len(chosen), desc="encoding images") as bar:
         for i in range(0, len(chosen), 16):

@@ -98,6 +98,7 @@ class Record:
             for p, saved in zip(parameters, self.parameters, strict=True):
                 p.data.copy_(saved)
             optimizer.load_state_dict(self.optimizer)
+            self.parameters = self.optimizer = None  # not held twice
 
 
 def start(args):

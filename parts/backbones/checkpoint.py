@@ -1,5 +1,4 @@
-"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back. model.py hangs from_pretrained,
-save and fingerprint on VLM."""
+"""Checkpoints in the hub's layout: a folder or a hub id -> the frozen model, and back. model.py hangs them on VLM."""
 
 import hashlib
 import json
@@ -162,8 +161,9 @@ def fingerprint(self, old=False):
     config = {k: v for k, v in asdict(self.config).items() if k not in own}
     new = {name: mark(p) for name, p in self.named_parameters() if p._version or name not in self.marks}
     marks = sorted((self.marks | new).items())
-    text = json.dumps(config, sort_keys=True) + "".join(str(values) for _, (_, values) in marks)
-    if not old:
+    if old:
+        text = json.dumps(config, sort_keys=True) + "".join(str(values) for _, (_, values) in marks)
+    else:
         del config["max_positions"]
         config = json.loads(json.dumps(config), parse_int=float)  # 5000000 and 5e6 are one number
         text = json.dumps([config, [(name, total) for name, (total, _) in marks]], sort_keys=True)
