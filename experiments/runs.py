@@ -5,6 +5,7 @@ A run with a report is done. One that was interrupted continues from its last sa
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -34,7 +35,8 @@ class Setup:
     seeds: tuple = ()
     rates: dict = field(default_factory=dict)  # {searched flags: learning rate}
     reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
-    children: list = field(default_factory=list)  # processes of train.py that are running
+    workers: list = field(default_factory=list)  # processes of worker.py
+    idle: list = field(default_factory=list)  # those of them that wait for a run
 
 
 def run_all(flags_of_runs, setup, title, common=COMMON):
@@ -47,8 +49,8 @@ def run_all(flags_of_runs, setup, title, common=COMMON):
             reports = dict(zip(different, list(tqdm(runs, title, len(different), unit="run"))))
         except KeyboardInterrupt:  # no further run begins, and each of those that have begun saves its step
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(setup.children):
-                child.terminate()
+            for worker in setup.workers:
+                worker.terminate()
             raise
     setup.reports.extend(reports.values())
     return [reports[flags] for flags in flags_of_runs]
@@ -71,19 +73,27 @@ def run_one(flags, setup, common=COMMON):
     else:
         arguments += ["--out", str(folder)]
 
-    # Each of the runs at a time has its share of the cores. Ctrl-C reaches none of them: run_all ends them.
-    threads = max(1, setup.cores // setup.jobs)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "train.py", *arguments]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-    setup.children.append(child)
-    _, text = child.communicate()
-    setup.children.remove(child)
-    if child.returncode:
-        printed = text.strip().splitlines() or ["no message"]
-        raise InputError(f"{folder}: {printed[-1].removeprefix('error: ')}")
+    # A worker makes it: one that is idle, or a new one.
+    try:
+        worker = setup.idle.pop()
+    except IndexError:
+        worker = start_worker(setup)
+    print(json.dumps(arguments), file=worker.stdin, flush=True)
+    answer = worker.stdout.readline()
+    if answer != "\n":  # it has ended
+        raise InputError(f"{folder}: {answer.strip().removeprefix('error: ') or 'no message'}")
+    setup.idle.append(worker)
     return read_json(report)
+
+
+def start_worker(setup):
+    """A process of worker.py, with its share of the cores. Ctrl-C does not reach it: run_all ends it."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, setup.cores // setup.jobs))}
+    command = [sys.executable, "-m", "experiments.worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    worker = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    setup.workers.append(worker)
+    return worker
 
 
 def short_hash(value):

@@ -68,7 +68,8 @@ LORAS = {  # where LoRA adapts: flags, and where the search for rank 8's rate be
 }
 COST = {"base": "--method none"}  # a row is "curve / point"
 for name, (flags, _) in LORAS.items():
-    COST |= {f"{name} / rank {rank}": f"{flags} {RANK[rank]}" for rank in RANK} | {f"{name} / rank 8": flags}
+    ranks = (1, 2, 4) if name in ("LoRA q,k,v,o", "LoRA v") else (1,)
+    COST |= {f"{name} / rank {rank}": f"{flags} {RANK[rank]}" for rank in ranks} | {f"{name} / rank 8": flags}
 COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, HALF, ALL)}
 COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in RANK}
 

@@ -1,5 +1,6 @@
 """Suites: rows, rates, runs, resuming, and the page that is filled from the results."""
 
+import io
 import json
 import math
 import os
@@ -7,7 +8,9 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +18,10 @@ from conftest import by_hand
 
 import train
 from experiments import __main__ as command
-from experiments import runs, selection, suites, tables, trained
+from experiments import runs, selection, suites, tables, trained, worker
 from experiments.runs import Setup
 from experiments.tables import PAGE, RESULTS, filled, markdown
+from harness import encodings
 from harness.arguments import evaluation_sets
 from parts.files import InputError
 
@@ -28,11 +32,21 @@ RATES = dict.fromkeys(suites.SEARCHED, 1e-2)
 def flags(checkpoint, tmp_path, monkeypatch):
     """Flags for short runs in this process, which has everything loaded; learning rates are there."""
 
-    def run(command, **how):
-        train.main(command[2:])
-        return SimpleNamespace(communicate=lambda: (None, ""), returncode=0)
+    class Worker:
+        def __init__(self, setup):
+            self.stdin = self.stdout = self
 
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=run, DEVNULL=None, PIPE=None))
+        def write(self, text):
+            self.line = text.strip() or self.line
+
+        def flush(self):
+            pass
+
+        def readline(self):
+            train.main(json.loads(self.line))
+            return "\n"
+
+    monkeypatch.setattr(runs, "start_worker", Worker)
     (tmp_path / "rates.json").write_text(json.dumps({"rates": RATES}))
     more = f"--model {checkpoint} --steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
     return ["--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", more]
@@ -194,11 +208,34 @@ def test_a_signal_ends_the_runs_that_have_begun_and_prints_one_line(tmp_path, mo
     assert [child.wait(10) for child in begun] == [-signal.SIGTERM] * 2
 
 
+def work(lines, monkeypatch):
+    """worker.py, given these lists of flags; what it makes once is for it alone."""
+    with monkeypatch.context() as here:
+        here.setattr(sys, "stdin", io.StringIO("".join(json.dumps(line) + "\n" for line in lines)))
+        here.setattr(encodings.Processor, "from_pretrained", encodings.Processor.from_pretrained)
+        here.setattr(encodings, "load_examples", encodings.load_examples)
+        worker.main()
+
+
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
-    failed = SimpleNamespace(communicate=lambda: (None, "warning\nerror: --heads 99: too many\n"), returncode=2)
-    monkeypatch.setattr(runs.subprocess, "Popen", lambda *_, **__: failed)
-    with pytest.raises(InputError, match="heads-99-......: --heads 99: too many"):
+    with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as answer:
+        work([["--heads", "99", "--out", str(tmp_path / "run")]], monkeypatch)
+    ended = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(answer.getvalue()))
+    monkeypatch.setattr(runs, "start_worker", lambda setup: ended)
+    with pytest.raises(InputError, match="heads-99-......: --heads 99: the model has"):
         runs.run_one("--heads 99", Setup(tmp_path, None, 1, 1))
+
+
+def test_the_runs_of_a_worker_are_those_of_train_py(checkpoint, tmp_path, monkeypatch):
+    """The second run trains the encoder: it drops what the frozen one gave, and the third encodes anew."""
+    common = f"--model {checkpoint} --data scenes --steps 2 --limit 20 --eval-limit 4 --probe-samples 2 --heads 6 --seed"
+    flags = [f"{common} 0", f"{common} 0 --method lora --targets encoder", f"{common} 1 --no-base"]
+    lines = [[*line.split(), "--out", str(tmp_path / f"worker{i}")] for i, line in enumerate(flags)]
+    work(lines, monkeypatch)
+    for i, line in enumerate(lines):
+        train.main([*line[:-1], str(tmp_path / f"alone{i}")])
+        for name in ("adapter.safetensors", "predictions.jsonl"):
+            assert (tmp_path / f"worker{i}" / name).read_bytes() == (tmp_path / f"alone{i}" / name).read_bytes()
 
 
 # -- the page
