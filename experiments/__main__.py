@@ -92,9 +92,9 @@ def main(argv=None):
 
         # The rates come first: every suite needs them. Without a suite beside them they are searched for all.
         rows = [flags for name in suites or SUITES for flags in SUITES[name].rows.values()]
-        workers, idle = [], []
+        setup = Setup(args.runs, args.out, args.jobs, CORES, args.more, tuple(args.seeds))
         for name in ["rates"] * ("rates" in args.suites) + suites:
-            setup = Setup(args.runs, args.out, args.jobs, CORES, args.more, tuple(args.seeds), workers=workers, idle=idle)
+            setup = replace(setup, reports=[])
             begun = time.process_time()
             result = search_rates(setup, rows) if name == "rates" else run_suite(name, setup)
             seconds = sum(report["wall_seconds"] for report in setup.reports) / args.jobs  # of earlier calls, too

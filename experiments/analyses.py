@@ -1,16 +1,20 @@
 """What a suite says beyond its rows and comparisons, from the reports of its runs alone; trained.py and selection.py have
 the analyses that measure models again. Each returns any of the tables, comparisons and sentences of a result."""
 
+from itertools import cycle
 from statistics import fmean
 
-from experiments import charts
 from experiments.comparisons import MARGIN, POINTS, compare
 from experiments.loading import folder, scene_scores
-from experiments.suites import PAIRS, SHARES
+from experiments.suites import PAIR, SHARES
 from experiments.tables import COSTS, accuracy, main_column
+from harness import figures
+from harness.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED
 from parts.tasks.rows import json_rows
 
 LORA = "LoRA, rank 8"
+COLOURS = (BLUE, ORANGE, GREEN, (204, 121, 167), (86, 180, 233), RED, BLACK, GREY)  # of methods, in their order
+SIDE, GAP, TOP = 420, 130, 100  # of a panel of a picture; between panels; above them
 
 
 def compared(reports, row, against, column=None):
@@ -23,33 +27,37 @@ def compared(reports, row, against, column=None):
 
 
 def deciding(comparisons):
-    """The review's test in a sentence: at which budgets do probed heads come close to LoRA while random ones do not?
+    """The review's test in a sentence: do probed heads come close to LoRA while as many random ones do not?
 
-    It shows at a budget if probed heads are not worse than LoRA by more than the margin, random heads are worse than
-    LoRA, and probed heads better than random ones. What is undecided counts for neither side.
+    It shows if probed heads are not worse than LoRA by more than the margin, random heads are worse than LoRA, and probed
+    heads better than random ones. What is undecided counts for neither side.
     """
-    by_rows = {(c["row"], c["against"]): c for c in comparisons if c["interval"]}
-    shown = []
-    for probed, drawn in PAIRS if by_rows else ():
-        close = by_rows[probed, LORA]["interval"][0] > -MARGIN
-        random_fails = by_rows[drawn, LORA]["verdict"].startswith("worse")
-        if close and random_fails and by_rows[probed, drawn]["verdict"] == "better":
-            shown.append(probed.removeprefix("Image-LoRA, "))
-    budgets = " and ".join(shown) or "no budget"
-    return f"Probed heads are within {POINTS} of LoRA or better, and as many random ones are worse: shown for {budgets}."
+    by_rows, (probed, drawn) = {(c["row"], c["against"]): c for c in comparisons if c["interval"]}, PAIR
+    shown = len(by_rows) == len(comparisons) and by_rows[probed, LORA]["interval"][0] > -MARGIN
+    shown = shown and by_rows[drawn, LORA]["verdict"].startswith("worse") and by_rows[PAIR]["verdict"] == "better"
+    budget = probed.removeprefix("Image-LoRA, ") if shown else "no budget"
+    return f"Probed heads are within {POINTS} of LoRA or better, and as many random ones are worse: shown for {budget}."
 
 
 def cost_curves(reports, setup, name="cost"):
     """Figure 1 of the paper: boxes against parameters and against adapter FLOPs, a curve for each method: "curve / point"."""
-    panels = {}
-    for panel in ("parameters", "FLOPs a step"):
-        curves, (key, _) = {}, COSTS[panel]
+    methods = dict.fromkeys(row.partition(" / ")[0] for row, (first, *_) in reports.items() if first[COSTS["parameters"][0]])
+    colours = dict(zip(methods, cycle(COLOURS)))
+    picture, pen = figures.canvas(GAP + 2 * (SIDE + GAP), TOP + SIDE + 110 + 34 * len(colours))
+    figures.label(pen, (20, 16), "What boxes cost", 26)
+    for i, cost in enumerate(("parameters", "FLOPs a step")):
+        points = {method: [] for method in methods}
         for row, of_seeds in reports.items():
-            if cost := of_seeds[0][key]:  # else it is the base
+            if x := of_seeds[0][COSTS[cost][0]]:  # the base has none
                 boxes = fmean(accuracy(report, "boxes") for report in of_seeds)
-                curves.setdefault(row.partition(" / ")[0], []).append((cost, boxes))
-        panels[panel] = {name: sorted(points) for name, points in curves.items()}
-    charts.curves(setup.out / f"{name}-curves.png", panels)
+                points[row.partition(" / ")[0]].append((x, 100 * boxes))
+        lines, left = [(colours[method], sorted(points[method])) for method in methods], GAP + i * (SIDE + GAP)
+        figures.chart(pen, (left, TOP, left + SIDE, TOP + SIDE), f"boxes (%) against {cost}", cost, lines, log_x=True)
+    for i, (method, colour) in enumerate(colours.items()):
+        y = TOP + SIDE + 110 + 34 * i
+        pen.circle((GAP + 7, y), 6, "white", colour, 2)
+        figures.label(pen, (GAP + 22, y), method, 19, "lm")
+    figures.save(picture, setup.out / f"{name}-curves.png")
     return {}
 
 

@@ -7,10 +7,9 @@ By hand, alone on the machine: `python -m experiments bench SUITE ...`
     many        decoding for many adapters at once: together, one after another, and LoRA with its own matrices for each row
     gpu         the full 3B and 7B, and what only a GPU can show: see bench_gpu.py
 
-In each round all sides run in turn. A ratio is the median over the rounds of the round's ratio, so a machine whose speed
-drifts favours no side. A step is forward and backward; memory is what it takes beyond the weights, which both sides share.
-Weights are random. On a CPU the depth is reduced to 12 decoder layers and 10 vision blocks. Each suite writes
-experiments/results/bench-SUITE.json.
+In each round all sides run in turn. A ratio is the median of the rounds' ratios, so a machine whose speed drifts favours no
+side. A step is forward and backward; memory is what it takes beyond the weights, which both sides share. Weights are random.
+On a CPU there are 12 decoder layers and 10 vision blocks. Each suite writes experiments/results/bench-SUITE.json.
 """
 
 import argparse
@@ -63,8 +62,6 @@ SUITES = {f.__name__: f for f in (steps, evaluation, inference)} | {"many": many
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="+", choices=[*SUITES, "gpu"], metavar="SUITE")
-    parser.add_argument("--layers", type=int, help="decoder layers (12 on a CPU, else all)")
-    parser.add_argument("--blocks", type=int, help="vision blocks (10 on a CPU, else all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, one round: only to see that everything runs")
     parser.add_argument("--out", type=Path, help="folder of the reports (default: experiments/results; tiny: runs/tiny)")
@@ -76,8 +73,8 @@ def parse_args(argv):
     args.dtype = torch.bfloat16 if args.device.type == "cuda" else torch.float32
     args.side = 56 if args.tiny else 448  # of an image, in pixels
     args.out = args.out or sides.ROOT / ("runs/tiny" if args.tiny else "experiments/results")
-    if args.device.type == "cpu" and not args.tiny:
-        args.layers, args.blocks = args.layers or 12, args.blocks or 10
+    small_enough = args.device.type == "cuda" or args.tiny  # for all layers and blocks: None
+    args.layers, args.blocks = (None, None) if small_enough else (12, 10)
     return args
 
 

@@ -17,16 +17,12 @@ def t_between(low, high, df):
     return c * (end - start) / n / 3 * (y[0] + y[n] + 4 * sum(y[1:n:2]) + 2 * sum(y[2:n:2]))
 
 
-def t_cdf(t, df):
-    return 0.5 + t_between(0, t, df)
-
-
 def t_quantile(p, df):
     """The t with P(T <= t) = p, for p >= 0.5, by bisection."""
     low, high = 0.0, 1e4
     for _ in range(100):
         middle = (low + high) / 2
-        if t_cdf(middle, df) < p:
+        if 0.5 + t_between(0, middle, df) < p:
             low = middle
         else:
             high = middle

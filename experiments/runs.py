@@ -10,15 +10,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
 from tqdm import tqdm
 
+import train
 from experiments.suites import COMMON, LIKE, SEARCHED
 from experiments.tables import RESULTS, accuracy, main_column
+from harness import encodings, report
 from parts.files import InputError, read_json, reading
 from probe import save_selection
 
@@ -35,7 +41,7 @@ class Setup:
     seeds: tuple = ()
     rates: dict = field(default_factory=dict)  # {searched flags: learning rate}
     reports: list = field(default_factory=list)  # of all runs that were asked for, to count their time
-    workers: list = field(default_factory=list)  # processes of worker.py
+    workers: list = field(default_factory=list)  # processes that make one run after another
     idle: list = field(default_factory=list)  # those of them that wait for a run
 
 
@@ -63,9 +69,9 @@ def run_one(flags, setup, common=COMMON):
     folder = setup.folder / f"{readable}-{short_hash(arguments)}"
 
     # Done?
-    report = folder / "report.json"
-    if report.exists():
-        return read_json(report)
+    file = folder / "report.json"
+    if file.exists():
+        return read_json(file)
 
     # Interrupted? Then it continues, with the flags in its state.
     if (folder / "state.pt").exists():
@@ -83,17 +89,35 @@ def run_one(flags, setup, common=COMMON):
     if answer != "\n":  # it has ended
         raise InputError(f"{folder}: {answer.strip().removeprefix('error: ') or 'no message'}")
     setup.idle.append(worker)
-    return read_json(report)
+    return read_json(file)
 
 
 def start_worker(setup):
-    """A process of worker.py, with its share of the cores. Ctrl-C does not reach it: run_all ends it."""
+    """A process that does `work`, with its share of the cores. Ctrl-C does not reach it: run_all ends it."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, setup.cores // setup.jobs))}
-    command = [sys.executable, "-m", "experiments.worker"]
+    command = [sys.executable, "-m", "experiments.runs"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     worker = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     setup.workers.append(worker)
     return worker
+
+
+def work():
+    """Make a run of each line of the input, which has its flags. The answer is an empty line; after a run that failed, it is
+    the last line that was printed, and the end. What the runs have in common is made once: processor, examples, and what the
+    encoder gave for their images."""
+    encodings.Processor.from_pretrained = cache(encodings.Processor.from_pretrained)
+    encodings.load_examples = cache(encodings.load_examples)
+    for line in sys.stdin:
+        report.STARTED, printed = time.perf_counter(), StringIO()
+        try:
+            with redirect_stdout(printed), redirect_stderr(printed):
+                train.main(json.loads(line))
+        except BaseException as error:  # SystemExit, after a line that says why; or a mistake of the program
+            *_, last = printed.getvalue().strip().splitlines() or [""]
+            print(last if isinstance(error, SystemExit) else repr(error), flush=True)
+            raise
+        print(flush=True)
 
 
 def short_hash(value):
@@ -110,8 +134,8 @@ def run_rows(rows, setup, title):
             runs += [(row, of_seed(flags, seed, setup.rates)) for seed in setup.seeds]
 
     reports = {row: [] for row in rows}
-    for (row, _), report in zip(runs, run_all([flags for _, flags in runs], setup, title)):
-        reports[row].append(report)
+    for (row, _), made in zip(runs, run_all([flags for _, flags in runs], setup, title)):
+        reports[row].append(made)
     return reports
 
 
@@ -132,10 +156,8 @@ def searched_by(flags):
 
 def run_selections(selections, setup, flags=""):
     """[{layer: [heads]} of each seed] -> [report of each seed]: train these heads."""
-    runs = []
-    for heads, seed in zip(selections, setup.seeds):
-        runs.append(of_seed(f"{flags} {selection_flag(heads, setup)}", seed, setup.rates))
-    return run_all(runs, setup, "chosen heads")
+    chosen = [f"{flags} {selection_flag(heads, setup)}" for heads in selections]
+    return run_all([of_seed(*of, setup.rates) for of in zip(chosen, setup.seeds)], setup, "chosen heads")
 
 
 def selection_flag(heads, setup):
@@ -164,8 +186,8 @@ def search_rates(setup, rows):
     tried = {flags: {factor * SEARCHED[flags]: [None] for factor in (0.5, 1, 2)} for flags in SEARCHED if flags in needed}
     while new := [run for flags, rates in tried.items() for run in missing(flags, rates)]:
         runs = [f"{flags} --lr {lr:g} --seed {seed}".strip() for flags, lr, seed in new]
-        for (flags, lr, seed), report in zip(new, run_all(runs, setup, "rates", common)):
-            tried[flags][lr][seed] = accuracy(report, main_column(report))
+        for (flags, lr, seed), made in zip(new, run_all(runs, setup, "rates", common)):
+            tried[flags][lr][seed] = accuracy(made, main_column(made))
         for rates in tried.values():
             extend(rates)
 
@@ -173,8 +195,8 @@ def search_rates(setup, rows):
     for flags, rates in tried.items():
         best[flags] = max(rates, key=lambda lr: fmean(rates[lr]))
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
-        accuracies = rates[best[flags]]
-        table[f"`{flags}`{edge}"] = {"learning rate": [best[flags]], "boxes on val": accuracies, "rates tried": [len(rates)]}
+        row = {"learning rate": [best[flags]], "boxes on val": rates[best[flags]], "rates tried": [len(rates)]}
+        table[f"`{flags}`{edge}"] = row
     if (file := setup.out / "rates.json").exists():
         before = read_json(file)
         best, tried, table = before["rates"] | best, before["tried"] | tried, dict(before["tables"])[""] | table
@@ -207,3 +229,7 @@ def read_rates(setup):
         raise InputError(f"{file}: no such file; search the rates first: python -m experiments rates, with the same flags")
     with reading(file, "learning rates"):
         return read_json(file)["rates"]
+
+
+if __name__ == "__main__":
+    work()

@@ -41,7 +41,6 @@ RANK = {rank: f"--rank {rank} --alpha {2 * rank}" for rank in (1, 2, 4)}
 LORA = {"LoRA": "--method lora"}
 ENCODER = {"LoRA in the encoder, rank 1": f"--method lora --targets encoder {RANK[1]}"}
 METHODS = {"base": "--method none"} | LORA | {"Image-LoRA": ""}  # the last as in COMMON: HALF probed heads
-PROBED = {"probed heads": f"--heads {FEW}", "random heads": f"--heads {FEW} --selection random"}
 ALL_HEADS = {"all heads": f"--heads {ALL}"}
 
 MAIN = {
@@ -54,7 +53,7 @@ MAIN = {
     "Image-LoRA, 6 probed heads": "--heads 6",
     "Image-LoRA, 6 random heads": "--heads 6 --selection random",
 }
-PAIRS = [("Image-LoRA, 6 probed heads", "Image-LoRA, 6 random heads")]
+PAIR = "Image-LoRA, 6 probed heads", "Image-LoRA, 6 random heads"
 RIVALS = [("Image-LoRA, 6 probed heads", "LoRA, rank 1"), (*ENCODER, "full fine-tuning")]
 BY_DAY = [(row, "LoRA, rank 8", "boxes by day") for row in ("Image-LoRA, all heads", *ENCODER)]
 
@@ -94,7 +93,6 @@ SWITCHES = {
 
 SHARES = {  # words before a question make the visual share smaller, other images after its own make it larger
     "60 words": "--data scenes+60 --eval scenes-fog+60",
-    "25 words": "--data scenes+25 --eval scenes-fog+25",
     "as it is": "--eval scenes-fog",
     "words alone": "--data words-fog",
     "words, 3 other images": "--data words-fog+3images",
@@ -102,7 +100,7 @@ SHARES = {  # words before a question make the visual share smaller, other image
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
-BUDGETS = (1, 2, 3, 6)
+BUDGETS = (1, 2, 3, FEW, HALF)
 SHORT = "--steps 75 --limit 2400 --eval-limit 480"
 SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur")}
 
@@ -112,7 +110,7 @@ PRIOR = {
     "Image-LoRA, 6 heads, rank 1": f"--heads 6 {RANK[1]}",
     "Image-LoRA, 1 head, rank 1": f"--heads 1 {RANK[1]}",
 }
-COMPARE = ("base", "LoRA, rank 8", "LoRA, rank 1", *ENCODER, "Image-LoRA, 6 probed heads", "Image-LoRA, 6 random heads")
+COMPARE = ("base", "LoRA, rank 8", "LoRA, rank 1", *ENCODER, *PAIR)
 LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur", "words")}
 
 SUITES = {
@@ -120,7 +118,7 @@ SUITES = {
     "main": Suite(
         "Does Image-LoRA match standard LoRA, do probed heads beat random ones, and what is forgotten?",
         {row: f"{flags} --eval-limit 4000" for row, flags in MAIN.items()},
-        [*against("LoRA, rank 8", MAIN), *PAIRS, *RIVALS, *BY_DAY],
+        [*against("LoRA, rank 8", MAIN), PAIR, *RIVALS, *BY_DAY],
         EIGHT,
     ),
     "cost": Suite("What do boxes cost, in parameters and in FLOPs?", COST),
@@ -142,7 +140,7 @@ SUITES = {
     "selection": Suite("Does it matter which heads are chosen, if several skills are asked?", {}, seeds=EIGHT),
     "stability": Suite(
         "Does the selection depend on the probe's examples, seed and look, and do the important heads move in training?",
-        ALL_HEADS | PROBED,
+        ALL_HEADS,
     ),
     "attention": Suite("Does training change how much an answer attends to the image?", ALL_HEADS | LORA),
     "bottleneck": Suite(

@@ -1,11 +1,8 @@
 """Analyses that measure models again: probes by other examples and of trained models, and attention."""
 
-from experiments.analyses import compared
 from experiments.comparisons import jaccard, spearman
 from experiments.loading import attach_adapter, load_subject
-from experiments.runs import run_selections
 from experiments.suites import FEW
-from experiments.tables import measured
 from harness.ablations import visual_attention
 from probe import select_heads
 
@@ -22,9 +19,8 @@ def agreement(probes, reference):
 
 
 def stable(reports, setup):
-    """Is the probe stable? Probes of other sizes, seeds and looks, and of trained models, against one with 256 examples;
-    and the accuracy with heads that were probed on a wrong look."""
-    usual, rows, wrong = load_subject(setup, split="train", limit=1200), {}, {}
+    """Is the probe stable? Probes of other sizes, seeds and looks, and of trained models, against one with 256 examples."""
+    usual, rows = load_subject(setup, split="train", limit=1200), {}
     for criterion in ("exact", "rank1"):
         reference = usual.probe(*REFERENCE, criterion)
         for count in (1, 4, 16, 64, 256):
@@ -43,29 +39,24 @@ def stable(reports, setup):
         other = load_subject(setup, f"--data scenes-{look}", split="train", limit=1200)
         probes = [other.probe(64, seed) for seed in setup.seeds]
         rows[f"rank1, 64 examples, look {look}"] = agreement(probes, reference)
-        if look in ("day", "negative"):
-            wrong[f"probed on the look {look}"] = run_selections([select_heads(p, FEW) for p in probes], setup)
-    return {
-        "tables": [("Heads of another look", measured(wrong)), ("Probes, against one with 256 other examples", rows)],
-        "comparisons": [compared(reports | wrong, row, "probed heads") for row in wrong],
-    }
+    return {"tables": [(f"Probes, against one with {REFERENCE[0]} other examples", rows)]}
 
 
 def attending(reports, setup):
     """The share of the attention of the answer's tokens that goes to visual tokens, before training and after it."""
     subject = load_subject(setup, limit=60)
-    every = range(len(subject.examples))
-    base = visual_attention(subject.vlm, subject.batches(every))  # [L, H]
-    shares = {"base": [base]}  # {row: [[L, H] of each seed]}
+
+    def share():  # [L, H], of the model as it is
+        return visual_attention(subject.vlm, subject.batches(range(len(subject.examples))))
+
+    base = share()
+    table = {"base": {"mean over heads": [base.mean().item()], "largest change of one": [None]}}
     for row, of_seeds in reports.items():
+        after = []
         for report in of_seeds:
             adapter = attach_adapter(report, subject.vlm)
-            shares.setdefault(row, []).append(visual_attention(subject.vlm, subject.batches(every)))
+            after.append(share())
             adapter.detach()
-    table = {}
-    for row, of_seeds in shares.items():
-        table[row] = {
-            "mean over heads": [share.mean().item() for share in of_seeds],
-            "largest change of one": [(share - base).abs().max().item() for share in of_seeds],
-        }
+        table[row] = {"mean over heads": [a.mean().item() for a in after]}
+        table[row] |= {"largest change of one": [(a - base).abs().max().item() for a in after]}
     return {"tables": [("Share of the answer's attention that goes to visual tokens", table)]}

@@ -90,10 +90,10 @@ def encode_images(vlm, processor, examples, gib):
     firsts = [examples[group[0]].question() for group in by_image(examples) if gib and examples[group[0]].visuals]
     sizes = [processor.count(example)[1] * vlm.config.visual_size * vlm.dtype.itemsize for example in firsts]
     chosen = firsts[: sum(total <= gib * 2**30 for total in itertools.accumulate(sizes))]
-    needed = {visual.key for example in chosen for visual in example.visuals}
-    processor.encoded = {key: rows for key, rows in processor.encoded.items() if key in needed}
+    needed, held = {visual.key for example in chosen for visual in example.visuals}, processor.encoded
+    processor.encoded = {key: held[key] for key in needed & held.keys()}
     processor.kept = chosen  # a drawn image's key is its id, so these examples stay alive
-    new = [example for example in chosen if any(visual.key not in processor.encoded for visual in example.visuals)]
+    new = [example for example in chosen if any(visual.key not in held for visual in example.visuals)]
     with progress(total=len(new), desc="encoding images") as bar:
         for i in range(0, len(new), 16):
             batch, part = processor(new[i : i + 16]).to(vlm.device), new[i : i + 16]

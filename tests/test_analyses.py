@@ -85,6 +85,7 @@ def test_an_analysis_probes_the_examples_of_its_split_that_the_seed_names(monkey
 def test_a_row_is_compared_with_the_other_and_its_costs_are_those_of_its_reports(monkeypatch, tmp_path):
     write_lines(tmp_path / "log.jsonl", [{"visual_tokens": 30, "tokens": 40}, {"visual_tokens": 20, "tokens": 60}])
     costs, drawn = {"trainable_parameters": 10, "arguments": {"out": tmp_path}}, {}
+    base = report_of({"x grounding": 0.1}, trainable_parameters=0, adapter_flops_per_step=None)
     lora, ours = (report_of({"x grounding": n / 10}, adapter_flops_per_step=n, **costs) for n in (8, 2))
     monkeypatch.setattr(analyses, "scene_scores", lambda report, column: {"": [report["tuned"]["accuracy"]]})
     assert analyses.compared({"LoRA": [lora], "ours": [ours]}, "ours", "LoRA")["difference"] < 0
@@ -94,9 +95,10 @@ def test_a_row_is_compared_with_the_other_and_its_costs_are_those_of_its_reports
     monkeypatch.setattr(analyses, "SHARES", ["half"])
     ((_, table),) = analyses.savings({"half, LoRA": [lora], "half, Image-LoRA": [ours]}, None)["tables"]
     assert table == {"half": {"visual share": [0.5], "FLOPs over LoRA's": [0.25], "one over the other": [0.5]}}
-    monkeypatch.setattr(analyses.charts, "curves", lambda path, panels: drawn.update(panels))
-    analyses.cost_curves({"LoRA v / rank 8": [lora]}, SimpleNamespace(out=tmp_path))
-    assert drawn == {"parameters": {"LoRA v": [(10, 0.8)]}, "FLOPs a step": {"LoRA v": [(8, 0.8)]}}
+    monkeypatch.setattr(analyses.figures, "chart", lambda *given, **_: drawn.update({given[3]: given[4]}))
+    analyses.cost_curves({"base": [base], "LoRA v / rank 8": [lora]}, SimpleNamespace(out=tmp_path))
+    colour = analyses.COLOURS[0]
+    assert drawn == {"parameters": [(colour, [(10, 80)])], "FLOPs a step": [(colour, [(8, 80)])]}
 
 
 # -- attention

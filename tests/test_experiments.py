@@ -18,7 +18,7 @@ from conftest import by_hand
 
 import train
 from experiments import __main__ as command
-from experiments import runs, selection, suites, tables, trained, worker
+from experiments import runs, selection, suites, tables, trained
 from experiments.runs import Setup
 from experiments.tables import PAGE, RESULTS, filled, markdown
 from harness import encodings
@@ -209,12 +209,12 @@ def test_a_signal_ends_the_runs_that_have_begun_and_prints_one_line(tmp_path, mo
 
 
 def work(lines, monkeypatch):
-    """worker.py, given these lists of flags; what it makes once is for it alone."""
+    """A worker, given these lists of flags; what it makes once is for it alone."""
     with monkeypatch.context() as here:
         here.setattr(sys, "stdin", io.StringIO("".join(json.dumps(line) + "\n" for line in lines)))
         here.setattr(encodings.Processor, "from_pretrained", encodings.Processor.from_pretrained)
         here.setattr(encodings, "load_examples", encodings.load_examples)
-        worker.main()
+        runs.work()
 
 
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
