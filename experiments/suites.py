@@ -73,11 +73,9 @@ COST |= {f"Image-LoRA, rank 8 / {n} heads": f"--heads {n}" for n in (1, 3, FEW, 
 COST |= {f"Image-LoRA, {HALF} heads / rank {rank}": RANK[rank] for rank in RANK}
 
 BOXES_ALONE = "--data boxes-fog --eval scenes-fog scenes-day sums"  # evaluated as the others are
-FORGETTING = METHODS | {
-    "LoRA at a rate of 1e-3": "--method lora --lr 1e-3",
-    "LoRA, trained on boxes alone": f"--method lora {BOXES_ALONE}",
-    "Image-LoRA, trained on boxes alone": BOXES_ALONE,
-}
+ALONE = "Image-LoRA, trained on boxes alone", "LoRA, trained on boxes alone"
+FORGETTING = METHODS | {"LoRA at a rate of 1e-3": "--method lora --lr 1e-3"}
+FORGETTING |= dict(zip(ALONE, (BOXES_ALONE, f"--method lora {BOXES_ALONE}")))
 
 PAPER = "as in the paper"
 SWITCHES = {
@@ -100,7 +98,7 @@ SHARES = {  # words before a question make the visual share smaller, other image
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
-BUDGETS = (1, 2, 3, FEW, HALF)
+BUDGETS = (1, 3, FEW)
 SHORT = "--steps 75 --limit 2400 --eval-limit 480"
 SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur")}
 
@@ -111,7 +109,7 @@ PRIOR = {
     "Image-LoRA, 1 head, rank 1": f"--heads 1 {RANK[1]}",
 }
 COMPARE = ("base", "LoRA, rank 8", "LoRA, rank 1", *ENCODER, *PAIR)
-LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur", "words")}
+LOOKS = {look: f"--data scenes-{look}" for look in ("dusk", "negative", "blur")} | {"new words": "--data scenes-words"}
 
 SUITES = {
     "compare": Suite("The paper's claims in a few minutes, with one seed", {row: MAIN[row] for row in COMPARE}, seeds=(0,)),
@@ -125,7 +123,7 @@ SUITES = {
     "forgetting": Suite(
         "What is forgotten by day, and does LoRA forget less at a lower rate?",
         FORGETTING,
-        against("LoRA", FORGETTING, "boxes by day"),
+        [*against("LoRA", FORGETTING, "boxes by day"), (*ALONE, "boxes by day")],
     ),
     "ablation": Suite(
         "Which of the method's decisions matter?",
@@ -151,7 +149,7 @@ SUITES = {
     "looks": Suite(
         "Where does it win, and where should it lose?",
         crossed(LOOKS, METHODS | ENCODER),
-        [pair for row in ("Image-LoRA", *ENCODER) for pair in with_lora(row, LOOKS) + with_lora(row, ["blur", "words"], "words")],
+        [pair for row in ("Image-LoRA", *ENCODER) for pair in with_lora(row, LOOKS) + with_lora(row, ["blur", "new words"], "words")],
     ),
 }
 
