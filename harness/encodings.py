@@ -87,23 +87,21 @@ def load_examples(processor, name, root, split, limit, max_new_tokens=0):
 def encode_images(vlm, processor, examples, gib):
     """Fill processor.encoded with the embeddings of the examples' images, until `gib` GiB are full. The encoder is
     frozen, so each image is encoded once. What processor.encoded holds already is kept, if these examples need it."""
-    firsts = [examples[group[0]].question() for group in by_image(examples) if gib and examples[group[0]].visuals]
+    firsts = [examples[group[0]].question() for group in by_image(examples) if examples[group[0]].visuals]
     sizes = [processor.count(example)[1] * vlm.config.visual_size * vlm.dtype.itemsize for example in firsts]
     chosen = firsts[: sum(total <= gib * 2**30 for total in itertools.accumulate(sizes))]
     needed, held = {visual.key for example in chosen for visual in example.visuals}, processor.encoded
     processor.encoded = {key: held[key] for key in needed & held.keys()}
     processor.kept = chosen  # a drawn image's key is its id, so these examples stay alive
     new = [example for example in chosen if any(visual.key not in held for visual in example.visuals)]
-    with progress(total=len(new), desc="encoding images") as bar:
-        for i in range(0, len(new), 16):
+    with progress(range(0, len(new), 16), desc="encoding images, 16 at a time") as bar:
+        for i in bar:
             batch, part = processor(new[i : i + 16]).to(vlm.device), new[i : i + 16]
             visuals = {v.key: v for example in part for v in example.visuals if v.key not in processor.encoded}
             embeddings = vlm.visual(batch.patches, batch.grids).cpu()
             processor.encoded |= zip(visuals, embeddings.split([processor.visual_tokens(v) for v in visuals.values()]))
-            bar.update(len(part))
-    if gib:
-        every = {visual.key for example in examples for visual in example.visuals}
-        print(f"images   {len(processor.encoded)} of {len(every)} encoded once and kept")
+    every = {visual.key for example in examples for visual in example.visuals}
+    print(f"images   {len(processor.encoded)} of {len(every)} encoded once and kept")
 
 
 def by_image(examples):

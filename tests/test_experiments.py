@@ -32,21 +32,16 @@ RATES = dict.fromkeys(suites.SEARCHED, 1e-2)
 def flags(checkpoint, tmp_path, monkeypatch):
     """Flags for short runs in this process, which has everything loaded; learning rates are there."""
 
-    class Worker:
-        def __init__(self, setup):
-            self.stdin = self.stdout = self
+    def worker(setup):
+        asked = io.StringIO()
 
-        def write(self, text):
-            self.line = text.strip() or self.line
-
-        def flush(self):
-            pass
-
-        def readline(self):
-            train.main(json.loads(self.line))
+        def readline():
+            train.main(json.loads(asked.getvalue().splitlines()[-1]))
             return "\n"
 
-    monkeypatch.setattr(runs, "start_worker", Worker)
+        return SimpleNamespace(stdin=asked, stdout=SimpleNamespace(readline=readline))
+
+    monkeypatch.setattr(runs, "start_worker", worker)
     (tmp_path / "rates.json").write_text(json.dumps({"rates": RATES}))
     more = f"--model {checkpoint} --steps 2 --limit 40 --eval-limit 10 --probe-samples 2 --max-new-tokens 4"
     return ["--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", more]
