@@ -1,6 +1,6 @@
 """Loads what an analysis needs: the model, examples, and the adapters and answers that runs saved.
 
-Whatever train.py and its harness offer is called here and nowhere else in this room.
+What train.py and its harness offer is called here, and in `work` of runs.py.
 """
 
 from dataclasses import dataclass

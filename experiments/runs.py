@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from io import StringIO
@@ -84,10 +84,11 @@ def run_one(flags, setup, common=COMMON):
         worker = setup.idle.pop()
     except IndexError:
         worker = start_worker(setup)
-    print(json.dumps(arguments), file=worker.stdin, flush=True)
+    with suppress(BrokenPipeError):  # it may have been killed: then no answer follows
+        print(json.dumps(arguments), file=worker.stdin, flush=True)
     answer = worker.stdout.readline()
     if answer != "\n":  # it has ended
-        raise InputError(f"{folder}: {answer.strip().removeprefix('error: ') or 'no message'}")
+        raise InputError(f"{folder}: {answer.strip().removeprefix('error: ') or 'its process ended without a message'}")
     setup.idle.append(worker)
     return read_json(file)
 
@@ -96,7 +97,7 @@ def start_worker(setup):
     """A process that does `work`, with its share of the cores. Ctrl-C does not reach it: run_all ends it."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, setup.cores // setup.jobs))}
     command = [sys.executable, "-m", "experiments.runs"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     worker = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     setup.workers.append(worker)
     return worker
@@ -104,8 +105,8 @@ def start_worker(setup):
 
 def work():
     """Make a run of each line of the input, which has its flags. The answer is an empty line; after a run that failed, it is
-    the last line that was printed, and the end. What the runs have in common is made once: processor, examples, and what the
-    encoder gave for their images."""
+    the last line that was printed, and the end; a mistake of the program keeps its traceback. What the runs have in common is
+    made once: the processor, the examples, and what the encoder gave for their images."""
     encodings.Processor.from_pretrained = cache(encodings.Processor.from_pretrained)
     encodings.load_examples = cache(encodings.load_examples)
     for line in sys.stdin:
