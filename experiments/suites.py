@@ -100,7 +100,7 @@ TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
 BUDGETS = (1, 3, FEW)
 SHORT = "--steps 75 --limit 2400 --eval-limit 480"
-SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "boxes-dusk", "words-blur")}
+SKILLS = {skill: f"--data {skill} {SHORT}" for skill in ("boxes-fog", "words-blur")}
 
 PRIOR = {
     **METHODS,
