@@ -52,9 +52,11 @@ MAIN = {
     "Image-LoRA, all heads": f"--heads {ALL}",
     "Image-LoRA, 6 probed heads": "--heads 6",
     "Image-LoRA, 6 random heads": "--heads 6 --selection random",
+    "Image-LoRA, 6 heads by weight": "--heads 6 --selection weight-norm",
 }
 PAIR = "Image-LoRA, 6 probed heads", "Image-LoRA, 6 random heads"
-RIVALS = [("Image-LoRA, 6 probed heads", "LoRA, rank 1"), (*ENCODER, "full fine-tuning")]
+RIVALS = [(row, "LoRA, rank 1") for row in ("Image-LoRA, all heads", "Image-LoRA, 6 probed heads")]
+RIVALS += [("Image-LoRA, 6 probed heads", "Image-LoRA, 6 heads by weight"), (*ENCODER, "full fine-tuning")]
 BY_DAY = [(row, "LoRA, rank 8", "boxes by day") for row in ("Image-LoRA, all heads", *ENCODER)]
 
 LORAS = {  # where LoRA adapts: flags, and where the search for rank 8's rate begins; a new curve of COST is a line here
