@@ -32,8 +32,9 @@ def deciding(comparisons):
     It shows if probed heads are not worse than LoRA by more than the margin, random heads are worse than LoRA, and probed
     heads better than random ones. What is undecided counts for neither side.
     """
-    by_rows, (probed, drawn) = {(c["row"], c["against"]): c for c in comparisons if c["interval"]}, PAIR
-    shown = len(by_rows) == len(comparisons) and by_rows[probed, LORA]["interval"][0] > -MARGIN
+    tested, (probed, drawn) = [c for c in comparisons if c["interval"]], PAIR
+    by_rows = {(c["row"], c["against"]): c for c in reversed(tested)}  # of boxes, which come first
+    shown = by_rows.keys() >= {(probed, LORA), (drawn, LORA), PAIR} and by_rows[probed, LORA]["interval"][0] > -MARGIN
     shown = shown and by_rows[drawn, LORA]["verdict"].startswith("worse") and by_rows[PAIR]["verdict"] == "better"
     budget = probed.removeprefix("Image-LoRA, ") if shown else "no budget"
     return f"Probed heads are within {POINTS} of LoRA or better, and as many random ones are worse: shown for {budget}."

@@ -80,7 +80,8 @@ def test_what_is_undecided_does_not_count_as_failing():
     every.append({"row": drawn, "against": LORA, "interval": [-0.05, 0.001], "p": 0.06})
     every.append({"row": probed, "against": drawn, "interval": [0.02, 0.05], "p": 1e-4})
     assert deciding(judged(every)).endswith("shown for no budget.")
-    every[-2] |= {"interval": [-0.05, -0.03], "p": 1e-4}
+    every.append({"row": probed, "against": LORA, "interval": [-0.5, -0.4], "p": 1e-4})  # by day
+    every[-3] |= {"interval": [-0.05, -0.03], "p": 1e-4}
     assert deciding(judged(every)).endswith("shown for 6 probed heads.")
 
 

@@ -153,8 +153,9 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
         "Image-LoRA, all heads",
         "Image-LoRA, 6 probed heads",
         "Image-LoRA, 6 random heads",
+        "Image-LoRA, 6 heads by weight",
     ),
-    "columns": ("boxes", "boxes by day", "words by day", "text", "text logits", "parameters", "FLOPs a step"),
+    "columns": ("boxes", "words", "boxes by day", "text", "text logits", "parameters", "FLOPs a step"),
 }
 
 
