@@ -151,9 +151,7 @@ FRONT = {  # the front page's table: rows of the suite `main`, and columns
         "LoRA, rank 1",
         "LoRA in the encoder, rank 1",
         "Image-LoRA, all heads",
-        "Image-LoRA, 6 probed heads",
-        "Image-LoRA, 6 random heads",
-        "Image-LoRA, 6 heads by weight",
+        *("Image-LoRA, 6 probed heads", "Image-LoRA, 6 random heads", "Image-LoRA, 6 heads by weight"),
     ),
     "columns": ("boxes", "words", "boxes by day", "text", "text logits", "parameters", "FLOPs a step"),
 }
