@@ -22,7 +22,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 import train
-from experiments.suites import COMMON, LIKE, SEARCHED
+from experiments.suites import COMMON, HALF, LIKE, SEARCHED
 from experiments.tables import RESULTS, accuracy, main_column
 from harness import encodings, report
 from parts.files import InputError, read_json, reading
@@ -173,6 +173,7 @@ def selection_flag(heads, setup):
 
 CLOSE = 0.01  # of accuracy: two rates as close as this are compared by three seeds
 LONGEST = 7  # rates of one search
+DEFAULT = f"--heads {HALF}"  # what a row is called that has no flags of its own
 
 
 def search_rates(setup, rows):
@@ -197,7 +198,7 @@ def search_rates(setup, rows):
         best[flags] = max(rates, key=lambda lr: fmean(rates[lr]))
         edge = " (edge)" if best[flags] in (min(rates), max(rates)) else ""
         row = {"learning rate": [best[flags]], "boxes on val": rates[best[flags]], "rates tried": [len(rates)]}
-        table[f"`{flags}`{edge}"] = row
+        table[f"`{flags or DEFAULT}`{edge}"] = row
     if (file := setup.out / "rates.json").exists():
         before = read_json(file)
         best, tried, table = before["rates"] | best, before["tried"] | tried, dict(before["tables"])[""] | table

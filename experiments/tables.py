@@ -58,7 +58,7 @@ COSTS = {  # column: (its name in a report, how it is written)
     "FLOPs a step": ("adapter_flops_per_step", ".2e"),
 }
 FORMS = {column: form for column, (_, form) in COSTS.items()}
-FORMS |= {"learning rate": "g"}  # any other column: ".2f"
+FORMS |= {"learning rate": "g", "rates tried": ".0f"}  # any other column: ".2f"
 FORMS |= dict.fromkeys((*QUESTIONS, "accuracy", "visual share", "FLOPs over LoRA's", "boxes on val"), "%")
 FORMS |= {f"K = {budget}": "%" for budget in BUDGETS}
 

@@ -108,11 +108,11 @@ def search(monkeypatch, out, accuracies, starts):
 def test_a_search_goes_on_while_its_best_is_at_an_edge_and_says_so_where_it_gives_up(monkeypatch, tmp_path):
     result, asked = search(monkeypatch, tmp_path, lambda flags, lr, seed: 1 - abs(math.log2(lr / 8)) / 10, {"": 1.0})
     assert result["rates"] == {"": 8.0} and {lr for _, lr, _ in asked} == {0.5, 1, 2, 4, 8, 16}
-    assert list(result["tables"][0][1]) == ["``"] and len(asked) == 6  # and every run is asked for once
+    assert list(result["tables"][0][1]) == ["`--heads 12`"] and len(asked) == 6  # and every run is asked for once
 
     (tmp_path / "rates.json").write_text(json.dumps(result))  # which the next search adds to
     result, asked = search(monkeypatch, tmp_path, lambda flags, lr, seed: lr / 1000, {"--x": 1.0})
-    assert list(result["tables"][0][1]) == ["``", "`--x` (edge)"] and len({lr for _, lr, _ in asked}) == runs.LONGEST
+    assert list(result["tables"][0][1]) == ["`--heads 12`", "`--x` (edge)"] and len({lr for _, lr, _ in asked}) == runs.LONGEST
     assert list(result["rates"]) == list(result["tried"]) == ["", "--x"]
 
 
