@@ -13,7 +13,7 @@ def t_between(low, high, df):
     becomes c cos(x)^(df - 1). That is smooth on a finite interval, so Simpson's rule gives many exact digits."""
     c, n = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi), 400
     start, end = math.atan(low / math.sqrt(df)), math.atan(high / math.sqrt(df))
-    y = [math.cos(start + (end - start) * i / n) ** (df - 1) for i in range(n + 1)]
+    y = [max(0.0, math.cos(start + (end - start) * i / n)) ** (df - 1) for i in range(n + 1)]  # 0 at infinity, also rounded
     return c * (end - start) / n / 3 * (y[0] + y[n] + 4 * sum(y[1:n:2]) + 2 * sum(y[2:n:2]))
 
 
