@@ -96,7 +96,7 @@ SHARES = {  # words before a question make the visual share smaller, other image
     "as it is": "--eval scenes-fog",
     "words alone": "--data words-fog",
     "words, 3 other images": "--data words-fog+3images",
-    "words, 11 other images": "--data words-fog+11images",
+    "words, 11 other images, 20 steps": "--data words-fog+11images --steps 20 --limit 640 --eval-limit 100",
 }
 TEXT_TOO = "60 words, Image-LoRA on text tokens"
 
