@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
@@ -108,7 +108,7 @@ def work():
     the last line that was printed, and the end; a mistake of the program keeps its traceback. What the runs have in common is
     made once: the processor, the examples, and what the encoder gave for their images."""
     encodings.Processor.from_pretrained = cache(encodings.Processor.from_pretrained)
-    encodings.load_examples = cache(encodings.load_examples)
+    encodings.load_examples = lru_cache(maxsize=4)(encodings.load_examples)  # a run has at most four data sets
     for line in sys.stdin:
         report.STARTED, printed = time.perf_counter(), StringIO()
         try:
