@@ -49,7 +49,7 @@ def answers(folder):
     lines = []
     for line, _ in json_rows(folder / "predictions.jsonl"):
         scene = " ".join(line["images"])
-        if scene in ("", "drawn"):
+        if set(line["images"]) <= {"drawn"}:
             scene = line["source"].partition(" ")[2].rpartition(".")[0]
         lines.append((line["when"], line["data"], line["kind"], scene, line["score"]))
     return lines

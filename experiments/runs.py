@@ -105,8 +105,8 @@ def start_worker(setup):
 
 def work():
     """Make a run of each line of the input, which has its flags. The answer is an empty line; after a run that failed, it is
-    the last line that was printed, and the end; a mistake of the program keeps its traceback. What the runs have in common is
-    made once: the processor, the examples, and what the encoder gave for their images."""
+    the last line that was printed, and the end; a mistake of the program keeps its traceback. The processor and the examples
+    are made once; the processor keeps the images' embeddings, which train.py drops where the encoder is trained."""
     encodings.Processor.from_pretrained = cache(encodings.Processor.from_pretrained)
     encodings.load_examples = lru_cache(maxsize=4)(encodings.load_examples)  # a run has at most four data sets
     for line in sys.stdin:
@@ -158,7 +158,7 @@ def searched_by(flags):
 def run_selections(selections, setup, flags=""):
     """[{layer: [heads]} of each seed] -> [report of each seed]: train these heads."""
     chosen = [f"{flags} {selection_flag(heads, setup)}" for heads in selections]
-    return run_all([of_seed(*of, setup.rates) for of in zip(chosen, setup.seeds)], setup, "chosen heads")
+    return run_all([of_seed(flags, seed, setup.rates) for flags, seed in zip(chosen, setup.seeds)], setup, "chosen heads")
 
 
 def selection_flag(heads, setup):
