@@ -184,7 +184,7 @@ def search_rates(setup, rows):
     is within a point of it, both are run with two more seeds.
     """
     common = COMMON.replace("--eval-split test", "--eval-split val") + " --eval scenes-fog"
-    needed = {"", "--heads 3"} | {searched_by(flags) for flags in rows}  # these two: what an analysis runs
+    needed = {"", "--heads 3"} | {searched_by(flags) for flags in rows}  # these two: what `selection` runs
     tried = {flags: {factor * SEARCHED[flags]: [None] for factor in (0.5, 1, 2)} for flags in SEARCHED if flags in needed}
     while new := [run for flags, rates in tried.items() for run in missing(flags, rates)]:
         runs = [f"{flags} --lr {lr:g} --seed {seed}".strip() for flags, lr, seed in new]
