@@ -214,7 +214,7 @@ def work(lines, monkeypatch):
 
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as answer:
-        work([["--heads", "99", "--out", str(tmp_path / "run")]], monkeypatch)
+        work([["--heads", "99", "--limit", "20", "--eval-limit", "4", "--out", str(tmp_path)]], monkeypatch)
     ended = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(answer.getvalue()))
     monkeypatch.setattr(runs, "start_worker", lambda setup: ended)
     with pytest.raises(InputError, match="heads-99-......: --heads 99: the model has"):
